@@ -1,0 +1,3 @@
+//! The parts of the example programs; each program itself is a short file in `src/bin`.
+
+pub mod quickstart;

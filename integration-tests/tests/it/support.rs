@@ -1,0 +1,302 @@
+//! What the tests share: an endpoint, a stream, a publisher, processors that keep a ledger, and workers that end with the test.
+//!
+//! The endpoint is local AWS in this process. `KCL_TEST_ENDPOINT_URL` puts another one in its place (with the standard AWS environment for
+//! region and credentials), `KCL_TEST_ENDPOINT_URL=aws` real AWS. Tests that put in faults need the embedded one and say so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
+use kcl_core::{
+    Entropy, Outcome, PollingConfig, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardId, ShardInfo, Worker,
+    WorkerBuilder, WorkerError, WorkerHandle, async_trait,
+};
+use kcl_local::LocalAws;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The time after which a condition that has not come true is a failure.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One stream at one endpoint, for one test.
+pub(crate) struct World {
+    pub(crate) local: Option<LocalAws>,
+    pub(crate) config: SdkConfig,
+    pub(crate) kinesis: aws_sdk_kinesis::Client,
+    pub(crate) dynamodb: aws_sdk_dynamodb::Client,
+    pub(crate) stream: String,
+    pub(crate) application: String,
+}
+
+impl World {
+    /// A fresh stream with this many shards.
+    pub(crate) async fn with_shards(shards: i32) -> Self {
+        let world = Self::without_stream().await;
+        world.create_stream(shards).await;
+        world
+    }
+
+    pub(crate) async fn without_stream() -> Self {
+        let (local, config) = match std::env::var("KCL_TEST_ENDPOINT_URL") {
+            Ok(url) => {
+                let loader = aws_config::defaults(BehaviorVersion::latest());
+                let loader = if url == "aws" { loader } else { loader.endpoint_url(url) };
+                (None, loader.load().await)
+            }
+            Err(_) => {
+                let local = LocalAws::start().await.unwrap();
+                let config = local.sdk_config();
+                (Some(local), config)
+            }
+        };
+        let id = Entropy::from_os().uuid();
+        Self {
+            kinesis: aws_sdk_kinesis::Client::new(&config),
+            dynamodb: aws_sdk_dynamodb::Client::new(&config),
+            stream: format!("kcl-test-{id}"),
+            application: format!("kcl-test-app-{id}"),
+            local,
+            config,
+        }
+    }
+
+    pub(crate) async fn create_stream(&self, shards: i32) {
+        self.kinesis.create_stream().stream_name(&self.stream).shard_count(shards).send().await.unwrap();
+        self.active().await;
+    }
+
+    /// Waits until the stream is active.
+    pub(crate) async fn active(&self) {
+        eventually("the stream is active", async || {
+            let answer = self.kinesis.describe_stream_summary().stream_name(&self.stream).send().await.ok()?;
+            (*answer.stream_description_summary()?.stream_status() == StreamStatus::Active).then_some(())
+        })
+        .await;
+    }
+
+    /// The embedded endpoint's faults; `None` (and a word why) elsewhere.
+    pub(crate) fn faults(&self) -> Option<&kcl_local::wire::Faults> {
+        if self.local.is_none() {
+            eprintln!("skipped: faults can only be put into the embedded endpoint");
+        }
+        self.local.as_ref().map(LocalAws::faults)
+    }
+
+    /// Publishes `count` records, spread over `keys` keys, in order within each key; payloads are `key:number`, numbers from `first`.
+    pub(crate) async fn publish(&self, keys: u64, first: u64, count: u64) -> BTreeSet<String> {
+        let numbers: Vec<u64> = (first..first + count).collect();
+        for chunk in numbers.chunks(200) {
+            let entry = |number: &u64| {
+                let key = format!("key-{}", number % keys);
+                PutRecordsRequestEntry::builder().data(Blob::new(format!("{key}:{number}"))).partition_key(key).build().unwrap()
+            };
+            let mut entries: Vec<_> = chunk.iter().map(entry).collect();
+            while !entries.is_empty() {
+                // Retried from the first refused record of the call on, a key's records could overtake each other; the embedded server refuses
+                // none, and against others the same records would come twice, which the ledger knows as duplicates of the publisher.
+                let answer = self.kinesis.put_records().stream_name(&self.stream).set_records(Some(entries.clone())).send().await.unwrap();
+                let refused: Vec<_> = answer.records().iter().map(|record| record.error_code().is_some()).collect();
+                let from = refused.iter().position(|refused| *refused).unwrap_or(entries.len());
+                entries.drain(..from);
+                if !entries.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+        numbers.iter().map(|number| format!("key-{}:{number}", number % keys)).collect()
+    }
+
+    pub(crate) async fn open_shards(&self) -> Vec<aws_sdk_kinesis::types::Shard> {
+        let answer = self.kinesis.list_shards().stream_name(&self.stream).send().await.unwrap();
+        let open = |shard: &aws_sdk_kinesis::types::Shard| {
+            shard.sequence_number_range().is_some_and(|range| range.ending_sequence_number().is_none())
+        };
+        answer.shards().iter().filter(|shard| open(shard)).cloned().collect()
+    }
+
+    /// Splits the shard in the middle.
+    pub(crate) async fn split(&self, shard_id: &str) {
+        let shards = self.open_shards().await;
+        let shard = shards.iter().find(|shard| shard.shard_id() == shard_id).expect("an open shard");
+        let range = shard.hash_key_range().unwrap();
+        let (low, high): (u128, u128) = (range.starting_hash_key().parse().unwrap(), range.ending_hash_key().parse().unwrap());
+        let middle = low + (high - low) / 2 + 1;
+        let split = self.kinesis.split_shard().stream_name(&self.stream).shard_to_split(shard_id).new_starting_hash_key(middle.to_string());
+        split.send().await.unwrap();
+        self.active().await;
+    }
+
+    pub(crate) async fn merge(&self, shard_id: &str, adjacent: &str) {
+        let merge = self.kinesis.merge_shards().stream_name(&self.stream).shard_to_merge(shard_id).adjacent_shard_to_merge(adjacent);
+        merge.send().await.unwrap();
+        self.active().await;
+    }
+
+    /// A worker with settings for tests: leases of 2 s, quick polling, quick retries.
+    pub(crate) fn worker(&self, name: &str, ledger: &Ledger) -> WorkerBuilder {
+        let (ledger, name_of_worker) = (ledger.clone(), name.to_owned());
+        Worker::builder(&self.application, &self.stream)
+            .aws_config(&self.config)
+            .worker_name(name)
+            .lease_duration(Duration::from_secs(2))
+            .polling(PollingConfig { idle_interval: Duration::from_millis(200), ..PollingConfig::default() })
+            .retry_policy(kcl_core::RetryPolicy {
+                max_attempts: 3,
+                first_backoff: Duration::from_millis(10),
+                max_backoff: Duration::from_millis(200),
+            })
+            .processor(move |_: &ShardContext| LedgerProcessor { ledger: ledger.clone(), worker: name_of_worker.clone() })
+    }
+}
+
+/// A worker that runs until it is stopped or killed, and is killed with the test.
+pub(crate) struct Running {
+    pub(crate) handle: WorkerHandle,
+    tasks: JoinSet<Result<(), WorkerError>>,
+    stop: CancellationToken,
+}
+
+impl Running {
+    pub(crate) async fn start(builder: WorkerBuilder) -> Self {
+        let worker = builder.build().await.unwrap();
+        let (handle, stop) = (worker.handle(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker.run_until(stop.clone().cancelled_owned()));
+        Self { handle, tasks, stop }
+    }
+
+    /// As SIGTERM does.
+    pub(crate) async fn stop(mut self) -> Result<(), WorkerError> {
+        self.stop.cancel();
+        self.tasks.join_next().await.unwrap().unwrap()
+    }
+
+    /// As SIGKILL does: nothing more is written.
+    pub(crate) async fn kill(mut self) {
+        self.tasks.shutdown().await;
+    }
+
+    /// Waits for the worker to end by itself.
+    pub(crate) async fn end(mut self) -> Result<(), WorkerError> {
+        self.tasks.join_next().await.unwrap().unwrap()
+    }
+
+    pub(crate) fn shards(&self) -> BTreeSet<ShardId> {
+        self.handle.status().shards.into_keys().collect()
+    }
+}
+
+/// One successful delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    pub(crate) worker: String,
+    pub(crate) shard: ShardId,
+    pub(crate) key: String,
+    pub(crate) payload: String,
+    pub(crate) at: Instant,
+}
+
+/// All that was delivered in a test, in order.
+#[derive(Clone, Default)]
+pub(crate) struct Ledger(Arc<Mutex<LedgerState>>);
+
+#[derive(Default)]
+struct LedgerState {
+    deliveries: Vec<Delivery>,
+    ended: BTreeSet<ShardId>,
+    lost: Vec<(String, ShardId)>,
+}
+
+impl Ledger {
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
+        self.0.lock().unwrap().deliveries.clone()
+    }
+
+    pub(crate) fn payloads(&self) -> BTreeSet<String> {
+        self.0.lock().unwrap().deliveries.iter().map(|delivery| delivery.payload.clone()).collect()
+    }
+
+    pub(crate) fn ended(&self) -> BTreeSet<ShardId> {
+        self.0.lock().unwrap().ended.clone()
+    }
+
+    /// Deliveries beyond the first of each payload.
+    pub(crate) fn duplicates(&self) -> Vec<Delivery> {
+        let mut seen = BTreeSet::new();
+        self.deliveries().into_iter().filter(|delivery| !seen.insert(delivery.payload.clone())).collect()
+    }
+
+    /// Waits until all of these were delivered.
+    pub(crate) async fn has_all(&self, expected: &BTreeSet<String>) {
+        eventually("all records are delivered", async || {
+            let missing = expected.difference(&self.payloads()).count();
+            (missing == 0).then_some(()).ok_or_else(|| format!("{missing} of {} missing", expected.len())).ok()
+        })
+        .await;
+    }
+
+    /// Panics unless, within each key, first deliveries are in the order of publication and nothing unknown was delivered.
+    pub(crate) fn assert_ordered(&self) {
+        let mut last: BTreeMap<String, u64> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for delivery in self.deliveries() {
+            if !seen.insert(delivery.payload.clone()) {
+                continue;
+            }
+            let number: u64 = delivery.payload.rsplit(':').next().unwrap().parse().unwrap();
+            let before = last.insert(delivery.key.clone(), number);
+            assert!(before.is_none_or(|before| before < number), "{number} of {} came after {before:?}", delivery.key);
+        }
+    }
+}
+
+/// Notes what it processes. A payload that begins with `poison` can't be processed.
+pub(crate) struct LedgerProcessor {
+    pub(crate) ledger: Ledger,
+    pub(crate) worker: String,
+}
+
+#[async_trait]
+impl RecordProcessor for LedgerProcessor {
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        for record in batch.in_order() {
+            let payload = String::from_utf8(record.data().to_vec()).map_err(ProcessError::poison)?;
+            if payload.starts_with("poison") {
+                return Err(ProcessError::poison("it is poison"));
+            }
+            self.ledger.0.lock().unwrap().deliveries.push(Delivery {
+                worker: self.worker.clone(),
+                shard: shard.shard_id().clone(),
+                key: record.partition_key().unwrap_or_default().to_owned(),
+                payload,
+                at: Instant::now(),
+            });
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn lease_lost(&mut self, shard: &ShardInfo) {
+        self.ledger.0.lock().unwrap().lost.push((self.worker.clone(), shard.shard_id().clone()));
+    }
+
+    async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
+        self.ledger.0.lock().unwrap().ended.insert(shard.shard_id().clone());
+        Ok(())
+    }
+}
+
+/// Waits until the condition gives something; panics with the condition's name after [`PATIENCE`].
+pub(crate) async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

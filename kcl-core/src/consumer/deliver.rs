@@ -1,0 +1,297 @@
+//! Delivery: batch by batch into the processor, with retries, isolation and the dead-letter queue. Nothing that failed is passed over.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use kcl_checkpoint::Timestamp;
+use tokio::time::Instant;
+
+use super::call::{CallFailure, guarded};
+use super::prefetch::Prefetched;
+use super::retry::{Failed, Step, after_failure};
+use super::start::Gap;
+use super::{Exclusive, ShardConsumer, Stop, TrimmedData};
+use crate::dead_letter::DeadLetter;
+use crate::record::{Record, RecordBatch};
+use crate::retrieval::Fetched;
+use crate::status::ShardState;
+use crate::stream::{StartingPosition, StreamError};
+
+/// How often a shard that is blocked says so.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// The history of what is at the head of the records in work.
+#[derive(Default)]
+struct Head {
+    failures: u32,
+    first_failure: Option<Timestamp>,
+}
+
+impl ShardConsumer {
+    /// Delivers what is read, in order, until something stops it.
+    pub(super) async fn deliver(&mut self, ahead: &mut Prefetched) -> Stop {
+        match self.deliver_until_stopped(ahead).await {
+            Ok(never) => match never {},
+            Err(stop) => stop,
+        }
+    }
+
+    async fn deliver_until_stopped(&mut self, ahead: &mut Prefetched) -> Result<std::convert::Infallible, Stop> {
+        loop {
+            self.gate().await?;
+            self.ensure_processor().await?;
+            self.state(ShardState::Processing);
+            let fetched = tokio::select! {
+                biased;
+                stop = self.interrupted() => return Err(stop),
+                fetched = ahead.next() => fetched,
+            };
+            match fetched {
+                Ok(Fetched::Records { records, millis_behind_latest }) => self.take_in(records, millis_behind_latest).await?,
+                Ok(Fetched::ShardEnd { children }) => return Err(Stop::ShardEnd(children)),
+                Err(error) => self.read_failed(&error).await?,
+            }
+        }
+    }
+
+    async fn take_in(&mut self, mut records: Vec<Record>, behind: Option<u64>) -> Result<(), Stop> {
+        self.shared.status.update(self.shard.shard_id(), |status| status.millis_behind_latest = behind);
+        if let Some(millis) = behind {
+            self.shared.metrics.behind(millis);
+        }
+        let (now, retention) = (self.shared.clock.wall_time(), self.shared.retention());
+        if let Err(gap) = self.filter.admit(&mut records, now, retention) {
+            self.after_gap(gap).await?;
+        }
+        let last_arrival = records.iter().rev().find_map(Record::approximate_arrival);
+        if !records.is_empty() {
+            self.process(records, behind).await?;
+        }
+        // All that arrived before the last finished record, or before now if that was the newest, is finished.
+        if self.prefix.is_complete()
+            && let Some(watermark) = if behind == Some(0) { Some(now) } else { last_arrival }
+        {
+            self.term.set_watermark(watermark);
+        }
+        Ok(())
+    }
+
+    /// Brings records through: every one is finished, by the processor or by the dead-letter queue, or delivery stops.
+    async fn process(&mut self, records: Vec<Record>, behind: Option<u64>) -> Result<(), Stop> {
+        let mut rest = VecDeque::from(records);
+        let mut alone = 0_usize; // records at the head that are to be delivered one by one
+        let mut head = Head::default();
+        let mut backoff = self.backoff();
+        while !rest.is_empty() {
+            self.gate().await?;
+            self.ensure_processor().await?;
+            let count = if alone > 0 { 1 } else { rest.len() };
+            let batch = RecordBatch::new(rest.drain(..count).collect(), behind);
+            let Err(failure) = self.call(&batch).await else {
+                self.finish(batch.records());
+                alone = alone.saturating_sub(count);
+                head = Head::default();
+                backoff.reset();
+                self.state(ShardState::Processing);
+                continue;
+            };
+            let now = self.shared.clock.wall_time();
+            let verdict = after_failure(
+                Failed { records: count, in_work: batch.in_work(), poison: failure.is_poison(), failures_before: head.failures },
+                &self.shared.retry,
+            );
+            self.shared.metrics.retried();
+            let unfinished = batch.into_records();
+            self.finish(&unfinished[..verdict.done]);
+            alone = alone.saturating_sub(verdict.done);
+            for record in unfinished.into_iter().skip(verdict.done).rev() {
+                rest.push_front(record);
+            }
+            if verdict.done > 0 {
+                head = Head::default();
+                backoff.reset();
+            }
+            head.failures = verdict.failures;
+            let first_failure = *head.first_failure.get_or_insert(now);
+            tracing::warn!(
+                %failure,
+                failures = verdict.failures,
+                first_record = rest.front().map(|record| tracing::field::display(record.position())),
+                next = ?verdict.step,
+                "processing failed"
+            );
+            match verdict.step {
+                Step::Retry => {
+                    self.state(ShardState::Retrying);
+                    self.pause(backoff.next_wait()).await?;
+                }
+                Step::Isolate => alone = count,
+                Step::DeadLetter if self.shared.dead_letter_queue.is_some() => {
+                    let record = rest.pop_front().expect("invariant: the failed record is at the head of the rest");
+                    self.dead_letter(&record, &failure, head.failures, first_failure, now).await?;
+                    self.finish(std::slice::from_ref(&record));
+                    alone = alone.saturating_sub(1);
+                    head = Head::default();
+                    backoff.reset();
+                }
+                Step::DeadLetter => {
+                    self.state(ShardState::BlockedByRecord);
+                    tracing::error!(
+                        record = rest.front().map(|record| tracing::field::display(record.position())),
+                        failures = head.failures,
+                        "a record can't be processed and there is no dead-letter queue: the shard waits and tries it again"
+                    );
+                    self.pause(self.shared.retry.max_backoff).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn call(&mut self, batch: &RecordBatch) -> Result<(), CallFailure> {
+        for record in batch.records() {
+            self.prefix.deliver(record.position());
+            self.shard.checkpointer.note_delivered(record.position());
+        }
+        let processor = self.processor.as_mut().expect("invariant: a processor is ensured before each delivery");
+        let started = Instant::now();
+        let result = guarded(processor.get().process_records(batch, &self.shard)).await;
+        self.shared.metrics.processed_in(started.elapsed().as_secs_f64());
+        if result.as_ref().is_err_and(CallFailure::is_panic) {
+            // What a panic leaves behind is anybody's guess: the next delivery goes to a new processor.
+            self.processor = None;
+        }
+        result.map(|_done| ())
+    }
+
+    /// Notes records as finished, so that checkpoints may pass them.
+    fn finish(&mut self, records: &[Record]) {
+        for record in records {
+            self.prefix.ack(record.position());
+        }
+        let acked = self.prefix.acked();
+        self.acked.send_if_modified(|before| std::mem::replace(before, acked) != acked);
+        let bytes: usize = records.iter().map(Record::size).sum();
+        self.shared.metrics.finished(records.len() as u64, bytes as u64);
+        self.shared.status.update(self.shard.shard_id(), |status| {
+            status.finished = acked;
+            status.records += records.len() as u64;
+        });
+    }
+
+    /// Sends a record to the dead-letter queue until it is accepted. The checkpoint can't pass it before: it is not finished.
+    async fn dead_letter(
+        &self,
+        record: &Record,
+        failure: &CallFailure,
+        attempts: u32,
+        first_failure: Timestamp,
+        last_failure: Timestamp,
+    ) -> Result<(), Stop> {
+        let Some(queue) = &self.shared.dead_letter_queue else { return Ok(()) };
+        let letter = DeadLetter {
+            record: record.clone(),
+            stream_arn: self.shared.stream.arn.clone(),
+            stream_created: self.shared.stream.created,
+            shard_id: self.shard.shard_id().clone(),
+            error_kind: failure.kind,
+            error_chain: failure.chain.clone(),
+            attempts,
+            first_failure,
+            last_failure,
+            application: self.shared.application.clone(),
+            worker: self.shared.worker.clone(),
+            fencing_token: self.shard.fencing_token(),
+        };
+        let mut backoff = self.backoff();
+        loop {
+            // The answer is not waited for beyond a request to stop: an unfinished record is delivered again.
+            let sent = tokio::select! {
+                biased;
+                sent = queue.send(&letter) => sent,
+                stop = self.interrupted() => return Err(stop),
+            };
+            match sent {
+                Ok(()) => {
+                    tracing::error!(record = %record.position(), attempts, kind = failure.kind, "record sent to the dead-letter queue");
+                    self.shared.metrics.dead_lettered();
+                    self.shared.status.update(self.shard.shard_id(), |status| status.dead_letters += 1);
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.state(ShardState::WaitingForDeadLetterQueue);
+                    let wait = backoff.next_wait();
+                    tracing::error!(record = %record.position(), %error, ?wait, "dead letter not accepted; the shard waits");
+                    self.pause(wait).await?;
+                    self.gate().await?;
+                }
+            }
+        }
+    }
+
+    /// Makes and initializes a processor if there is none, however often that fails.
+    pub(super) async fn ensure_processor(&mut self) -> Result<(), Stop> {
+        let mut backoff = self.backoff();
+        while self.processor.is_none() {
+            let made = guarded(async {
+                let mut processor = self.shared.factory.0.create(&self.shard).await?;
+                processor.initialize(&self.shard).await?;
+                Ok(processor)
+            })
+            .await;
+            match made {
+                Ok(processor) => self.processor = Some(Exclusive::new(processor)),
+                Err(failure) => {
+                    let wait = backoff.next_wait();
+                    tracing::error!(%failure, ?wait, "the processor could not be made; trying again");
+                    self.state(ShardState::Retrying);
+                    self.pause(wait).await?;
+                    self.gate().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_failed(&mut self, error: &StreamError) -> Result<(), Stop> {
+        if let (StreamError::InvalidArgument { .. }, Some(gap)) = (error, self.filter.refused()) {
+            tracing::warn!(%error, "the checkpoint's record is not known to the shard");
+            self.after_gap(gap).await?;
+            return Err(Stop::Reopen(StartingPosition::TrimHorizon));
+        }
+        // The reader paces itself; the shard is never ended because something was not found.
+        tracing::error!(%error, "the shard can't be read; trying again");
+        self.state(ShardState::ReadFailing);
+        Ok(())
+    }
+
+    /// Records may have been trimmed unread: goes on if that is allowed, else waits until the shard is let go.
+    async fn after_gap(&mut self, gap: Gap) -> Result<(), Stop> {
+        match self.shared.trimmed {
+            TrimmedData::SkipAndAudit => {
+                tracing::error!(
+                    target: "kcl::audit",
+                    stream = %self.shared.stream.arn,
+                    checkpoint = %gap.checkpoint,
+                    first_kept = gap.first_kept.map(tracing::field::display),
+                    "records may have been trimmed before they were read; going on with the oldest that is kept, as configured"
+                );
+                self.shared.metrics.gap();
+                self.filter.accept_gap();
+                Ok(())
+            }
+            TrimmedData::Block => {
+                self.state(ShardState::BlockedByTrimmedRecords);
+                loop {
+                    tracing::error!(
+                        checkpoint = %gap.checkpoint,
+                        first_kept = gap.first_kept.map(tracing::field::display),
+                        "records may have been trimmed before they were read; the shard waits. To go on with the oldest record that is kept, \
+                         start the worker with trimmed_data(TrimmedData::SkipAndAudit)"
+                    );
+                    self.pause(REMINDER).await?;
+                }
+            }
+        }
+    }
+}

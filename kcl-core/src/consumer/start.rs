@@ -1,0 +1,180 @@
+//! Where a term starts to read, which of the first records it skips, and whether records were trimmed meanwhile.
+//!
+//! Reading starts **at** the checkpoint's record, not after it. So the first record proves that nothing in between is gone: if it is the
+//! checkpoint's own, the shard is whole. If it is a later one, the checkpoint's record was trimmed, and whether records after it
+//! were trimmed too depends on how long nobody was there to see them arrive.
+
+use std::time::Duration;
+
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, InitialPosition, Timestamp};
+use kcl_lease::Lease;
+
+use crate::record::Record;
+use crate::stream::StartingPosition;
+
+/// How much less than the retention time a checkpoint may be old before a gap is suspected: covers clocks that differ and trimming that
+/// is not to the second.
+const RETENTION_MARGIN: Duration = Duration::from_secs(300);
+
+/// Where reading of a taken lease starts.
+pub(crate) fn starting_position(lease: &Lease, initial: InitialPosition) -> StartingPosition {
+    match lease.checkpoint {
+        Checkpoint::At(record) => StartingPosition::AtSequenceNumber(record.sequence_number),
+        Checkpoint::TrimHorizon => StartingPosition::TrimHorizon,
+        // The instant that LATEST or AT_TIMESTAMP meant when the lease was made; the take has noted it if nobody had.
+        Checkpoint::Latest => lease.initial_timestamp.map_or(StartingPosition::Latest, StartingPosition::AtTimestamp),
+        Checkpoint::AtTimestamp => match (lease.initial_timestamp, initial) {
+            (Some(time), _) | (None, InitialPosition::AtTimestamp(time)) => StartingPosition::AtTimestamp(time),
+            // A row of a Java worker, and this worker is configured otherwise: the oldest record misses nothing.
+            (None, _) => StartingPosition::TrimHorizon,
+        },
+        // A finished lease is never taken; should one be, its shard answers with its end.
+        Checkpoint::ShardEnd => StartingPosition::Latest,
+    }
+}
+
+/// Drops the records that are finished already and watches for a gap, until the first record past the checkpoint has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StartFilter {
+    finished: Option<ExtendedSequenceNumber>,
+    watermark: Option<Timestamp>,
+    seen_checkpoint: bool,
+}
+
+/// Records between the checkpoint and the first record that the stream still holds may have been trimmed unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) checkpoint: ExtendedSequenceNumber,
+    pub(crate) first_kept: Option<ExtendedSequenceNumber>,
+}
+
+impl StartFilter {
+    pub(crate) fn new(lease: &Lease) -> Self {
+        Self { finished: lease.checkpoint.record(), watermark: lease.watermark, seen_checkpoint: false }
+    }
+
+    /// Takes the finished records off the head of what was read. `Err`: a gap must be dealt with before anything is delivered.
+    pub(crate) fn admit(&mut self, records: &mut Vec<Record>, now: Timestamp, retention: Duration) -> Result<(), Gap> {
+        let Some(checkpoint) = self.finished else { return Ok(()) };
+        self.seen_checkpoint |= records.iter().any(|record| record.sequence_number() == checkpoint.sequence_number);
+        // A checkpoint inside an aggregate leaves the aggregate's later records unfinished: the record comes again as a whole.
+        let finished = |record: &Record| match record.sequence_number().cmp(&checkpoint.sequence_number) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
+            std::cmp::Ordering::Greater => false,
+        };
+        let first_unfinished = records.iter().position(|record| !finished(record)).unwrap_or(records.len());
+        records.drain(..first_unfinished);
+        let Some(first) = records.first() else { return Ok(()) };
+        if !self.seen_checkpoint && self.may_have_missed(now, retention) {
+            return Err(Gap { checkpoint, first_kept: Some(first.position()) });
+        }
+        self.finished = None;
+        Ok(())
+    }
+
+    /// Goes on after a gap: whatever comes first is the first.
+    pub(crate) fn accept_gap(&mut self) {
+        self.finished = None;
+    }
+
+    /// The gap that a refusal of the starting position means, unless reading has begun.
+    pub(crate) fn refused(&self) -> Option<Gap> {
+        self.finished.filter(|_| !self.seen_checkpoint).map(|checkpoint| Gap { checkpoint, first_kept: None })
+    }
+
+    /// Whether a record that arrived after all were finished may be older than what the stream keeps.
+    fn may_have_missed(&self, now: Timestamp, retention: Duration) -> bool {
+        let kept_since = now.as_millis().saturating_sub(millis(retention.saturating_sub(RETENTION_MARGIN)));
+        self.watermark.is_none_or(|watermark| watermark.as_millis() < kept_since)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn lease(checkpoint: Checkpoint, watermark_age: Option<Duration>) -> Lease {
+        let mut lease = Lease::new("shardId-000000000000".into(), checkpoint);
+        lease.watermark = watermark_age.map(|age| Timestamp::from_millis(NOW.as_millis() - millis(age)));
+        lease
+    }
+
+    fn at(number: u128, sub: u64) -> Checkpoint {
+        Checkpoint::At(ExtendedSequenceNumber::new(number.into(), sub))
+    }
+
+    fn records(numbers: impl IntoIterator<Item = u128>) -> Vec<Record> {
+        numbers.into_iter().map(|number| Record::new(number.into(), None, Bytes::new(), None)).collect()
+    }
+
+    fn admitted(filter: &mut StartFilter, numbers: impl IntoIterator<Item = u128>) -> Result<Vec<u128>, Gap> {
+        let mut records = records(numbers);
+        filter.admit(&mut records, NOW, DAY)?;
+        Ok(records.iter().map(|record| record.sequence_number().to_string().parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn reading_goes_on_after_the_checkpoint() {
+        let mut filter = StartFilter::new(&lease(at(5, 0), None));
+        assert_eq!(admitted(&mut filter, []), Ok(vec![]));
+        assert_eq!(admitted(&mut filter, [5]), Ok(vec![]));
+        assert_eq!(admitted(&mut filter, [6, 7]), Ok(vec![6, 7]));
+        assert_eq!(admitted(&mut filter, [8]), Ok(vec![8]));
+    }
+
+    #[test]
+    fn an_aggregate_that_is_finished_in_part_comes_again() {
+        let mut filter = StartFilter::new(&lease(at(5, 3), None));
+        assert_eq!(admitted(&mut filter, [5, 6]), Ok(vec![5, 6]));
+    }
+
+    #[test]
+    fn without_a_checkpoint_all_is_new() {
+        let mut filter = StartFilter::new(&lease(Checkpoint::TrimHorizon, None));
+        assert_eq!(admitted(&mut filter, [1, 2]), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn a_gap_is_suspected_only_if_records_could_have_been_trimmed_unread() {
+        let hour = Duration::from_secs(3600);
+        // age of the watermark => gap
+        for (age, gap) in [(Some(hour), false), (Some(23 * hour), false), (Some(24 * hour), true), (Some(48 * hour), true), (None, true)] {
+            let mut filter = StartFilter::new(&lease(at(5, 0), age));
+            let result = admitted(&mut filter, [9]);
+            assert_eq!(result.is_err(), gap, "{age:?}");
+            if gap {
+                filter.accept_gap();
+                assert_eq!(admitted(&mut filter, [9]), Ok(vec![9]));
+            }
+        }
+        let mut whole = StartFilter::new(&lease(at(5, 0), Some(48 * hour)));
+        assert_eq!(admitted(&mut whole, [5, 9]), Ok(vec![9]), "the checkpoint's own record proves that nothing is gone");
+    }
+
+    #[test]
+    fn sentinels_start_where_the_lease_says() {
+        let time = Timestamp::from_millis(7);
+        let with_time = |checkpoint| Lease { initial_timestamp: Some(time), ..lease(checkpoint, None) };
+        let elsewhere = InitialPosition::AtTimestamp(Timestamp::from_millis(99));
+        for (lease, initial, expected) in [
+            (with_time(Checkpoint::Latest), InitialPosition::TrimHorizon, StartingPosition::AtTimestamp(time)),
+            (with_time(Checkpoint::AtTimestamp), elsewhere, StartingPosition::AtTimestamp(time)),
+            (lease(Checkpoint::AtTimestamp, None), elsewhere, StartingPosition::AtTimestamp(Timestamp::from_millis(99))),
+            (lease(Checkpoint::AtTimestamp, None), InitialPosition::Latest, StartingPosition::TrimHorizon),
+            (lease(Checkpoint::TrimHorizon, None), InitialPosition::Latest, StartingPosition::TrimHorizon),
+            (lease(at(5, 3), None), InitialPosition::Latest, StartingPosition::AtSequenceNumber(5u128.into())),
+        ] {
+            assert_eq!(starting_position(&lease, initial), expected);
+        }
+    }
+}

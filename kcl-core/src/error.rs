@@ -1,0 +1,96 @@
+//! What can go wrong before and while a worker runs.
+
+use std::time::Duration;
+
+use kcl_lease::{ShardId, TableError};
+
+use crate::dead_letter::DeadLetterError;
+use crate::stream::StreamError;
+
+/// A setting that can't be used. Nothing was started.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("setting `{setting}` is {value}: {rule}")]
+pub struct ConfigError {
+    /// The setting's name, as on the builder.
+    pub setting: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it may be.
+    pub rule: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(setting: &'static str, value: impl std::fmt::Debug, rule: impl Into<String>) -> Self {
+        Self { setting, value: format!("{value:?}"), rule: rule.into() }
+    }
+}
+
+/// Why a worker did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// A setting can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no such stream in this account and region.
+    #[error("stream `{stream}` does not exist in this account and region ({region}); check its name, the region and the endpoint")]
+    StreamNotFound {
+        /// The stream's name or ARN as it was given.
+        stream: String,
+        /// The region that was asked.
+        region: String,
+    },
+    /// The stream is being deleted.
+    #[error("stream `{stream}` is being deleted")]
+    StreamDeleting {
+        /// The stream.
+        stream: String,
+    },
+    /// The stream was deleted and made anew, or the application's leases belong to another stream of that name: its checkpoints mean nothing
+    /// here, and reading on from them would skip records.
+    #[error(
+        "the leases of application `{application}` are of another stream than `{stream}`: the stream was re-created under the same name, or the \
+         application read another stream before. Use another application name, or adopt the stream with \
+         `adopt_recreated_stream(true)` (the consumer's --adopt-recreated-stream): that deletes the old leases and starts at the initial position"
+    )]
+    StreamRecreated {
+        /// The application.
+        application: String,
+        /// The stream.
+        stream: String,
+    },
+    /// Kinesis did not answer as needed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The lease table can't be used.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The dead-letter queue can't be used.
+    #[error(transparent)]
+    DeadLetter(#[from] DeadLetterError),
+    /// Some shards' processors did not finish in time. Their leases were freed; records since their last checkpoints are delivered again.
+    #[error("shutdown took longer than {timeout:?}: {} still in work", list(shards))]
+    ShutdownTimedOut {
+        /// The time that was allowed.
+        timeout: Duration,
+        /// The shards.
+        shards: Vec<ShardId>,
+    },
+}
+
+impl WorkerError {
+    /// Whether the same start may succeed later without anybody doing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Stream(error) => error.is_retryable(),
+            Self::Table(error) => error.is_retryable(),
+            Self::DeadLetter(error) => matches!(error, DeadLetterError::Unavailable { .. }),
+            _ => false,
+        }
+    }
+}
+
+fn list(shards: &[ShardId]) -> String {
+    shards.iter().map(ShardId::as_str).collect::<Vec<_>>().join(", ")
+}

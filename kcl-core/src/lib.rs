@@ -1,0 +1,78 @@
+//! A consumer framework for Amazon Kinesis: at least once, in order within a key, nothing lost.
+//!
+//! Any number of worker processes share a stream's shards through leases in a DynamoDB table. Implement
+//! [`RecordProcessor`], build a [`Worker`], and run it:
+//!
+//! ```no_run
+//! use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, SqsDeadLetterQueue, Worker, WorkerError};
+//!
+//! struct Orders;
+//!
+//! #[kcl_core::async_trait]
+//! impl RecordProcessor for Orders {
+//!     async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+//!         for record in batch.in_order() {
+//!             let order = std::str::from_utf8(record.data()).map_err(ProcessError::poison)?; // to the dead-letter queue, no retries
+//!             println!("{} bytes", order.len()); // any other error is retried with backoff
+//!         }
+//!         Ok(Outcome::Done)
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), WorkerError> {
+//!     let aws = kcl_core::aws_config::load_from_env().await;
+//!     Worker::builder("orders-app", "orders")
+//!         .aws_config(&aws)
+//!         .processor(|_shard: &ShardContext| Orders)
+//!         .dead_letter_queue(SqsDeadLetterQueue::new(&aws, "orders-dlq"))
+//!         .build()
+//!         .await?
+//!         .run_until(kcl_core::shutdown_signal())
+//!         .await
+//! }
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`worker`] | the worker, its builder, and what it does beside consuming: leases, shard sync, shutdown |
+//! | [`processor`] | what users implement, and what they are handed |
+//! | [`record`] | records and batches |
+//! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
+//! | [`retrieval`] | the retrieval port, and polling |
+//! | [`stream`] | the stream port, and its implementation over the AWS SDK |
+//! | [`dead_letter`] | the dead-letter queue port, and SQS |
+//! | [`status`] | how a worker stands, for displays and health checks |
+//! | [`error`] | what can go wrong |
+
+pub mod consumer;
+pub mod dead_letter;
+pub mod error;
+mod metrics;
+pub mod processor;
+pub mod record;
+pub mod retrieval;
+pub mod shutdown;
+pub mod status;
+pub mod stream;
+pub mod worker;
+
+/// The macro that [`RecordProcessor`] implementations carry.
+pub use async_trait::async_trait;
+/// The AWS configuration crate that this version works with.
+pub use aws_config;
+pub use bytes::Bytes;
+pub use kcl_checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, SequenceNumber, Timestamp,
+};
+pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
+
+pub use self::consumer::{Checkpointing, RetryPolicy, TrimmedData};
+pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDeadLetterQueue};
+pub use self::error::{ConfigError, WorkerError};
+pub use self::processor::{Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo};
+pub use self::record::{Record, RecordBatch};
+pub use self::retrieval::PollingConfig;
+pub use self::shutdown::shutdown_signal;
+pub use self::status::{ShardState, ShardStatus, WorkerStatus};
+pub use self::worker::{Worker, WorkerBuilder, WorkerHandle};

@@ -1,0 +1,93 @@
+//! OpenTelemetry instruments: few, each with a unit, none with a label that grows.
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+
+/// What a worker counts. Labels: application and stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    labels: [KeyValue; 2],
+    records: Counter<u64>,
+    bytes: Counter<u64>,
+    process_time: Histogram<f64>,
+    lag: Histogram<f64>,
+    retries: Counter<u64>,
+    dead_letters: Counter<u64>,
+    gaps: Counter<u64>,
+    leases: UpDownCounter<i64>,
+    leases_lost: Counter<u64>,
+}
+
+impl Metrics {
+    pub(crate) fn new(meter: &Meter, application: &str, stream: &str) -> Self {
+        Self {
+            labels: [KeyValue::new("application", application.to_owned()), KeyValue::new("stream", stream.to_owned())],
+            records: meter.u64_counter("kcl.records").with_unit("{record}").with_description("Records finished").build(),
+            bytes: meter.u64_counter("kcl.bytes").with_unit("By").with_description("Bytes of finished records").build(),
+            process_time: meter
+                .f64_histogram("kcl.process.duration")
+                .with_unit("s")
+                .with_description("Duration of calls of process_records")
+                .build(),
+            lag: meter
+                .f64_histogram("kcl.lag")
+                .with_unit("s")
+                .with_description("How far reads were behind the newest record of their shard")
+                .build(),
+            retries: meter.u64_counter("kcl.retries").with_unit("{attempt}").with_description("Failed attempts at records").build(),
+            dead_letters: meter
+                .u64_counter("kcl.dead_letters")
+                .with_unit("{record}")
+                .with_description("Records accepted by the dead-letter queue")
+                .build(),
+            gaps: meter
+                .u64_counter("kcl.gaps")
+                .with_unit("{gap}")
+                .with_description("Terms that went on although records may have been trimmed unread")
+                .build(),
+            leases: meter.i64_up_down_counter("kcl.leases").with_unit("{lease}").with_description("Leases held").build(),
+            leases_lost: meter
+                .u64_counter("kcl.leases.lost")
+                .with_unit("{lease}")
+                .with_description("Leases that other workers took from this one")
+                .build(),
+        }
+    }
+
+    pub(crate) fn finished(&self, records: u64, bytes: u64) {
+        self.records.add(records, &self.labels);
+        self.bytes.add(bytes, &self.labels);
+    }
+
+    pub(crate) fn processed_in(&self, seconds: f64) {
+        self.process_time.record(seconds, &self.labels);
+    }
+
+    pub(crate) fn behind(&self, millis: u64) {
+        #[allow(clippy::cast_precision_loss)] // milliseconds of at most a year
+        self.lag.record(millis as f64 / 1000.0, &self.labels);
+    }
+
+    pub(crate) fn retried(&self) {
+        self.retries.add(1, &self.labels);
+    }
+
+    pub(crate) fn dead_lettered(&self) {
+        self.dead_letters.add(1, &self.labels);
+    }
+
+    pub(crate) fn gap(&self) {
+        self.gaps.add(1, &self.labels);
+    }
+
+    pub(crate) fn lease_taken(&self) {
+        self.leases.add(1, &self.labels);
+    }
+
+    pub(crate) fn lease_left(&self, lost: bool) {
+        self.leases.add(-1, &self.labels);
+        if lost {
+            self.leases_lost.add(1, &self.labels);
+        }
+    }
+}

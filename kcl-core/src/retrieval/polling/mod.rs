@@ -1,0 +1,51 @@
+//! Polling: reading shards by GetRecords, the way that every stream offers without registration.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `pace` | the settings and the service's limits: how long to wait after an answer |
+//! | `reader` | one shard: what is called next, and what an answer changes |
+
+mod pace;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use kcl_lease::{Clock, Entropy, ShardId};
+
+pub use self::pace::{PollingConfig, PollingConfigError};
+use self::reader::Reader;
+use super::{Retrieval, ShardReader};
+use crate::stream::{StartingPosition, StreamApi};
+
+/// Reads shards by polling.
+#[derive(Clone, Debug)]
+pub struct Polling {
+    api: Arc<dyn StreamApi>,
+    config: PollingConfig,
+    clock: Arc<dyn Clock>,
+    entropy: Entropy,
+}
+
+impl Polling {
+    /// Polling of this stream at this pace, with settings that [`PollingConfig::validate`] accepts.
+    ///
+    /// The wall clock is asked for one thing alone: a shard that is opened at [`StartingPosition::Latest`], see [`Retrieval::open`].
+    #[must_use]
+    pub fn new(api: Arc<dyn StreamApi>, config: PollingConfig, clock: Arc<dyn Clock>, entropy: Entropy) -> Self {
+        Self { api, config, clock, entropy }
+    }
+}
+
+impl Retrieval for Polling {
+    /// A reader that starts here.
+    ///
+    /// Opened at [`StartingPosition::Latest`], the place is fixed when the service first answers. Should reading be interrupted for
+    /// more than the five minutes of an iterator's life before any record was given, the reader goes on at the time when it had asked for
+    /// that place, less five minutes: a second "latest" would skip what arrived in between. So records of those five minutes may be
+    /// given although they were there before.
+    fn open(&self, shard: &ShardId, start: StartingPosition) -> Box<dyn ShardReader> {
+        Box::new(Reader::new(self, shard.clone(), start))
+    }
+}

@@ -1,0 +1,519 @@
+//! The reader against a scripted shard, in simulated time.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kcl_checkpoint::{SequenceNumber, Timestamp};
+use kcl_lease::HashKeyRange;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+use crate::record::Record;
+use crate::retrieval::Fetched;
+use crate::stream::{ChildShard, RecordsPage, Shard, ShardFilter, ShardIterator, StreamDescription, StreamError};
+
+const PARENT: &str = "shardId-000000000000";
+const CHILD: &str = "shardId-000000000001";
+const EPOCH: u64 = 1_700_000_000_000;
+const ITERATOR_LIFE: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Open,
+    Read,
+    List,
+}
+
+#[derive(Debug)]
+struct Made {
+    operation: Operation,
+    at: Instant,
+    /// Of the answer.
+    bytes: u64,
+    start: Option<StartingPosition>,
+}
+
+type Fault = Box<dyn FnMut(Operation) -> Option<StreamError> + Send>;
+
+/// A shard with its records, its end, and the faults of the calls on it.
+struct Script {
+    began: Instant,
+    records: Vec<Record>,
+    closed: bool,
+    /// Whether the last page names the children.
+    children_in_page: bool,
+    /// Whether the listing has the children.
+    children_listed: bool,
+    /// The next page has no iterator although the shard is open.
+    ends_in_error: bool,
+    /// Empty pages before each page with records.
+    empty_pages: u32,
+    empty_pages_left: u32,
+    latency: Box<dyn FnMut() -> Duration + Send>,
+    fault: Fault,
+    made: Vec<Made>,
+}
+
+#[derive(Clone)]
+struct Fake(Arc<Mutex<Script>>);
+
+impl std::fmt::Debug for Fake {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Fake")
+    }
+}
+
+impl Fake {
+    fn new(records: usize) -> Self {
+        let began = Instant::now();
+        let fake = Self(Arc::new(Mutex::new(Script {
+            began,
+            records: Vec::new(),
+            closed: false,
+            children_in_page: false,
+            children_listed: false,
+            ends_in_error: false,
+            empty_pages: 0,
+            empty_pages_left: 0,
+            latency: Box::new(|| Duration::ZERO),
+            fault: Box::new(|_| None),
+            made: Vec::new(),
+        })));
+        (0..records).for_each(|_| fake.put(10));
+        fake
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+
+    fn put(&self, size: usize) {
+        let mut script = self.script();
+        let number = SequenceNumber::from(script.records.len() as u128 + 1);
+        let arrival = Timestamp::from_millis(EPOCH + millis(script.began.elapsed()));
+        script.records.push(Record::new(number, None, Bytes::from(vec![0; size]), Some(arrival)));
+    }
+
+    fn reader(&self, config: PollingConfig, start: StartingPosition, seed: u64) -> Box<dyn ShardReader> {
+        config.validate().unwrap();
+        let clock = Arc::new(SimulatedClock(self.script().began));
+        Polling::new(Arc::new(self.clone()), config, clock, Entropy::from_seed(seed)).open(&ShardId::from(PARENT), start)
+    }
+
+    fn from_the_oldest(&self) -> Box<dyn ShardReader> {
+        self.reader(PollingConfig::default(), StartingPosition::TrimHorizon, 0)
+    }
+
+    fn all(&self) -> Vec<SequenceNumber> {
+        self.script().records.iter().map(Record::sequence_number).collect()
+    }
+
+    fn count(&self, operation: Operation) -> usize {
+        self.script().made.iter().filter(|made| made.operation == operation).count()
+    }
+
+    fn starts(&self) -> Vec<StartingPosition> {
+        self.script().made.iter().filter_map(|made| made.start).collect()
+    }
+
+    /// Calls of one operation are never closer than the service's limit of five per second.
+    fn assert_within_budget(&self) {
+        let script = self.script();
+        for operation in [Operation::Open, Operation::Read, Operation::List] {
+            let times: Vec<_> = script.made.iter().filter(|made| made.operation == operation).map(|made| made.at).collect();
+            for pair in times.windows(2) {
+                assert!(pair[1] - pair[0] >= Duration::from_millis(200), "{operation:?} after {:?}", pair[1] - pair[0]);
+            }
+        }
+    }
+
+    async fn begin(&self, operation: Operation, start: Option<StartingPosition>) -> Option<StreamError> {
+        let latency = {
+            let mut script = self.script();
+            script.made.push(Made { operation, at: Instant::now(), bytes: 0, start });
+            (script.latency)()
+        };
+        sleep(latency).await;
+        (self.script().fault)(operation)
+    }
+}
+
+#[derive(Debug)]
+struct SimulatedClock(Instant);
+
+impl Clock for SimulatedClock {
+    fn boot_time(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn wall_time(&self) -> Timestamp {
+        Timestamp::from_millis(EPOCH + millis(self.0.elapsed()))
+    }
+}
+
+#[async_trait]
+impl StreamApi for Fake {
+    async fn describe(&self) -> Result<StreamDescription, StreamError> {
+        unreachable!("readers do not describe")
+    }
+
+    async fn list_shards(&self, _: ShardFilter) -> Result<Vec<Shard>, StreamError> {
+        if let Some(error) = self.begin(Operation::List, None).await {
+            return Err(error);
+        }
+        let script = self.script();
+        let shard = |id: &str, parents: &[&str], ending: Option<u128>| Shard {
+            shard_id: id.into(),
+            parents: parents.iter().copied().map(ShardId::from).collect(),
+            hash_range: HashKeyRange { start: 0, end: u128::MAX },
+            starting_sequence_number: 0.into(),
+            ending_sequence_number: ending.map(SequenceNumber::from),
+        };
+        let mut listing = vec![shard(PARENT, &[], script.closed.then_some(1_000_000))];
+        if script.children_listed {
+            listing.push(shard(CHILD, &[PARENT], None));
+        }
+        Ok(listing)
+    }
+
+    async fn shard_iterator(&self, _: &ShardId, start: StartingPosition) -> Result<ShardIterator, StreamError> {
+        if let Some(error) = self.begin(Operation::Open, Some(start)).await {
+            return Err(error);
+        }
+        let script = self.script();
+        let first = |wanted: &dyn Fn(&Record) -> bool| script.records.iter().position(wanted).unwrap_or(script.records.len());
+        let index = match start {
+            StartingPosition::TrimHorizon => 0,
+            StartingPosition::Latest => script.records.len(),
+            StartingPosition::AtTimestamp(time) => first(&|record| record.approximate_arrival() >= Some(time)),
+            StartingPosition::AtSequenceNumber(number) => first(&|record| record.sequence_number() >= number),
+            StartingPosition::AfterSequenceNumber(number) => first(&|record| record.sequence_number() > number),
+        };
+        Ok(iterator(&script, index))
+    }
+
+    async fn get_records(&self, from: &ShardIterator, limit: u32) -> Result<RecordsPage, StreamError> {
+        if let Some(error) = self.begin(Operation::Read, None).await {
+            return Err(error);
+        }
+        let mut script = self.script();
+        let (index, issued) = from.0.split_once('@').unwrap();
+        let (index, issued): (usize, u64) = (index.parse().unwrap(), issued.parse().unwrap());
+        if millis(script.began.elapsed()) - issued > millis(ITERATOR_LIFE) {
+            return Err(error(Failure::Expired));
+        }
+        let left = &script.records[index..];
+        let empty = script.empty_pages_left > 0;
+        let count = if empty { 0 } else { left.len().min(limit as usize) };
+        let records = left[..count].to_vec();
+        let end = index + count == script.records.len();
+        script.empty_pages_left = if empty { script.empty_pages_left - 1 } else { script.empty_pages };
+        script.made.last_mut().unwrap().bytes = records.iter().map(|record| record.size() as u64).sum();
+        let ended = end && (script.closed || std::mem::take(&mut script.ends_in_error));
+        let child = ChildShard {
+            shard_id: CHILD.into(),
+            parents: BTreeSet::from([PARENT.into()]),
+            hash_range: HashKeyRange { start: 0, end: u128::MAX },
+        };
+        Ok(RecordsPage {
+            records,
+            next: (!ended).then(|| iterator(&script, index + count)),
+            children: if ended && script.children_in_page { vec![child] } else { Vec::new() },
+            millis_behind_latest: Some(if end { 0 } else { 1_000 }),
+        })
+    }
+}
+
+fn iterator(script: &Script, index: usize) -> ShardIterator {
+    ShardIterator(format!("{index}@{}", millis(script.began.elapsed())))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    NotFound,
+    Denied,
+    Kms,
+    Throttled,
+    Expired,
+    Invalid,
+    NotReady,
+    Unavailable,
+}
+
+const FAILURES: [Failure; 8] = [
+    Failure::NotFound,
+    Failure::Denied,
+    Failure::Kms,
+    Failure::Throttled,
+    Failure::Expired,
+    Failure::Invalid,
+    Failure::NotReady,
+    Failure::Unavailable,
+];
+
+/// Those that waiting may mend are the reader's own business.
+const MENDED: [Failure; 4] = [Failure::Throttled, Failure::Expired, Failure::NotReady, Failure::Unavailable];
+
+fn error(failure: Failure) -> StreamError {
+    let (stream, operation, message) = ("orders".to_owned(), "an operation", "no".to_owned());
+    match failure {
+        Failure::NotFound => StreamError::NotFound { stream, operation, message },
+        Failure::Denied => StreamError::AccessDenied { stream, operation, message },
+        Failure::Kms => StreamError::Kms { stream, operation, message },
+        Failure::Throttled => StreamError::Throttled { stream, operation },
+        Failure::Expired => StreamError::ExpiredIterator { stream },
+        Failure::Invalid => StreamError::InvalidArgument { stream, operation, message },
+        Failure::NotReady => StreamError::NotReady { stream, operation, message },
+        Failure::Unavailable => StreamError::Unavailable { stream, operation, message },
+    }
+}
+
+fn numbers(fetched: Fetched) -> Vec<SequenceNumber> {
+    match fetched {
+        Fetched::Records { records, .. } => records.iter().map(Record::sequence_number).collect(),
+        Fetched::ShardEnd { .. } => panic!("the shard has not ended"),
+    }
+}
+
+fn assert_ended(fetched: &Fetched) {
+    match fetched {
+        Fetched::ShardEnd { children } => assert_eq!(children.iter().map(|child| child.shard_id.as_str()).collect::<Vec<_>>(), [CHILD]),
+        Fetched::Records { .. } => panic!("the shard has ended"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_record_comes_once_and_in_order_whatever_fails_and_is_cancelled() {
+    for seed in 0..300 {
+        let chance = Entropy::from_seed(seed);
+        let fake = Fake::new((chance.u64() % 200) as usize);
+        {
+            let mut script = fake.script();
+            script.closed = true;
+            script.children_in_page = chance.fraction() < 0.5;
+            script.empty_pages = (chance.u64() % 3) as u32;
+            let (faults, rate) = (chance.clone(), chance.fraction() * 0.6);
+            script.fault =
+                Box::new(move |_| (faults.fraction() < rate).then(|| error(FAILURES[(faults.u64() % FAILURES.len() as u64) as usize])));
+            let latency = chance.clone();
+            script.latency = Box::new(move || latency.between(Duration::ZERO, Duration::from_millis(300)));
+        }
+        let config = PollingConfig { max_records: 1 + (chance.u64() % 30) as u32, ..PollingConfig::default() };
+        let mut reader = fake.reader(config, StartingPosition::TrimHorizon, seed);
+        let mut seen = Vec::new();
+        loop {
+            match timeout(chance.between(Duration::ZERO, Duration::from_millis(400)), reader.next()).await {
+                Ok(Ok(Fetched::Records { records, .. })) => seen.extend(records.iter().map(Record::sequence_number)),
+                Ok(Ok(end @ Fetched::ShardEnd { .. })) => {
+                    assert_ended(&end);
+                    break;
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            // A processor that takes longer than an iterator lives, and a listing that lags.
+            if chance.fraction() < 0.05 {
+                sleep(ITERATOR_LIFE + Duration::from_secs(1)).await;
+            }
+            let listed = chance.fraction() < 0.01;
+            fake.script().children_listed |= listed;
+        }
+        assert_eq!(seen, fake.all(), "seed {seed}");
+        fake.assert_within_budget();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_lasting_error_makes_a_hot_loop() {
+    for failure in FAILURES {
+        for failing in [Operation::Open, Operation::Read, Operation::List] {
+            for patience in [Duration::from_millis(30), Duration::from_secs(600)] {
+                let fake = Fake::new(1);
+                fake.script().closed = true;
+                fake.script().fault = Box::new(move |operation| (operation == failing).then(|| error(failure)));
+                let mut reader = fake.from_the_oldest();
+                let (mut errors, end) = (0, Instant::now() + Duration::from_secs(300));
+                while Instant::now() < end {
+                    match timeout(patience.min(end - Instant::now()), reader.next()).await {
+                        Ok(Err(_)) => errors += 1,
+                        Ok(Ok(fetched)) => assert_eq!(numbers(fetched).len(), 1),
+                        Err(_) => {}
+                    }
+                }
+                fake.assert_within_budget();
+                let calls = fake.count(failing);
+                assert!((20..=120).contains(&calls), "{calls} calls of {failing:?} under {failure:?}");
+                // Only reads use iterators.
+                let mended = MENDED.contains(&failure) && (failure != Failure::Expired || failing == Operation::Read);
+                let returned = if mended { 0 } else { calls };
+                assert_eq!(errors, returned, "{failing:?} under {failure:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_keep_to_five_per_second_and_to_two_mebibytes_per_second() {
+    let fake = Fake::new(50);
+    let sizes = Entropy::from_seed(1);
+    (0..200).for_each(|_| fake.put((sizes.fraction().powi(3) * 1_500_000.0) as usize));
+    let config = PollingConfig { max_records: 8, ..PollingConfig::default() };
+    let mut reader = fake.reader(config, StartingPosition::TrimHorizon, 0);
+    let mut seen = Vec::new();
+    while seen.len() < 250 {
+        seen.extend(numbers(reader.next().await.unwrap()));
+    }
+    assert_eq!(seen, fake.all());
+    fake.assert_within_budget();
+    let script = fake.script();
+    let reads: Vec<_> = script.made.iter().filter(|made| made.operation == Operation::Read).collect();
+    for (from, first) in reads.iter().enumerate() {
+        let mut bytes = 0;
+        for pair in reads[from..].windows(2) {
+            bytes += pair[0].bytes;
+            let allowed = (pair[1].at - first.at).as_secs_f64() * 2.0 * 1024.0 * 1024.0;
+            assert!(bytes as f64 <= allowed, "{bytes} bytes where {allowed} are allowed");
+        }
+    }
+    let (bytes, time): (u64, _) = (reads.iter().map(|read| read.bytes).sum(), (reads[reads.len() - 1].at - reads[0].at).as_secs_f64());
+    assert!(bytes as f64 / time > 1_500_000.0, "the budget is used: {bytes} bytes in {time} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_read_is_at_once_and_an_idle_shard_is_read_each_second() {
+    let fake = Fake::new(1);
+    let mut reader = fake.from_the_oldest();
+    let began = Instant::now();
+    assert_eq!(numbers(reader.next().await.unwrap()).len(), 1);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    for _ in 0..10 {
+        assert_eq!(numbers(reader.next().await.unwrap()).len(), 0);
+    }
+    // The first of them after a read that gave something.
+    assert!((began.elapsed() - Duration::from_millis(9_200)) < Duration::from_millis(50), "{:?}", began.elapsed());
+    fake.put(10);
+    assert_eq!(numbers(reader.next().await.unwrap()).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_answers_on_the_way_are_read_past_at_full_pace() {
+    let fake = Fake::new(1);
+    fake.script().empty_pages_left = 20;
+    let mut reader = fake.from_the_oldest();
+    let began = Instant::now();
+    while numbers(reader.next().await.unwrap()).is_empty() {}
+    assert!(began.elapsed() < Duration::from_millis(4_100), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_iterator_is_replaced_by_one_after_the_last_record_given() {
+    let fake = Fake::new(5);
+    let start = StartingPosition::AtSequenceNumber(2.into());
+    let mut reader = fake.reader(PollingConfig { max_records: 2, ..PollingConfig::default() }, start, 0);
+    sleep(ITERATOR_LIFE * 2).await;
+    assert_eq!(numbers(reader.next().await.unwrap()), [2.into(), 3.into()]);
+    sleep(ITERATOR_LIFE * 2).await;
+    let resumed = Instant::now();
+    assert_eq!(numbers(reader.next().await.unwrap()), [4.into(), 5.into()]);
+    assert!(resumed.elapsed() < Duration::from_millis(250), "a pause is no failure: no backoff ({:?})", resumed.elapsed());
+    assert_eq!(fake.starts(), [start, StartingPosition::AfterSequenceNumber(3.into())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_iterator_that_expires_before_any_record_came_starts_where_reading_was_to_start() {
+    let fake = Fake::new(0);
+    let start = StartingPosition::AtTimestamp(Timestamp::from_millis(EPOCH));
+    let mut reader = fake.reader(PollingConfig::default(), start, 0);
+    assert!(numbers(reader.next().await.unwrap()).is_empty());
+    sleep(ITERATOR_LIFE * 2).await;
+    fake.put(10);
+    assert_eq!(numbers(reader.next().await.unwrap()), fake.all());
+    assert_eq!(fake.starts(), [start, start]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_that_arrives_after_latest_is_lost_although_the_iterator_expires() {
+    let fake = Fake::new(3);
+    sleep(Duration::from_secs(3600)).await;
+    let opened = EPOCH + 3_600_000;
+    let mut reader = fake.reader(PollingConfig::default(), StartingPosition::Latest, 0);
+    assert!(numbers(reader.next().await.unwrap()).is_empty());
+    fake.put(10);
+    sleep(ITERATOR_LIFE * 3).await;
+    fake.put(10);
+    assert_eq!(numbers(reader.next().await.unwrap()), [4.into(), 5.into()]);
+    let again = StartingPosition::AtTimestamp(Timestamp::from_millis(opened - 300_000));
+    assert_eq!(fake.starts(), [StartingPosition::Latest, again]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_records_come_before_the_end() {
+    let fake = Fake::new(3);
+    (fake.script().closed, fake.script().children_in_page) = (true, true);
+    let mut reader = fake.from_the_oldest();
+    assert_eq!(numbers(reader.next().await.unwrap()), fake.all());
+    assert_ended(&reader.next().await.unwrap());
+    assert_ended(&reader.next().await.unwrap());
+    assert_eq!(fake.count(Operation::List), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_without_children_waits_until_they_are_listed() {
+    let fake = Fake::new(3);
+    fake.script().closed = true;
+    let mut reader = fake.from_the_oldest();
+    assert_eq!(numbers(reader.next().await.unwrap()), fake.all());
+    assert!(timeout(Duration::from_secs(60), reader.next()).await.is_err(), "no children, no end");
+    assert!(fake.count(Operation::List) > 5);
+    fake.script().children_listed = true;
+    assert_ended(&reader.next().await.unwrap());
+    fake.assert_within_budget();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_listed_as_open_has_not_ended() {
+    let fake = Fake::new(3);
+    fake.script().ends_in_error = true;
+    let mut reader = fake.from_the_oldest();
+    assert_eq!(numbers(reader.next().await.unwrap()).len(), 3);
+    fake.put(10);
+    assert_eq!(numbers(reader.next().await.unwrap()), [4.into()]);
+    assert_eq!(fake.starts(), [StartingPosition::TrimHorizon, StartingPosition::AfterSequenceNumber(3.into())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_gone_is_an_error_and_no_end() {
+    let fake = Fake::new(3);
+    fake.script().closed = true;
+    let mut reader = fake.from_the_oldest();
+    assert_eq!(numbers(reader.next().await.unwrap()).len(), 3);
+    fake.script().fault = Box::new(|_| Some(error(Failure::NotFound)));
+    assert!(matches!(reader.next().await, Err(StreamError::NotFound { .. })));
+    assert!(matches!(reader.next().await, Err(StreamError::NotFound { .. })));
+    fake.script().fault = Box::new(|_| None);
+    fake.script().children_listed = true;
+    assert_ended(&reader.next().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_call_is_waited_for_and_not_made_again() {
+    let fake = Fake::new(3);
+    fake.script().latency = Box::new(|| Duration::from_secs(1));
+    let mut reader = fake.from_the_oldest();
+    let mut cancelled = 0;
+    let fetched = loop {
+        match timeout(Duration::from_millis(100), reader.next()).await {
+            Ok(fetched) => break fetched.unwrap(),
+            Err(_) => cancelled += 1,
+        }
+    };
+    assert_eq!(numbers(fetched), fake.all());
+    assert!(cancelled >= 19, "{cancelled}");
+    assert_eq!((fake.count(Operation::Open), fake.count(Operation::Read)), (1, 1));
+}

@@ -1,0 +1,229 @@
+//! Looking after leases: reads the table, judges who is alive, and takes or asks for what this worker should own.
+//!
+//! One round at a time. A round reads all leases, lets [`assignment::plan`] decide, and carries the plan out. Rounds come at a steady
+//! pace, at once when something may have changed, and exactly when an owner that seems dead would be.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kcl_lease::assignment::{self, Plan, View};
+use kcl_lease::backoff::Backoff;
+use kcl_lease::liveness::Liveness;
+use kcl_lease::term::{Acquired, Term, TermContext, TermKeeper, acquire};
+use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteOutcome};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::WorkerError;
+
+/// Takes and requests that are under way at once.
+const CONCURRENT_WRITES: usize = 16;
+
+/// How often a lease that was asked for is looked at until it is handed over.
+const HANDOFF_POLL: Duration = Duration::from_millis(250);
+
+/// The shards that this worker holds a term for, or is acquiring one for. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held(Arc<Mutex<BTreeSet<ShardId>>>);
+
+impl Held {
+    fn insert(&self, shard: &ShardId) {
+        self.lock().insert(shard.clone());
+    }
+
+    pub(super) fn remove(&self, shard: &ShardId) {
+        self.lock().remove(shard);
+    }
+
+    fn snapshot(&self) -> BTreeSet<ShardId> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
+        // Each change is one insertion or removal: a panic elsewhere can't have left it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes leases for a worker for as long as it runs.
+#[derive(Debug)]
+pub(super) struct Coordinator {
+    pub(super) terms: TermContext,
+    pub(super) application: String,
+    pub(super) stream: String,
+    pub(super) max_leases: usize,
+    pub(super) held: Held,
+    /// Wakes the coordinator before its next round is due.
+    pub(super) look_again: Arc<Notify>,
+    pub(super) started: mpsc::Sender<(Term, Box<TermKeeper>)>,
+    pub(super) liveness: Liveness,
+    /// The items that could not be read when the table was last looked at, each told once.
+    pub(super) unreadable: Vec<UnreadableLease>,
+}
+
+/// What a round leaves to wait for.
+struct Pending {
+    /// Leases that were asked for and are not handed over yet.
+    handoffs: Vec<ShardId>,
+}
+
+impl Coordinator {
+    /// Runs rounds until it is told to stop; a round that has begun is finished, unless the table is away.
+    ///
+    /// # Errors
+    /// When the lease table is gone, or holds leases of another stream.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), WorkerError> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), self.terms.timing.lease_duration / 2, &self.terms.entropy);
+        let grace = self.terms.timing.call_timeout() * 2;
+        while !stop.is_cancelled() {
+            let stopping = stop.clone();
+            let grace = async move {
+                stopping.cancelled().await;
+                tokio::time::sleep(grace).await;
+            };
+            let round = async {
+                match self.terms.table.list().await {
+                    Ok(listing) => self.round(listing).await.map(Some),
+                    Err(error @ TableError::NotFound { .. }) => Err(error.into()),
+                    Err(error) => {
+                        tracing::warn!(%error, "the leases can't be read; trying again");
+                        Ok(None)
+                    }
+                }
+            };
+            let Some(pending) = with_grace(round, grace).await else { return Ok(()) };
+            match pending? {
+                Some(pending) => {
+                    backoff.reset();
+                    self.wait(&pending, &stop).await;
+                }
+                None => stop.run_until_cancelled(tokio::time::sleep(backoff.next_wait())).await.unwrap_or(()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn round(&mut self, listing: LeaseListing) -> Result<Pending, WorkerError> {
+        let now = self.terms.clock.boot_time();
+        self.report_unreadable(listing.unreadable);
+        if listing.leases.iter().any(|lease| lease.stream_created.is_some() && lease.stream_created != self.terms.stream_created) {
+            return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: self.stream.clone() });
+        }
+        self.liveness.observe(&listing.leases, now);
+        let held = self.held.snapshot();
+        let plan = assignment::plan(
+            &View {
+                me: &self.terms.worker,
+                leases: &listing.leases,
+                held: &held,
+                expired: &|lease| self.liveness.is_expired(lease, now),
+                overdue: &|lease| self.liveness.is_overdue(lease, now),
+                max_leases: self.max_leases,
+            },
+            &self.terms.entropy,
+        );
+        self.carry_out(&plan).await?;
+        let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
+        let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());
+        Ok(Pending { handoffs: already.chain(plan.request.into_iter().map(|lease| lease.shard_id)).collect() })
+    }
+
+    async fn carry_out(&self, plan: &Plan) -> Result<(), WorkerError> {
+        if !plan.take.is_empty() || !plan.request.is_empty() {
+            tracing::debug!(take = plan.take.len(), request = plan.request.len(), left = plan.left, "leases to take and to ask for");
+        }
+        let takes: Vec<_> = plan.take.iter().map(|lease| self.take(lease)).collect();
+        let outcomes: Vec<_> = futures::stream::iter(takes).buffer_unordered(CONCURRENT_WRITES).collect().await;
+        outcomes.into_iter().collect::<Result<(), TableError>>()?;
+        let requests: Vec<_> = plan.request.iter().map(|lease| self.request(lease)).collect();
+        futures::stream::iter(requests).buffer_unordered(CONCURRENT_WRITES).collect::<()>().await;
+        Ok(())
+    }
+
+    async fn take(&self, lease: &Lease) -> Result<(), TableError> {
+        // Noted before the write: whatever is known of this shard from now on is newer than any listing.
+        self.held.insert(&lease.shard_id);
+        let acquired = acquire(&self.terms, lease).await;
+        match acquired {
+            Ok(Acquired::Yes(term, keeper)) => {
+                if self.started.send((term, keeper)).await.is_err() {
+                    self.held.remove(&lease.shard_id);
+                }
+                return Ok(());
+            }
+            Ok(Acquired::No(_)) => tracing::debug!(shard = %lease.shard_id, "another worker was faster"),
+            Err(error @ TableError::NotFound { .. }) => return Err(error),
+            Err(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
+        }
+        self.held.remove(&lease.shard_id);
+        Ok(())
+    }
+
+    async fn request(&self, lease: &Lease) {
+        let Some(write) = LeaseWrite::request_handoff(lease, &self.terms.worker) else { return };
+        match self.terms.table.write(&write).await {
+            Ok(WriteOutcome::Applied(_)) => {
+                tracing::info!(shard = %lease.shard_id, owner = lease.owner.as_ref().map(tracing::field::display), "asked for the shard");
+            }
+            Ok(WriteOutcome::Refused(_)) => tracing::debug!(shard = %lease.shard_id, "the lease has changed; not asked for"),
+            // The next round sees whether it took effect.
+            Err(error) => tracing::warn!(shard = %lease.shard_id, %error, "asking for the shard failed"),
+        }
+    }
+
+    /// Waits for the next round; meanwhile takes what is handed over as soon as it is.
+    async fn wait(&self, pending: &Pending, stop: &CancellationToken) {
+        let interval = self.terms.timing.lease_duration / 6;
+        let jittered = self.terms.entropy.between(interval.mul_f64(0.9), interval.mul_f64(1.1));
+        let now = self.terms.clock.boot_time();
+        let expiry = self.liveness.next_expiry(now).map(|expiry| expiry.saturating_sub(now));
+        let pause = expiry.map_or(jittered, |expiry| expiry.min(jittered));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.look_again.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = self.handed_over(&pending.handoffs) => {}
+        }
+    }
+
+    /// Completes when one of the leases that were asked for is this worker's. Only looks, so that a full round decides.
+    async fn handed_over(&self, handoffs: &[ShardId]) {
+        loop {
+            tokio::time::sleep(HANDOFF_POLL).await;
+            for shard in handoffs {
+                let row = self.terms.table.get(shard).await;
+                if let Ok(Some(row)) = row
+                    && row.owner.as_ref() == Some(&self.terms.worker)
+                    && row.checkpoint_owner.is_none()
+                    && !self.held.lock().contains(shard)
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Tells of items that claim to be leases and can't be read. They are set aside; the others go on.
+    fn report_unreadable(&mut self, unreadable: Vec<UnreadableLease>) {
+        for item in unreadable.iter().filter(|item| !self.unreadable.contains(item)) {
+            tracing::error!(
+                lease = item.key,
+                reason = item.reason,
+                "a lease can't be read and is set aside: its shard is not consumed until the item is mended"
+            );
+        }
+        self.unreadable = unreadable;
+    }
+}
+
+/// The outcome of `work`, or `None` if the grace is over first.
+async fn with_grace<T>(work: impl Future<Output = T>, grace: impl Future<Output = ()>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = grace => None,
+    }
+}

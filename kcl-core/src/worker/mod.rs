@@ -1,0 +1,202 @@
+//! The worker: takes leases, runs a consumer for each, keeps the leases in step with the shards, and lets go in peace.
+//!
+//! All tasks belong to the worker: two per lease (the consumer, and the keeper that writes the lease's row), in two sets that end with it.
+//! Looking after leases ([`coordinator`]) and after shards ([`shard_sync`]) are two futures of the worker's own task.
+
+mod builder;
+mod coordinator;
+mod settings;
+mod shard_sync;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use kcl_lease::term::{Term, TermEnd, TermKeeper};
+use kcl_lease::{ShardId, WorkerId};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::builder::WorkerBuilder;
+use self::coordinator::{Coordinator, Held};
+use self::shard_sync::ShardSync;
+use crate::consumer::{ShardConsumer, Shared};
+use crate::error::WorkerError;
+use crate::status::{StatusBoard, WorkerStatus};
+
+/// How long keepers may take to free their leases when the processors did not finish in time.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// One worker of an application: built by [`Worker::builder`], run once.
+///
+/// Dropping it, or the future that runs it, stops everything at once, like the death of the process: nothing more is written, and
+/// other workers take its shards when its leases expire.
+#[derive(Debug)]
+#[must_use = "a worker does nothing until it is run"]
+pub struct Worker {
+    shared: Arc<Shared>,
+    coordinator: Coordinator,
+    shard_sync: ShardSync,
+    held: Held,
+    look_again: Arc<Notify>,
+    started: mpsc::Receiver<(Term, Box<TermKeeper>)>,
+    shutdown_timeout: Duration,
+    /// Cancelled by a handle.
+    asked_to_stop: CancellationToken,
+}
+
+/// Watches and stops a worker from elsewhere. Clones are of the same worker.
+#[derive(Clone, Debug)]
+pub struct WorkerHandle {
+    worker: WorkerId,
+    status: StatusBoard,
+    asked_to_stop: CancellationToken,
+}
+
+impl WorkerHandle {
+    /// How the worker stands.
+    #[must_use]
+    pub fn status(&self) -> WorkerStatus {
+        WorkerStatus { worker: self.worker.clone(), shards: self.status.read() }
+    }
+
+    /// Asks the worker to let go of its shards and end, as the signal given to [`Worker::run_until`] does.
+    pub fn shutdown(&self) {
+        self.asked_to_stop.cancel();
+    }
+}
+
+impl Worker {
+    /// A worker for an application (which names its lease table) that reads a stream (a name or an ARN).
+    pub fn builder(application: impl Into<String>, stream: impl Into<String>) -> WorkerBuilder {
+        WorkerBuilder::new(application.into(), stream.into())
+    }
+
+    /// The worker's name: unique to this start.
+    #[must_use]
+    pub fn id(&self) -> &WorkerId {
+        &self.shared.worker
+    }
+
+    /// A handle to watch and stop the worker.
+    #[must_use]
+    pub fn handle(&self) -> WorkerHandle {
+        WorkerHandle { worker: self.shared.worker.clone(), status: self.shared.status.clone(), asked_to_stop: self.asked_to_stop.clone() }
+    }
+
+    /// Runs until a [handle](WorkerHandle::shutdown) stops it. See [`run_until`](Self::run_until).
+    ///
+    /// # Errors
+    /// As [`run_until`](Self::run_until).
+    pub async fn run(self) -> Result<(), WorkerError> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// Runs until `shutdown` completes; then lets the processors finish what is in work, checkpoints it, and frees the leases, so that other
+    /// workers go on at once. Takes at most the shutdown timeout for that.
+    ///
+    /// # Errors
+    /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time; [`WorkerError::Table`] if the lease table is gone;
+    /// [`WorkerError::StreamRecreated`] if the stream was replaced by another one of the same name. In all cases the leases were
+    /// freed as far as the table could be reached.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops everything at once, see [`Worker`].
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, asked_to_stop } = self;
+        let mut fleet = Fleet { shared, held, look_again, consumers: JoinSet::new(), keepers: JoinSet::new() };
+        let stop_looking = CancellationToken::new();
+        let mut coordinator = std::pin::pin!(coordinator.run(stop_looking.clone()));
+        let (mut shard_sync, mut shutdown) = (std::pin::pin!(shard_sync.run()), std::pin::pin!(shutdown));
+        tracing::info!(worker = %fleet.shared.worker, application = fleet.shared.application, stream = fleet.shared.stream.arn, "worker started");
+        let result = loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break Ok(()),
+                () = asked_to_stop.cancelled() => break Ok(()),
+                ended = &mut coordinator => break ended,
+                error = &mut shard_sync => break Err(error),
+                Some((term, keeper)) = started.recv() => fleet.start(term, *keeper),
+                Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
+                Some(_) = fleet.keepers.join_next() => {}
+            }
+        };
+        tracing::info!(worker = %fleet.shared.worker, "worker lets go of its shards");
+        stop_looking.cancel();
+        fleet.shared.let_go.cancel();
+        let deadline = Instant::now() + shutdown_timeout;
+        // A take that is on its way is waited for: dropped, it could leave a lease that nobody holds.
+        let mut looking = result.is_ok();
+        while looking || !fleet.is_empty() {
+            tokio::select! {
+                biased;
+                _ = &mut coordinator, if looking => looking = false,
+                Some((term, keeper)) = started.recv() => fleet.start(term, *keeper),
+                Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
+                Some(_) = fleet.keepers.join_next() => {}
+                () = tokio::time::sleep_until(deadline) => {
+                    let timed_out = WorkerError::ShutdownTimedOut { timeout: shutdown_timeout, shards: fleet.give_up().await };
+                    return result.and(Err(timed_out));
+                }
+            }
+        }
+        tracing::info!(worker = %fleet.shared.worker, "worker stopped");
+        result
+    }
+}
+
+/// The tasks of a running worker.
+struct Fleet {
+    shared: Arc<Shared>,
+    held: Held,
+    look_again: Arc<Notify>,
+    consumers: JoinSet<ShardId>,
+    keepers: JoinSet<TermEnd>,
+}
+
+impl Fleet {
+    fn start(&mut self, term: Term, keeper: TermKeeper) {
+        let shard = term.taken().shard_id.clone();
+        let consumer = ShardConsumer::new(Arc::clone(&self.shared), term);
+        self.keepers.spawn(keeper.run());
+        self.consumers.spawn(async move {
+            // Users' panics are caught where their code is called. One that gets here is ours: the shard is given up, and taken anew.
+            if AssertUnwindSafe(consumer.run()).catch_unwind().await.is_err() {
+                tracing::error!(%shard, "the shard's consumer has panicked; the shard is taken anew");
+            }
+            shard
+        });
+    }
+
+    fn ended(&self, shard: Option<ShardId>) {
+        if let Some(shard) = shard {
+            self.shared.status.leave(&shard);
+            self.held.remove(&shard);
+        }
+        // Whatever ended it, there may be something to take: children, or leases that this one stood in the way of.
+        self.look_again.notify_one();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.consumers.is_empty() && self.keepers.is_empty()
+    }
+
+    /// Stops the processors where they are and frees their leases, without checkpoints.
+    async fn give_up(&mut self) -> Vec<ShardId> {
+        let shards: Vec<_> = self.shared.status.read().into_keys().collect();
+        tracing::error!(
+            ?shards,
+            "shutdown took too long; the leases are freed, records since the last checkpoints will be delivered again"
+        );
+        // With its consumer a term's holder is gone, and its keeper frees the lease.
+        self.consumers.shutdown().await;
+        let freed = async { while self.keepers.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_WRITES, freed).await.is_err() {
+            tracing::warn!("not all leases could be freed; they expire");
+        }
+        shards
+    }
+}

@@ -1,0 +1,181 @@
+//! Looking after shards: which leases the stream's shards need, and which finished ones may go.
+//!
+//! Done by one worker at a time, as far as anybody can tell: the owner of the first unfinished lease; while nobody owns any, by all.
+//! Two that both believe it are only wasteful: leases are created if they do not exist, and deleted if they are as seen.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kcl_checkpoint::{Checkpoint, InitialPosition, Timestamp};
+use kcl_lease::backoff::Backoff;
+use kcl_lease::shard_sync::{self, Start};
+use kcl_lease::{Lease, ShardId, WorkerId, cleanup};
+use tokio::sync::Notify;
+
+use crate::consumer::Shared;
+use crate::error::WorkerError;
+use crate::stream::ShardFilter;
+
+/// While a listing of shards asks for leases that are not confirmed by another one, and after a first sync that somebody else was
+/// faster with: time to the next look.
+const CONFIRM_AFTER: Duration = Duration::from_secs(5);
+
+/// Keeps leases in step with shards for as long as a worker runs.
+#[derive(Debug)]
+pub(super) struct ShardSync {
+    pub(super) shared: Arc<Shared>,
+    /// Wakes the coordinator when there are new leases.
+    pub(super) look_again: Arc<Notify>,
+    pub(super) interval: Duration,
+    /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created.
+    pub(super) suspected: BTreeSet<ShardId>,
+}
+
+impl ShardSync {
+    /// Syncs at a steady pace, and never returns but with an error that ends the worker.
+    pub(super) async fn run(mut self) -> WorkerError {
+        match self.sync_for_ever().await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn sync_for_ever(&mut self) -> Result<Infallible, WorkerError> {
+        let mut backoff = Backoff::new(Duration::from_millis(500), self.interval, &self.shared.entropy);
+        loop {
+            let wait = match self.sync().await {
+                Ok(wait) => {
+                    backoff.reset();
+                    wait
+                }
+                Err(error @ WorkerError::StreamRecreated { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "shards and leases could not be compared; trying again");
+                    backoff.next_wait()
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One comparison; returns the time until the next.
+    async fn sync(&mut self) -> Result<Duration, WorkerError> {
+        let listing = self.shared.table.list().await?;
+        if !leads(&listing.leases, &self.shared.worker) {
+            self.suspected.clear();
+            return Ok(self.interval);
+        }
+        let stream = self.shared.stream_api.describe().await?;
+        if stream.created != self.shared.stream.created {
+            return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
+        }
+        self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);
+        if listing.leases.is_empty() && listing.unreadable.is_empty() {
+            return self.first_sync().await;
+        }
+        let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
+        // The application began when its leases say it did; LATEST means that instant for all of them.
+        let noted =
+            listing.leases.iter().filter(|lease| lease.checkpoint != Checkpoint::AtTimestamp).filter_map(|lease| lease.initial_timestamp);
+        let latest = noted.min();
+        let filter = match (self.shared.initial, latest) {
+            (InitialPosition::Latest, Some(time)) => ShardFilter::AtTimestamp(time),
+            (initial, _) => first_shards(initial),
+        };
+        let at_start = self.shared.stream_api.list_shards(filter).await?;
+        let start = self.start(latest);
+        // An item that can't be read may be any shard's lease. None of that name is created over it: its key exists.
+        let missing = shard_sync::missing_leases(&shards, &listing.leases, &at_start, &start);
+        let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
+        self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
+        self.create(&confirmed).await?;
+        let listed: BTreeSet<_> = shards.iter().map(|shard| &shard.shard_id).collect();
+        for lease in cleanup::deletable(&listing.leases, &|shard| listed.contains(shard)) {
+            let deleted = self.shared.table.delete(&lease).await?;
+            tracing::info!(shard = %lease.shard_id, deleted, "finished lease cleaned up");
+        }
+        Ok(if self.suspected.is_empty() { self.interval } else { CONFIRM_AFTER.min(self.interval) })
+    }
+
+    /// Makes the leases of an application that has none.
+    async fn first_sync(&self) -> Result<Duration, WorkerError> {
+        let shards = self.shared.stream_api.list_shards(first_shards(self.shared.initial)).await?;
+        // What LATEST means is fixed after the listing: a shard that closes in between is read from this instant to its end, and its children
+        // from their beginning.
+        let leases = match shard_sync::initial_leases(&shards, &self.start(None)) {
+            Ok(leases) => leases,
+            Err(hole) => {
+                tracing::warn!(%hole, "the listing of shards is not complete; trying again");
+                return Ok(Duration::from_secs(1));
+            }
+        };
+        // The first lease decides who does this. Whoever finds it made leaves the others alone: another instant, or another listing, must not
+        // be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
+        let Some((first, others)) = leases.split_first() else { return Ok(self.interval) };
+        if !self.create(std::slice::from_ref(first)).await? {
+            return Ok(CONFIRM_AFTER.min(self.interval));
+        }
+        self.create(others).await?;
+        Ok(self.interval)
+    }
+
+    /// How leases of first shards begin; LATEST means the given instant, or else now.
+    fn start(&self, latest: Option<Timestamp>) -> Start {
+        let latest = latest.or_else(|| Some(self.shared.clock.wall_time()));
+        Start { initial: self.shared.initial, latest, stream_created: Some(self.shared.stream.created) }
+    }
+
+    /// Creates leases in order; returns whether all were new.
+    async fn create(&self, leases: &[Lease]) -> Result<bool, WorkerError> {
+        let mut all_new = true;
+        for lease in leases {
+            let new = self.shared.table.create(lease).await?;
+            if new {
+                tracing::info!(shard = %lease.shard_id, checkpoint = %lease.checkpoint, "lease created");
+            }
+            all_new &= new;
+        }
+        if !leases.is_empty() {
+            self.look_again.notify_one();
+        }
+        Ok(all_new)
+    }
+}
+
+/// Which shards an application begins with that begins now.
+fn first_shards(initial: InitialPosition) -> ShardFilter {
+    match initial {
+        InitialPosition::TrimHorizon => ShardFilter::AtTrimHorizon,
+        InitialPosition::Latest => ShardFilter::AtLatest,
+        InitialPosition::AtTimestamp(time) => ShardFilter::AtTimestamp(time),
+    }
+}
+
+/// Whether this worker looks after the shards now.
+fn leads(leases: &[Lease], me: &WorkerId) -> bool {
+    let first = leases.iter().filter(|lease| !lease.is_finished()).find_map(Lease::actual_owner);
+    first.is_none_or(|owner| owner == me)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_of_the_first_unfinished_lease_leads_and_all_do_while_nobody_owns_any() {
+        let lease = |shard: &str, owner: Option<&str>, checkpoint| {
+            let mut lease = Lease::new(shard.into(), checkpoint);
+            lease.owner = owner.map(Into::into);
+            lease
+        };
+        let me: WorkerId = "me".into();
+        assert!(leads(&[], &me));
+        assert!(leads(&[lease("a", None, Checkpoint::TrimHorizon)], &me));
+        assert!(leads(&[lease("a", None, Checkpoint::TrimHorizon), lease("b", Some("me"), Checkpoint::TrimHorizon)], &me));
+        assert!(!leads(&[lease("a", Some("you"), Checkpoint::TrimHorizon), lease("b", Some("me"), Checkpoint::TrimHorizon)], &me));
+        assert!(leads(&[lease("a", Some("you"), Checkpoint::ShardEnd), lease("b", Some("me"), Checkpoint::TrimHorizon)], &me));
+    }
+}

@@ -1,0 +1,3 @@
+//! The crate over the wire, against local AWS.
+
+mod dead_letter;

@@ -1,0 +1,102 @@
+//! Failures of the SDK as the table's errors.
+
+use std::error::Error;
+
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+
+use crate::table::TableError;
+
+/// What a failed call means for the table's users.
+pub(super) fn table_error<E>(table: &str, operation: &'static str, error: &SdkError<E>) -> TableError
+where
+    E: Error + ProvideErrorMetadata + 'static,
+{
+    let table = table.to_owned();
+    match error {
+        SdkError::ServiceError(service) => {
+            let code = service.err().code().unwrap_or("an error without a code");
+            let message = match service.err().message() {
+                Some(words) => format!("{code}: {words}"),
+                None => code.to_owned(),
+            };
+            match kind(code, service.raw().status().as_u16()) {
+                Kind::NotFound => TableError::NotFound { table },
+                Kind::AccessDenied => TableError::AccessDenied { table, operation, message },
+                Kind::Throttled => TableError::Throttled { table, operation },
+                Kind::Unavailable => TableError::Unavailable { table, operation, message },
+                Kind::Rejected => TableError::Rejected { table, operation, message },
+            }
+        }
+        SdkError::ConstructionFailure(_) => TableError::Rejected { table, operation, message: chain(error) },
+        // A timeout, a connection that failed, credentials that could not be had, an answer that can't be read.
+        _ => TableError::Unavailable { table, operation, message: chain(error) },
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    NotFound,
+    AccessDenied,
+    Throttled,
+    Unavailable,
+    Rejected,
+}
+
+/// By "Error handling with DynamoDB" and "Common errors" of the DynamoDB documentation.
+fn kind(code: &str, http_status: u16) -> Kind {
+    match code {
+        "ResourceNotFoundException" | "TableNotFoundException" => Kind::NotFound,
+        "AccessDeniedException"
+        | "UnrecognizedClientException"
+        | "InvalidSignatureException"
+        | "IncompleteSignatureException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationTokenException"
+        | "MissingAuthenticationToken"
+        | "InvalidClientTokenId"
+        | "ExpiredTokenException"
+        | "ExpiredToken"
+        | "NotAuthorized"
+        | "OptInRequired" => Kind::AccessDenied,
+        "ProvisionedThroughputExceededException"
+        | "ThrottlingException"
+        | "Throttling"
+        | "RequestLimitExceeded"
+        | "LimitExceededException" => Kind::Throttled,
+        // The row is part of a transaction, or is being written in another region: the next attempt may pass.
+        "TransactionConflictException" | "ReplicatedWriteConflictException" => Kind::Unavailable,
+        "InternalServerError" | "InternalFailure" | "ServiceUnavailable" => Kind::Unavailable,
+        _ if http_status >= 500 => Kind::Unavailable,
+        _ => Kind::Rejected,
+    }
+}
+
+/// An error and its causes in one line. The causes' `Debug` is left out: it would print whole answers, rows included.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_sorted_by_what_the_caller_can_do() {
+        for (code, status, expected) in [
+            ("ResourceNotFoundException", 400, Kind::NotFound),
+            ("AccessDeniedException", 400, Kind::AccessDenied),
+            ("UnrecognizedClientException", 400, Kind::AccessDenied),
+            ("ExpiredTokenException", 400, Kind::AccessDenied),
+            ("ProvisionedThroughputExceededException", 400, Kind::Throttled),
+            ("RequestLimitExceeded", 400, Kind::Throttled),
+            ("TransactionConflictException", 400, Kind::Unavailable),
+            ("InternalServerError", 500, Kind::Unavailable),
+            ("an error without a code", 503, Kind::Unavailable),
+            ("ValidationException", 400, Kind::Rejected),
+            ("an error without a code", 418, Kind::Rejected),
+        ] {
+            assert_eq!(kind(code, status), expected, "{code}");
+        }
+    }
+}

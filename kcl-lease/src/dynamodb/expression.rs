@@ -1,0 +1,292 @@
+//! Conditional writes as DynamoDB expressions: pure functions of the write.
+//!
+//! Only the attributes named here are touched; whatever else the item holds stays.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::{attribute, item};
+use crate::lease::Lease;
+use crate::write::{LeaseWrite, Switches};
+
+/// A condition, an update (empty for a deletion), and what their placeholders stand for.
+///
+/// Attribute `x` is `#x`; the value that `x` must have is `:is_x`, the one that it gets is `:x`.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Expression {
+    pub(super) condition: String,
+    pub(super) update: String,
+    pub(super) names: BTreeMap<String, String>,
+    pub(super) values: BTreeMap<String, AttributeValue>,
+}
+
+/// The expression of a conditional write. See [`LeaseWrite::apply`] for what it means.
+pub(super) fn of_write(write: &LeaseWrite) -> Expression {
+    let mut parts = Parts::default();
+
+    // Without it, a write that expects no owner and any counter would make an item of a row that is gone.
+    let key = parts.name(attribute::LEASE_KEY);
+    parts.conditions.push(format!("attribute_exists({key})"));
+    if let Some(counter) = write.expected.counter {
+        parts.expect(attribute::LEASE_COUNTER, Some(item::number(counter)));
+    }
+    parts.expect(attribute::LEASE_OWNER, write.expected.owner.as_ref().map(item::worker_id));
+    parts.expect(attribute::CHECKPOINT_OWNER, write.expected.checkpoint_owner.as_ref().map(item::worker_id));
+
+    parts.set_or_remove(attribute::LEASE_OWNER, write.owner.as_ref().map(item::worker_id));
+    parts.set_or_remove(attribute::CHECKPOINT_OWNER, write.checkpoint_owner.as_ref().map(item::worker_id));
+    if let Some(id) = write.write_id {
+        parts.increment(attribute::LEASE_COUNTER);
+        parts.set(attribute::WRITE_ID, item::write_id(id));
+    }
+    match write.switches {
+        Switches::Keep => {}
+        Switches::Increment => parts.increment(attribute::OWNER_SWITCHES),
+        Switches::Set(count) => parts.set(attribute::OWNER_SWITCHES, item::number(count)),
+    }
+    if let Some(checkpoint) = &write.checkpoint {
+        parts.set(attribute::CHECKPOINT, AttributeValue::S(checkpoint.stored_text()));
+        parts.set(attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER, item::number(checkpoint.stored_sub_sequence_number()));
+        for name in attribute::PENDING_CHECKPOINT {
+            parts.set_or_remove(name, None);
+        }
+    }
+    if !write.children.is_empty() {
+        parts.set(attribute::CHILDREN, item::shard_ids(&write.children));
+    }
+    if let Some(time) = write.watermark {
+        parts.set(attribute::WATERMARK, item::timestamp(time));
+    }
+    if let Some(time) = write.initial_timestamp_if_absent {
+        parts.set_if_absent(attribute::INITIAL_TIMESTAMP, item::timestamp(time));
+    }
+    if let Some(time) = write.stream_created_if_absent {
+        parts.set_if_absent(attribute::STREAM_CREATED, item::timestamp(time));
+    }
+    parts.expression()
+}
+
+/// The expression of a deletion: the row is gone already, or counter, owner and checkpoint are as seen.
+pub(super) fn of_deletion(seen: &Lease) -> Expression {
+    let mut parts = Parts::default();
+    parts.expect(attribute::LEASE_COUNTER, Some(item::number(seen.counter)));
+    parts.expect(attribute::LEASE_OWNER, seen.owner.as_ref().map(item::worker_id));
+    parts.expect(attribute::CHECKPOINT, Some(AttributeValue::S(seen.checkpoint.stored_text())));
+    if let Some(record) = seen.checkpoint.record() {
+        let sub_sequence_number = record.sub_sequence_number;
+        parts.expect(attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER, Some(item::number(sub_sequence_number)));
+        if sub_sequence_number == 0 {
+            // An absent one is read as 0.
+            let absent = format!("attribute_not_exists({})", parts.name(attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER));
+            let is_zero = parts.conditions.pop().expect("the condition was pushed just above");
+            parts.conditions.push(format!("({is_zero} OR {absent})"));
+        }
+    }
+    let key = parts.name(attribute::LEASE_KEY);
+    let mut expression = parts.expression();
+    expression.condition = format!("attribute_not_exists({key}) OR ({})", expression.condition);
+    expression
+}
+
+/// An expression in the making.
+#[derive(Default)]
+struct Parts {
+    conditions: Vec<String>,
+    set: Vec<String>,
+    remove: Vec<String>,
+    add: Vec<String>,
+    names: BTreeMap<String, String>,
+    values: BTreeMap<String, AttributeValue>,
+}
+
+impl Parts {
+    fn name(&mut self, attribute: &str) -> String {
+        let placeholder = format!("#{attribute}");
+        self.names.insert(placeholder.clone(), attribute.to_owned());
+        placeholder
+    }
+
+    fn value(&mut self, placeholder: String, value: AttributeValue) -> String {
+        self.values.insert(placeholder.clone(), value);
+        placeholder
+    }
+
+    /// The attribute must have this value, or be absent.
+    fn expect(&mut self, attribute: &str, value: Option<AttributeValue>) {
+        let name = self.name(attribute);
+        let condition = match value {
+            Some(value) => format!("{name} = {}", self.value(format!(":is_{attribute}"), value)),
+            None => format!("attribute_not_exists({name})"),
+        };
+        self.conditions.push(condition);
+    }
+
+    fn set(&mut self, attribute: &str, value: AttributeValue) {
+        let (name, value) = (self.name(attribute), self.value(format!(":{attribute}"), value));
+        self.set.push(format!("{name} = {value}"));
+    }
+
+    fn set_or_remove(&mut self, attribute: &str, value: Option<AttributeValue>) {
+        if let Some(value) = value {
+            self.set(attribute, value);
+        } else {
+            let name = self.name(attribute);
+            self.remove.push(name);
+        }
+    }
+
+    fn set_if_absent(&mut self, attribute: &str, value: AttributeValue) {
+        let (name, value) = (self.name(attribute), self.value(format!(":{attribute}"), value));
+        self.set.push(format!("{name} = if_not_exists({name}, {value})"));
+    }
+
+    /// One more; an absent attribute counts as 0.
+    fn increment(&mut self, attribute: &str) {
+        let (name, one) = (self.name(attribute), self.value(":one".to_owned(), item::number(1)));
+        self.add.push(format!("{name} {one}"));
+    }
+
+    fn expression(self) -> Expression {
+        let clauses = [("SET", self.set), ("REMOVE", self.remove), ("ADD", self.add)];
+        let clauses = clauses.into_iter().filter(|(_, actions)| !actions.is_empty());
+        let update: Vec<_> = clauses.map(|(clause, actions)| format!("{clause} {}", actions.join(", "))).collect();
+        Expression { condition: self.conditions.join(" AND "), update: update.join(" "), names: self.names, values: self.values }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
+
+    use super::*;
+    use crate::lease::WorkerId;
+    use crate::write::WriteId;
+
+    fn lease(owner: Option<&str>, checkpoint_owner: Option<&str>) -> Lease {
+        let mut lease = Lease::new("shardId-000000000000".into(), Checkpoint::TrimHorizon);
+        (lease.owner, lease.checkpoint_owner) = (owner.map(WorkerId::from), checkpoint_owner.map(WorkerId::from));
+        lease.counter = 7;
+        lease
+    }
+
+    /// The expression with the placeholders' meaning put in, as one would write it by hand.
+    fn spelled_out(expression: &Expression) -> (String, String) {
+        // Each placeholder is in use: DynamoDB refuses idle ones.
+        let text = format!("{} | {}", expression.condition, expression.update);
+        for placeholder in expression.names.keys().chain(expression.values.keys()) {
+            assert!(text.split(|c: char| !(c.is_alphanumeric() || "#:_".contains(c))).any(|word| word == placeholder), "{placeholder}");
+        }
+        let spelled = text.split_inclusive([' ', '(', ')', ',']).map(|word| {
+            let bare = word.trim_end_matches([' ', '(', ')', ',']);
+            let meaning = match expression.values.get(bare) {
+                Some(AttributeValue::N(number)) => number.clone(),
+                Some(AttributeValue::S(text)) => format!("'{text}'"),
+                Some(AttributeValue::Ss(texts)) => format!("{texts:?}"),
+                Some(other) => panic!("{other:?}"),
+                None => expression.names.get(bare).cloned().unwrap_or_else(|| bare.to_owned()),
+            };
+            format!("{meaning}{}", &word[bare.len()..])
+        });
+        let spelled: String = spelled.collect();
+        let (condition, update) = spelled.split_once(" | ").unwrap();
+        (condition.to_owned(), update.to_owned())
+    }
+
+    #[test]
+    fn every_write_is_an_expression() {
+        let (id, b) = (WriteId(0xab), WorkerId::from("b"));
+        let at = Checkpoint::At(ExtendedSequenceNumber::new(495u128.into(), 2));
+        let owned = lease(Some("a"), None);
+        let handed = lease(Some("b"), Some("a"));
+        let mut noted = LeaseWrite::checkpoint(&owned, at, id);
+        noted.watermark = Some(Timestamp::from_millis(11));
+        noted.initial_timestamp_if_absent = Some(Timestamp::from_millis(12));
+        noted.stream_created_if_absent = Some(Timestamp::from_millis(13));
+
+        let row = "attribute_exists(leaseKey) AND leaseCounter = 7";
+        let owned_row = format!("{row} AND leaseOwner = 'a' AND attribute_not_exists(checkpointOwner)");
+        let handed_row = format!("{row} AND leaseOwner = 'b' AND checkpointOwner = 'a'");
+        let wid = "rk_wid = '00000000000000ab'";
+        let no_pending = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState";
+        let cases = [
+            (
+                "take a free one",
+                LeaseWrite::take(&lease(None, None), &b, id),
+                format!("{row} AND attribute_not_exists(leaseOwner) AND attribute_not_exists(checkpointOwner)"),
+                format!("SET leaseOwner = 'b', {wid} REMOVE checkpointOwner ADD leaseCounter 1, ownerSwitchesSinceCheckpoint 1"),
+            ),
+            (
+                "take one's own",
+                LeaseWrite::take(&lease(Some("b"), None), &b, id),
+                format!("{row} AND leaseOwner = 'b' AND attribute_not_exists(checkpointOwner)"),
+                format!("SET leaseOwner = 'b', {wid} REMOVE checkpointOwner ADD leaseCounter 1"),
+            ),
+            (
+                "renew",
+                LeaseWrite::renew(&owned, id),
+                owned_row.clone(),
+                format!("SET leaseOwner = 'a', {wid} REMOVE checkpointOwner ADD leaseCounter 1"),
+            ),
+            (
+                "renew while asked to hand over",
+                LeaseWrite::renew(&handed, id),
+                handed_row.clone(),
+                format!("SET leaseOwner = 'b', checkpointOwner = 'a', {wid} ADD leaseCounter 1"),
+            ),
+            (
+                "checkpoint",
+                noted,
+                owned_row.clone(),
+                format!(
+                    "SET leaseOwner = 'a', {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = '495', checkpointSubSequenceNumber = 2, \
+                     rk_ckptTs = 11, rk_initTs = if_not_exists(rk_initTs, 12), rk_streamTs = if_not_exists(rk_streamTs, 13) \
+                     REMOVE checkpointOwner, {no_pending} ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "hand over",
+                LeaseWrite::release(&handed, None, BTreeSet::new(), id),
+                handed_row,
+                format!("SET leaseOwner = 'b', {wid} REMOVE checkpointOwner ADD leaseCounter 1, ownerSwitchesSinceCheckpoint 1"),
+            ),
+            (
+                "end",
+                LeaseWrite::release(&owned, Some(Checkpoint::ShardEnd), BTreeSet::from(["c1".into(), "c2".into()]), id),
+                owned_row,
+                format!(
+                    "SET {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = 'SHARD_END', checkpointSubSequenceNumber = 0, \
+                     childShardIds = [\"c1\", \"c2\"] REMOVE leaseOwner, checkpointOwner, {no_pending} ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "ask for a handoff",
+                LeaseWrite::request_handoff(&owned, &b).unwrap(),
+                "attribute_exists(leaseKey) AND leaseOwner = 'a' AND attribute_not_exists(checkpointOwner)".to_owned(),
+                "SET leaseOwner = 'b', checkpointOwner = 'a'".to_owned(),
+            ),
+        ];
+        for (name, write, condition, update) in cases {
+            assert_eq!(spelled_out(&of_write(&write)), (condition, update), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_expects_the_row_as_seen_or_gone() {
+        let at = |sub| Checkpoint::At(ExtendedSequenceNumber::new(495u128.into(), sub));
+        let row = "leaseCounter = 7 AND leaseOwner = 'a' AND checkpoint =";
+        for (checkpoint, condition) in [
+            (Checkpoint::ShardEnd, format!("{row} 'SHARD_END'")),
+            (at(3), format!("{row} '495' AND checkpointSubSequenceNumber = 3")),
+            (at(0), format!("{row} '495' AND (checkpointSubSequenceNumber = 0 OR attribute_not_exists(checkpointSubSequenceNumber))")),
+        ] {
+            let seen = Lease { checkpoint, ..lease(Some("a"), None) };
+            let expected = (format!("attribute_not_exists(leaseKey) OR ({condition})"), String::new());
+            assert_eq!(spelled_out(&of_deletion(&seen)), expected, "{checkpoint}");
+        }
+        let (condition, _) = spelled_out(&of_deletion(&lease(None, None)));
+        assert!(condition.contains("attribute_not_exists(leaseOwner)"), "{condition}");
+    }
+}

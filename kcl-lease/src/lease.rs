@@ -1,0 +1,134 @@
+//! A lease as plain data: one row of the lease table.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use kcl_checkpoint::{Checkpoint, Timestamp};
+
+use crate::write::WriteId;
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl<T: Into<Arc<str>>> From<T> for $name {
+            fn from(text: T) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type! {
+    /// A shard's name, such as `shardId-000000000042`. It is the key of the shard's lease too.
+    ShardId
+}
+
+name_type! {
+    /// The name of one start of one worker process. It is never used again: after a restart it is another one, so that a row written
+    /// by an earlier start can't be taken for one's own.
+    WorkerId
+}
+
+/// The part of the key space that a shard holds: 128-bit hash keys, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HashKeyRange {
+    /// The lowest hash key.
+    pub start: u128,
+    /// The highest hash key.
+    pub end: u128,
+}
+
+/// One row of the lease table: who reads a shard, how far it is read, and how it is related to others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// The shard, and the row's key (`leaseKey`).
+    pub shard_id: ShardId,
+    /// Who owns the shard, or, while a handoff is under way, who shall own it next (`leaseOwner`). `None`: free to take.
+    pub owner: Option<WorkerId>,
+    /// Only while a handoff is under way: who still owns the shard, may process and checkpoint (`checkpointOwner`).
+    pub checkpoint_owner: Option<WorkerId>,
+    /// Grows with every write of the row by its owner and with every take (`leaseCounter`): heartbeat and fence in one.
+    pub counter: u64,
+    /// Owner changes since the last checkpoint (`ownerSwitchesSinceCheckpoint`): high for a shard whose record kills its process.
+    pub owner_switches_since_checkpoint: u64,
+    /// How far the shard is read (`checkpoint`, `checkpointSubSequenceNumber`).
+    pub checkpoint: Checkpoint,
+    /// The shards that this one came from: none, one (split), or two (merge) (`parentShardId`).
+    pub parents: BTreeSet<ShardId>,
+    /// The shards that this one became, once it has ended (`childShardIds`).
+    pub children: BTreeSet<ShardId>,
+    /// The shard's hash keys (`startingHashKey`, `endingHashKey`); absent in rows of old Java libraries.
+    pub hash_range: Option<HashKeyRange>,
+    /// Where reading starts while the checkpoint is LATEST or AT_TIMESTAMP (`rk_initTs`); absent in rows of the Java library.
+    pub initial_timestamp: Option<Timestamp>,
+    /// All records that arrived before this time were finished when the row was last written (`rk_ckptTs`); absent: unknown.
+    pub watermark: Option<Timestamp>,
+    /// When the stream was created (`rk_streamTs`): tells a stream from another one of the same name. Absent: unknown.
+    pub stream_created: Option<Timestamp>,
+    /// The last of our writes that changed the row's counter (`rk_wid`). Stale once a Java worker has written the row.
+    pub write_id: Option<WriteId>,
+}
+
+impl Lease {
+    /// A new, unowned lease that starts at `checkpoint`.
+    #[must_use]
+    pub fn new(shard_id: ShardId, checkpoint: Checkpoint) -> Self {
+        Self {
+            shard_id,
+            owner: None,
+            checkpoint_owner: None,
+            counter: 0,
+            owner_switches_since_checkpoint: 0,
+            checkpoint,
+            parents: BTreeSet::new(),
+            children: BTreeSet::new(),
+            hash_range: None,
+            initial_timestamp: None,
+            watermark: None,
+            stream_created: None,
+            write_id: None,
+        }
+    }
+
+    /// Who may process and checkpoint now: the checkpoint owner while a handoff is under way, else the owner.
+    #[must_use]
+    pub fn actual_owner(&self) -> Option<&WorkerId> {
+        self.checkpoint_owner.as_ref().or(self.owner.as_ref())
+    }
+
+    /// Who shall own the shard next, while a handoff is under way.
+    #[must_use]
+    pub fn next_owner(&self) -> Option<&WorkerId> {
+        self.checkpoint_owner.as_ref().and(self.owner.as_ref())
+    }
+
+    /// Whether the shard is read to its end.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.checkpoint.is_shard_end()
+    }
+}

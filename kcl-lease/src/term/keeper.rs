@@ -1,0 +1,216 @@
+//! The one task that writes a lease's row for the length of a term.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::{Command, TermContext, TermEnd, TermStatus, View};
+use crate::backoff::Backoff;
+use crate::lease::{Lease, ShardId};
+use crate::table::{TableError, WriteOutcome};
+use crate::write::LeaseWrite;
+
+/// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
+#[derive(Debug)]
+pub struct TermKeeper {
+    context: TermContext,
+    /// The row as this term last saw it.
+    held: Lease,
+    view: watch::Sender<View>,
+    commands: mpsc::Receiver<Command>,
+    watermark: watch::Receiver<Option<Timestamp>>,
+    next_renewal: Instant,
+    /// From the moment when a request for a handoff was seen.
+    handoff_deadline: Option<Instant>,
+}
+
+/// What the row's owner wants to do with it.
+enum Intent {
+    Renew,
+    Checkpoint(Checkpoint),
+    Release(Option<Checkpoint>, BTreeSet<ShardId>),
+}
+
+type Reply = Option<oneshot::Sender<Result<(), CheckpointWriteError>>>;
+
+impl TermKeeper {
+    pub(super) fn new(
+        context: TermContext,
+        held: Lease,
+        view: watch::Sender<View>,
+        commands: mpsc::Receiver<Command>,
+        watermark: watch::Receiver<Option<Timestamp>>,
+    ) -> Self {
+        let next_renewal = Instant::now() + context.timing.renewal_interval();
+        Self { context, held, view, commands, watermark, next_renewal, handoff_deadline: None }
+    }
+
+    /// Renews, checkpoints and releases until the term is over, and says how it ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops all writes at once, like the death of the process: the lease expires.
+    pub async fn run(mut self) -> TermEnd {
+        let end = loop {
+            let (intent, reply) = self.next_intent().await;
+            let releases = matches!(intent, Intent::Release(..));
+            match self.put_through(intent).await {
+                Ok(()) => {
+                    answer(reply, Ok(()));
+                    if releases {
+                        break TermEnd::Released;
+                    }
+                }
+                Err(end) => {
+                    // The end is visible before the answer is: whoever got it must not find the term valid.
+                    self.end(end);
+                    answer(reply, Err(CheckpointWriteError::LeaseLost));
+                    break end;
+                }
+            }
+        };
+        self.end(end);
+        end
+    }
+
+    async fn next_intent(&mut self) -> (Intent, Reply) {
+        loop {
+            // Commands first: a checkpoint proves life as well as a renewal does.
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    // Whoever asked has given up waiting; it will ask again with a later checkpoint.
+                    Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
+                    Some(Command::Checkpoint { checkpoint, reply }) => return (Intent::Checkpoint(checkpoint), Some(reply)),
+                    Some(Command::Release { checkpoint, children, reply }) => return (Intent::Release(checkpoint, children), Some(reply)),
+                    None => return (Intent::Release(None, BTreeSet::new()), None),
+                },
+                () = wait_for(self.handoff_deadline) => {
+                    // The records in work did not finish in time. Let go now: the call that still runs may end after
+                    // another worker has begun, but its acknowledgement and checkpoint will be refused.
+                    tracing::warn!(shard = %self.held.shard_id, "handoff timed out with records still in work; they will be delivered again");
+                    self.end(TermEnd::Released);
+                    return (Intent::Release(None, BTreeSet::new()), None);
+                }
+                () = tokio::time::sleep_until(self.next_renewal) => return (Intent::Renew, None),
+            }
+        }
+    }
+
+    /// Carries the intent out against the row as it is, or says why the term is over.
+    async fn put_through(&mut self, intent: Intent) -> Result<(), TermEnd> {
+        loop {
+            let write = self.write_for(&intent);
+            // Before the first sending of this write: it can't have been applied earlier, whichever repetition is.
+            let (sent, sent_at) = (self.context.clock.boot_time(), Instant::now());
+            match carry_out(&self.context, &write).await {
+                Ok(WriteOutcome::Applied(row)) => {
+                    self.held = *row;
+                    self.next_renewal = sent_at + self.context.timing.renewal_interval();
+                    self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
+                    return Ok(());
+                }
+                Ok(WriteOutcome::Refused(row)) => match after_refusal(&self.held, row.as_deref()) {
+                    // The write is definitely not in effect and can't come into effect any more: the row now has a checkpoint owner,
+                    // and the write expects none. So another one from the same counter is no guess.
+                    Some(requested) => {
+                        self.held = requested;
+                        self.note_handoff();
+                    }
+                    None => {
+                        tracing::warn!(
+                            shard = %self.held.shard_id,
+                            owner = row.as_ref().and_then(|row| row.actual_owner()).map(ToString::to_string),
+                            "lease lost"
+                        );
+                        return Err(TermEnd::Lost);
+                    }
+                },
+                Err(error) => {
+                    tracing::error!(shard = %self.held.shard_id, %error, "the lease table is gone or refuses this worker; the shard is given up");
+                    return Err(TermEnd::TableGone);
+                }
+            }
+        }
+    }
+
+    fn write_for(&mut self, intent: &Intent) -> LeaseWrite {
+        let id = self.context.write_id();
+        let mut write = match intent {
+            Intent::Renew => LeaseWrite::renew(&self.held, id),
+            Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
+            Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
+        };
+        write.watermark = *self.watermark.borrow_and_update();
+        write
+    }
+
+    fn note_handoff(&mut self) {
+        if self.handoff_deadline.is_none() {
+            tracing::info!(shard = %self.held.shard_id, next_owner = self.held.next_owner().map(ToString::to_string), "handoff requested");
+            self.handoff_deadline = Some(Instant::now() + self.context.timing.handoff_timeout);
+            self.view.send_modify(|view| {
+                if view.status == TermStatus::Held {
+                    view.status = TermStatus::HandoffRequested;
+                }
+            });
+        }
+    }
+
+    fn prolong(&self, valid_until: Duration) {
+        self.view.send_modify(|view| view.valid_until = view.valid_until.max(valid_until));
+    }
+
+    fn end(&self, end: TermEnd) {
+        self.view.send_modify(|view| {
+            if !matches!(view.status, TermStatus::Ended(_)) {
+                view.status = TermStatus::Ended(end);
+            }
+        });
+    }
+}
+
+/// Repeats the identical write until its outcome is certain, however long that takes.
+///
+/// After an answer is lost, the write may have taken effect or may do so seconds later; a read can't tell, and another write from the same row
+/// could be overtaken by it. Only the same write again, which the table recognises, gives certainty.
+pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
+    let timing = &context.timing;
+    let mut backoff = Backoff::new(Duration::from_millis(100), timing.lease_duration / 4, &context.entropy);
+    loop {
+        match context.table.write(write).await {
+            Ok(outcome) => return Ok(outcome),
+            // Credentials that expire or a policy being changed must not cost the lease: nothing is delivered meanwhile, since
+            // the validity runs out.
+            Err(error @ (TableError::NotFound { .. } | TableError::NotALeaseTable { .. } | TableError::Rejected { .. })) => {
+                return Err(error);
+            }
+            Err(error) => {
+                let wait = backoff.next_wait();
+                tracing::warn!(shard = %write.shard_id, %error, attempts = backoff.failures(), ?wait, "lease write failed; repeating it");
+                tokio::time::sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// After a refused write: the row to go on with if all that has changed is that somebody asked for a handoff, else `None`: lost.
+fn after_refusal(held: &Lease, row: Option<&Lease>) -> Option<Lease> {
+    row.filter(|row| row.counter == held.counter && held.checkpoint_owner.is_none() && row.checkpoint_owner == held.owner).cloned()
+}
+
+fn answer(reply: Reply, result: Result<(), CheckpointWriteError>) {
+    if let Some(reply) = reply {
+        // Nobody waits any more: fine, the outcome stands in the row.
+        let _ = reply.send(result);
+    }
+}
+
+async fn wait_for(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,290 @@
+//! A term: one worker's hold on one lease, from its take to its end.
+//!
+//! A term has two halves. The [`Term`] is held by whoever processes the shard: it tells whether the hold is still valid, carries
+//! the fencing token, and passes on checkpoints and the release. The [`TermKeeper`] is the **one task that writes the
+//! row**: renewals, checkpoints and the release stand in one queue, so that they can never race each other for the counter.
+//!
+//! Validity is stamped before a write is sent: the write can't have been applied earlier, so every peer that waits a lease duration
+//! from seeing it waits longer than this worker believes in it. When the table can't be reached the validity runs out and the term is
+//! *suspended*, not ended: a later write that succeeds proves that nobody took the lease, and the term goes on.
+
+mod keeper;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, Timestamp};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::keeper::TermKeeper;
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::lease::{Lease, ShardId, WorkerId};
+use crate::table::{LeaseTable, TableError, WriteOutcome};
+use crate::write::{LeaseWrite, WriteId};
+
+/// How long things may take in the life of a lease. All follows from two settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTiming {
+    /// How long a lease is valid after the last proof of life. A dead worker's shards are taken after this time; a pause
+    /// longer than this may lead to duplicates.
+    pub lease_duration: Duration,
+    /// How long an owner that was asked for a handoff may go on with the records in work before it lets go.
+    pub handoff_timeout: Duration,
+}
+
+impl LeaseTiming {
+    /// Time between two proofs of life: a third of the duration, so that two may fail.
+    #[must_use]
+    pub fn renewal_interval(&self) -> Duration {
+        self.lease_duration / 3
+    }
+
+    /// How much earlier than its peers the owner stops believing in its lease: covers clocks that run at different rates
+    /// (0.2 % each) and the step from the check to the delivery.
+    #[must_use]
+    pub fn guard(&self) -> Duration {
+        self.lease_duration / 50
+    }
+
+    /// How long one call to the lease table may take: well below the time between two renewals.
+    #[must_use]
+    pub fn call_timeout(&self) -> Duration {
+        (self.lease_duration / 5).min(Duration::from_secs(2))
+    }
+}
+
+/// What every term of a worker needs.
+#[derive(Clone, Debug)]
+pub struct TermContext {
+    /// The lease table.
+    pub table: Arc<dyn LeaseTable>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Write ids and jitter.
+    pub entropy: Entropy,
+    /// This worker.
+    pub worker: WorkerId,
+    /// Durations.
+    pub timing: LeaseTiming,
+    /// When the stream was created, to be noted in rows that do not say.
+    pub stream_created: Option<Timestamp>,
+}
+
+impl TermContext {
+    fn write_id(&self) -> WriteId {
+        WriteId(self.entropy.u64())
+    }
+}
+
+/// Why a term is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TermEnd {
+    /// This worker let go of the lease: freed it, handed it over, or finished the shard.
+    Released,
+    /// Another worker took the lease, or its row is gone.
+    Lost,
+    /// The lease table itself is gone, or refuses this program for good.
+    TableGone,
+}
+
+/// How a term stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TermStatus {
+    /// Held.
+    Held,
+    /// Held, and another worker has asked for it: finish what is in work and release.
+    HandoffRequested,
+    /// Over: no delivery, no checkpoint.
+    Ended(TermEnd),
+}
+
+/// What the keeper tells the holder.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    status: TermStatus,
+    /// Boot time before which the hold is certain.
+    valid_until: Duration,
+}
+
+/// What the holder asks of the keeper.
+enum Command {
+    Checkpoint { checkpoint: Checkpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+}
+
+/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
+#[derive(Clone, Debug)]
+pub struct Term {
+    taken: Arc<Lease>,
+    clock: Arc<dyn Clock>,
+    lease_duration: Duration,
+    view: watch::Receiver<View>,
+    commands: mpsc::Sender<Command>,
+    watermark: watch::Sender<Option<Timestamp>>,
+}
+
+/// The answer to an attempt to take a lease.
+#[derive(Debug)]
+#[must_use = "the keeper must be run, or the lease expires"]
+pub enum Acquired {
+    /// The lease is this worker's. The keeper must be run as a task of its own for as long as the term lasts.
+    Yes(Term, Box<TermKeeper>),
+    /// Somebody else was faster, or the row has changed. The row as it is, if there is one.
+    No(Option<Box<Lease>>),
+}
+
+/// Takes a lease that is free, expired, or handed over to this worker, as `seen` shows it.
+///
+/// # Errors
+/// Only those of [`TableError::is_fatal`]; others are retried with the identical write until the answer is definite.
+///
+/// # Cancel safety
+/// Dropping the future may leave the row owned by this worker without a term. Such an orphan is seen at the next look at the table
+/// and taken again.
+pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, TableError> {
+    let mut write = LeaseWrite::take(seen, &context.worker, context.write_id());
+    write.stream_created_if_absent = context.stream_created;
+    if seen.checkpoint == Checkpoint::Latest {
+        // A row of the Java library, or of a first sync: from now on LATEST means this instant, also after a crash.
+        write.initial_timestamp_if_absent = Some(context.clock.wall_time());
+    }
+    // The write can't be applied before this moment, whichever of its repetitions is.
+    let sent = context.clock.boot_time();
+    Ok(match keeper::carry_out(context, &write).await? {
+        WriteOutcome::Refused(row) => Acquired::No(row),
+        WriteOutcome::Applied(row) => {
+            let (term, keeper) = begin(context, *row, sent);
+            Acquired::Yes(term, Box::new(keeper))
+        }
+    })
+}
+
+fn begin(context: &TermContext, row: Lease, sent: Duration) -> (Term, TermKeeper) {
+    let valid_until = sent + context.timing.lease_duration - context.timing.guard();
+    let (view_sender, view) = watch::channel(View { status: TermStatus::Held, valid_until });
+    // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
+    let (commands, command_receiver) = mpsc::channel(16);
+    let watermark = watch::Sender::new(None);
+    let term = Term {
+        taken: Arc::new(row.clone()),
+        clock: Arc::clone(&context.clock),
+        lease_duration: context.timing.lease_duration,
+        view,
+        commands,
+        watermark: watermark.clone(),
+    };
+    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, watermark.subscribe()))
+}
+
+impl Term {
+    /// The row as the take returned it: reading starts at its checkpoint.
+    #[must_use]
+    pub fn taken(&self) -> &Lease {
+        &self.taken
+    }
+
+    /// Grows with every term of the shard, whoever holds it: a sink that refuses smaller tokens than it has seen is safe from a
+    /// worker that was paused beyond its term.
+    #[must_use]
+    pub fn fencing_token(&self) -> u64 {
+        self.taken.counter
+    }
+
+    /// Whether records may be delivered and checkpointed now.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let view = *self.view.borrow();
+        !matches!(view.status, TermStatus::Ended(_)) && self.clock.boot_time() < view.valid_until
+    }
+
+    /// How the term stands.
+    #[must_use]
+    pub fn status(&self) -> TermStatus {
+        self.view.borrow().status
+    }
+
+    /// Waits until the term may be used again (`Ok`), or is over. Returns at once if either is so.
+    ///
+    /// # Errors
+    /// Why the term is over.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn valid(&self) -> Result<(), TermEnd> {
+        let mut view = self.view.clone();
+        loop {
+            let seen = *view.borrow_and_update();
+            match seen.status {
+                TermStatus::Ended(end) => return Err(end),
+                _ if self.clock.boot_time() < seen.valid_until => return Ok(()),
+                _ => {}
+            }
+            if view.changed().await.is_err() {
+                return Err(self.end_without_word());
+            }
+        }
+    }
+
+    /// Waits until the status is another one than `than`, and returns it.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn status_other_than(&self, than: TermStatus) -> TermStatus {
+        let mut view = self.view.clone();
+        match view.wait_for(|view| view.status != than).await {
+            Ok(view) => view.status,
+            Err(_) => TermStatus::Ended(self.end_without_word()),
+        }
+    }
+
+    /// Tells the keeper that all records that arrived before `time` are finished. Written along with the next write of the row.
+    pub fn set_watermark(&self, time: Timestamp) {
+        self.watermark.send_replace(Some(time));
+    }
+
+    /// Ends the term: hands the lease to the worker that asked for it, or frees it; with a last checkpoint, and with the children of
+    /// a shard that has ended. Peers need not wait for it to expire.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::write`]. After [`CheckpointWriteError::Unavailable`] the keeper goes on trying.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the release with the keeper, which carries it out.
+    pub async fn release(&self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Release { checkpoint, children, reply }).await
+    }
+
+    async fn ask(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), CheckpointWriteError>>) -> Command,
+    ) -> Result<(), CheckpointWriteError> {
+        let (reply, answer) = oneshot::channel();
+        let exchange = async {
+            self.commands.send(command(reply)).await.map_err(|_| CheckpointWriteError::LeaseLost)?;
+            // The keeper drops the reply only when the term has ended.
+            answer.await.unwrap_or(Err(CheckpointWriteError::LeaseLost))
+        };
+        tokio::time::timeout(self.lease_duration, exchange).await.unwrap_or(Err(CheckpointWriteError::Unavailable(None)))
+    }
+
+    /// The keeper is gone without setting an end: its task was aborted together with its worker.
+    fn end_without_word(&self) -> TermEnd {
+        match self.status() {
+            TermStatus::Ended(end) => end,
+            _ => TermEnd::Lost,
+        }
+    }
+}
+
+#[async_trait]
+impl CheckpointWriter for Term {
+    async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Checkpoint { checkpoint, reply }).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! Terms against a table whose answers are scripted, in paused time.
+
+use std::sync::Mutex;
+
+use kcl_checkpoint::ExtendedSequenceNumber;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::*;
+use crate::memory::InMemoryLeaseTable;
+use crate::table::LeaseListing;
+
+/// Boot time that follows the paused runtime clock.
+#[derive(Debug)]
+struct PausedClock(Instant);
+
+impl Clock for PausedClock {
+    fn boot_time(&self) -> Duration {
+        Duration::from_secs(1000) + self.0.elapsed()
+    }
+
+    fn wall_time(&self) -> Timestamp {
+        Timestamp::from_millis(1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap())
+    }
+}
+
+/// What happens to the next write.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    DroppedBeforeApplied,
+    AppliedAnswerLost,
+    Slow(Duration),
+}
+
+#[derive(Debug, Default)]
+struct ScriptedTable {
+    inner: InMemoryLeaseTable,
+    fates: Mutex<Vec<Fate>>,
+    down: Mutex<bool>,
+    writes: Mutex<Vec<LeaseWrite>>,
+}
+
+impl ScriptedTable {
+    fn unavailable() -> TableError {
+        TableError::Unavailable { table: "t".into(), operation: "UpdateItem", message: "scripted".into() }
+    }
+
+    fn next(&self, fates: &[Fate]) {
+        *self.fates.lock().unwrap() = fates.to_vec();
+    }
+}
+
+#[async_trait]
+impl LeaseTable for ScriptedTable {
+    async fn ensure(&self) -> Result<(), TableError> {
+        Ok(())
+    }
+    async fn list(&self) -> Result<LeaseListing, TableError> {
+        self.inner.list().await
+    }
+    async fn get(&self, shard_id: &ShardId) -> Result<Option<Lease>, TableError> {
+        self.inner.get(shard_id).await
+    }
+    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
+        self.inner.create(lease).await
+    }
+    async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
+        self.inner.delete(seen).await
+    }
+    async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
+        self.writes.lock().unwrap().push(write.clone());
+        if *self.down.lock().unwrap() {
+            return Err(Self::unavailable());
+        }
+        let fate = {
+            let mut fates = self.fates.lock().unwrap();
+            (!fates.is_empty()).then(|| fates.remove(0))
+        };
+        match fate {
+            Some(Fate::DroppedBeforeApplied) => Err(Self::unavailable()),
+            Some(Fate::AppliedAnswerLost) => {
+                let _ = self.inner.write(write).await;
+                Err(Self::unavailable())
+            }
+            Some(Fate::Slow(time)) => {
+                tokio::time::sleep(time).await;
+                self.inner.write(write).await
+            }
+            None => self.inner.write(write).await,
+        }
+    }
+}
+
+struct World {
+    table: Arc<ScriptedTable>,
+    clock: Arc<PausedClock>,
+    tasks: JoinSet<TermEnd>,
+}
+
+const DURATION: Duration = Duration::from_secs(10);
+
+impl World {
+    async fn new() -> Self {
+        let world = Self { table: Arc::default(), clock: Arc::new(PausedClock(Instant::now())), tasks: JoinSet::new() };
+        let _ = world.table.create(&Lease::new(shard(), Checkpoint::TrimHorizon)).await.unwrap();
+        world
+    }
+
+    fn context(&self, worker: &str) -> TermContext {
+        let table: Arc<ScriptedTable> = Arc::clone(&self.table);
+        let clock: Arc<PausedClock> = Arc::clone(&self.clock);
+        TermContext {
+            table,
+            clock,
+            entropy: Entropy::from_seed(worker.len() as u64),
+            worker: worker.into(),
+            timing: LeaseTiming { lease_duration: DURATION, handoff_timeout: Duration::from_secs(30) },
+            stream_created: None,
+        }
+    }
+
+    async fn row(&self) -> Lease {
+        self.table.get(&shard()).await.unwrap().unwrap()
+    }
+
+    /// Takes the lease as it stands and runs its keeper.
+    async fn take(&mut self, worker: &str) -> Term {
+        let row = self.row().await;
+        match acquire(&self.context(worker), &row).await.unwrap() {
+            Acquired::Yes(term, keeper) => {
+                self.tasks.spawn(keeper.run());
+                term
+            }
+            Acquired::No(row) => panic!("not taken: {row:?}"),
+        }
+    }
+}
+
+fn shard() -> ShardId {
+    "shardId-000000000000".into()
+}
+
+fn at(number: u128) -> Checkpoint {
+    Checkpoint::At(ExtendedSequenceNumber::whole(number.into()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_term_is_renewed_and_stays_valid() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(term.is_valid());
+    }
+    let counter = world.row().await.counter;
+    assert!((30..=31).contains(&counter), "one take and a renewal each 3.3 s: {counter}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_written_once_and_spares_a_renewal() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    for n in 0..20 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        term.write(at(n)).await.unwrap();
+    }
+    let row = world.row().await;
+    assert_eq!((row.checkpoint, row.counter), (at(19), 21));
+}
+
+#[tokio::test(start_paused = true)]
+async fn validity_is_stamped_before_the_write_is_sent() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    let taken = Instant::now();
+    // the first renewal is sent after 3.3 s and its answer takes until 12.3 s
+    world.table.next(&[Fate::Slow(Duration::from_secs(9))]);
+    tokio::time::sleep_until(taken + Duration::from_millis(9_700)).await;
+    assert!(term.is_valid());
+    tokio::time::sleep_until(taken + Duration::from_millis(9_900)).await;
+    assert!(!term.is_valid(), "the take is 10 s old and no renewal is confirmed");
+    // that renewal's validity counts from its sending; all others get no answer
+    *world.table.down.lock().unwrap() = true;
+    tokio::time::sleep_until(taken + Duration::from_millis(12_400)).await;
+    assert!(term.is_valid());
+    tokio::time::sleep_until(taken + Duration::from_millis(13_400)).await;
+    assert!(!term.is_valid(), "stamped at 3.3 s, valid until 13.1 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_are_settled_by_the_identical_write() {
+    let mut world = World::new().await;
+    world.table.next(&[Fate::AppliedAnswerLost, Fate::DroppedBeforeApplied]);
+    let term = world.take("a").await;
+    assert_eq!(term.fencing_token(), 1);
+    world.table.next(&[Fate::DroppedBeforeApplied, Fate::AppliedAnswerLost, Fate::DroppedBeforeApplied]);
+    term.write(at(5)).await.unwrap();
+    let row = world.row().await;
+    assert_eq!((row.checkpoint, row.counter), (at(5), 2));
+    let writes = world.table.writes.lock().unwrap();
+    assert!(writes[..3].windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(writes[3..7].windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_is_away_for_hours_suspends_the_term_and_does_not_end_it() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    *world.table.down.lock().unwrap() = true;
+    tokio::time::sleep(Duration::from_secs(4 * 3600)).await;
+    assert!(!term.is_valid());
+    assert!(matches!(term.write(at(1)).await, Err(CheckpointWriteError::Unavailable(_))));
+    let writes = world.table.writes.lock().unwrap().len();
+    assert!(writes < 4 * 3600, "{writes} attempts in four hours");
+    *world.table.down.lock().unwrap() = false;
+    term.valid().await.unwrap();
+    term.write(at(2)).await.unwrap();
+    assert_eq!(world.row().await.checkpoint, at(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_that_was_taken_over_is_lost_and_can_write_nothing() {
+    let mut world = World::new().await;
+    let old = world.take("a").await;
+    *world.table.down.lock().unwrap() = true;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    *world.table.down.lock().unwrap() = false;
+    let new = world.take("bb").await;
+    assert!(new.fencing_token() > old.fencing_token());
+    assert!(matches!(old.write(at(9)).await, Err(CheckpointWriteError::LeaseLost)));
+    assert_eq!(old.valid().await, Err(TermEnd::Lost));
+    assert_eq!(world.row().await.checkpoint, Checkpoint::TrimHorizon);
+    new.write(at(3)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handoff_lets_the_owner_finish_and_starts_the_next_term_at_its_last_checkpoint() {
+    let mut world = World::new().await;
+    let old = world.take("a").await;
+    old.write(at(1)).await.unwrap();
+    let request = LeaseWrite::request_handoff(&world.row().await, &"bb".into()).unwrap();
+    assert!(matches!(world.table.write(&request).await.unwrap(), WriteOutcome::Applied(_)));
+
+    assert_eq!(old.status_other_than(TermStatus::Held).await, TermStatus::HandoffRequested);
+    assert!(old.is_valid());
+    old.write(at(2)).await.unwrap();
+    old.release(Some(at(3)), BTreeSet::new()).await.unwrap();
+    assert_eq!(old.status(), TermStatus::Ended(TermEnd::Released));
+    assert!(!old.is_valid());
+
+    let row = world.row().await;
+    assert_eq!((row.owner.as_ref().map(WorkerId::as_str), row.checkpoint_owner.as_ref(), row.checkpoint), (Some("bb"), None, at(3)));
+    let new = world.take("bb").await;
+    assert_eq!(new.taken().checkpoint, at(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_does_not_finish_a_handoff_lets_go_after_the_timeout() {
+    let mut world = World::new().await;
+    let old = world.take("a").await;
+    let request = LeaseWrite::request_handoff(&world.row().await, &"bb".into()).unwrap();
+    let _ = world.table.write(&request).await.unwrap();
+    assert_eq!(old.status_other_than(TermStatus::Held).await, TermStatus::HandoffRequested);
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(old.status(), TermStatus::Ended(TermEnd::Released));
+    assert_eq!(world.row().await.actual_owner().map(WorkerId::as_str), Some("bb"));
+    assert!(matches!(old.write(at(9)).await, Err(CheckpointWriteError::LeaseLost)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_whose_holder_is_gone_frees_its_lease() {
+    let mut world = World::new().await;
+    drop(world.take("a").await);
+    assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
+    assert_eq!(world.row().await.owner, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_race_for_a_lease_has_one_winner_and_the_loser_does_nothing() {
+    let mut world = World::new().await;
+    let seen = world.row().await;
+    let _winner = world.take("a").await;
+    match acquire(&world.context("bb"), &seen).await.unwrap() {
+        Acquired::No(Some(row)) => assert_eq!(row.owner.as_ref().map(WorkerId::as_str), Some("a")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_is_resolved_once() {
+    let mut world = World::new().await;
+    let seen = world.row().await;
+    assert!(world.table.delete(&seen).await.unwrap());
+    let _ = world.table.create(&Lease::new(shard(), Checkpoint::Latest)).await.unwrap();
+    let first = world.take("a").await;
+    let instant = first.taken().initial_timestamp.expect("noted by the take");
+    first.release(None, BTreeSet::new()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.take("bb").await.taken().initial_timestamp, Some(instant));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watermark_travels_with_the_next_write() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    term.set_watermark(Timestamp::from_millis(42));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(world.row().await.watermark, Some(Timestamp::from_millis(42)));
+}

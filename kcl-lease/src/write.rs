@@ -1,0 +1,307 @@
+//! Every conditional write of a lease as plain data, and what it does to a row.
+//!
+//! All that protects a lease is in this file: which row a write expects, and what it makes of it. Adapters only carry it out.
+//! Conditions never look at a clock.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use kcl_checkpoint::{Checkpoint, Timestamp};
+
+use crate::lease::{Lease, ShardId, WorkerId};
+
+/// Marks one write of a row, so that its writer recognises it when the answer was lost. Drawn at random, never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriteId(pub u64);
+
+impl fmt::Display for WriteId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for WriteId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// The row that a write expects. A row that differs, or is missing, refuses the write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expected {
+    /// The counter; `None`: any.
+    pub counter: Option<u64>,
+    /// The owner, or that there is none.
+    pub owner: Option<WorkerId>,
+    /// The checkpoint owner, or that there is none.
+    pub checkpoint_owner: Option<WorkerId>,
+}
+
+/// What becomes of `ownerSwitchesSinceCheckpoint`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Switches {
+    /// It stays.
+    Keep,
+    /// One more.
+    Increment,
+    /// It becomes this number.
+    Set(u64),
+}
+
+/// One conditional update of one row. Built by the functions below; carried out by a [`LeaseTable`](crate::table::LeaseTable).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseWrite {
+    /// The row.
+    pub shard_id: ShardId,
+    /// The row as it must be.
+    pub expected: Expected,
+    /// The owner that the row gets, or none.
+    pub owner: Option<WorkerId>,
+    /// The checkpoint owner that the row gets, or none.
+    pub checkpoint_owner: Option<WorkerId>,
+    /// Set with every write that increments the counter. A request for a handoff has none: like the Java library's, it leaves
+    /// the counter to the owner.
+    pub write_id: Option<WriteId>,
+    /// What becomes of the count of owner changes.
+    pub switches: Switches,
+    /// A new checkpoint; clears a pending one, as the Java library does.
+    pub checkpoint: Option<Checkpoint>,
+    /// Child shards to note.
+    pub children: BTreeSet<ShardId>,
+    /// A new watermark.
+    pub watermark: Option<Timestamp>,
+    /// Where reading starts, noted only if the row says nothing of it.
+    pub initial_timestamp_if_absent: Option<Timestamp>,
+    /// When the stream was created, noted only if the row says nothing of it.
+    pub stream_created_if_absent: Option<Timestamp>,
+}
+
+impl LeaseWrite {
+    /// Makes `worker` the owner of a lease that nobody owns, whose owner is dead, or that was handed over to `worker`.
+    /// Begins a term: every later write of the row by an older term is refused, since counter and owner have changed.
+    #[must_use]
+    pub fn take(seen: &Lease, worker: &WorkerId, write_id: WriteId) -> Self {
+        // The Java library's rule: a switch if the owner differs, or if a handoff under way ends here.
+        let switch = seen.owner.as_ref() != Some(worker) || seen.checkpoint_owner.is_some();
+        Self {
+            owner: Some(worker.clone()),
+            checkpoint_owner: None,
+            switches: if switch { Switches::Increment } else { Switches::Keep },
+            ..Self::of_term(seen, write_id)
+        }
+    }
+
+    /// Proves that the owner is alive.
+    #[must_use]
+    pub fn renew(held: &Lease, write_id: WriteId) -> Self {
+        Self::of_term(held, write_id)
+    }
+
+    /// Moves the checkpoint, and proves that the owner is alive.
+    #[must_use]
+    pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
+        Self { checkpoint: Some(checkpoint), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
+    }
+
+    /// Ends the owner's term: hands the lease to its next owner if a handoff is under way, else frees it. With a last checkpoint
+    /// and, for a shard that has ended, the children.
+    #[must_use]
+    pub fn release(held: &Lease, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, write_id: WriteId) -> Self {
+        let next = held.next_owner().cloned();
+        let finished = checkpoint.unwrap_or(held.checkpoint).is_shard_end();
+        let changed = u64::from(next.is_some() && !finished);
+        Self {
+            // A finished lease needs no owner: there is nothing left to hand over.
+            owner: next.filter(|_| !finished),
+            checkpoint_owner: None,
+            checkpoint,
+            children,
+            switches: match (checkpoint, changed) {
+                (Some(_), changed) => Switches::Set(changed),
+                (None, 0) => Switches::Keep,
+                (None, _) => Switches::Increment,
+            },
+            ..Self::of_term(held, write_id)
+        }
+    }
+
+    /// Asks the living owner to hand the lease over to `worker`. Does not end the owner's term, does not touch the counter.
+    /// `None` if the lease has no owner, belongs to `worker`, or is already being handed over.
+    #[must_use]
+    pub fn request_handoff(seen: &Lease, worker: &WorkerId) -> Option<Self> {
+        let owner = seen.owner.as_ref().filter(|owner| *owner != worker && seen.checkpoint_owner.is_none())?;
+        Some(Self {
+            expected: Expected { counter: None, owner: Some(owner.clone()), checkpoint_owner: None },
+            owner: Some(worker.clone()),
+            checkpoint_owner: Some(owner.clone()),
+            write_id: None,
+            ..Self::of_term(seen, WriteId(0))
+        })
+    }
+
+    /// A write that expects the row exactly as it was last seen and changes nothing but the counter.
+    fn of_term(seen: &Lease, write_id: WriteId) -> Self {
+        Self {
+            shard_id: seen.shard_id.clone(),
+            expected: Expected { counter: Some(seen.counter), owner: seen.owner.clone(), checkpoint_owner: seen.checkpoint_owner.clone() },
+            owner: seen.owner.clone(),
+            checkpoint_owner: seen.checkpoint_owner.clone(),
+            write_id: Some(write_id),
+            switches: Switches::Keep,
+            checkpoint: None,
+            children: BTreeSet::new(),
+            watermark: None,
+            initial_timestamp_if_absent: None,
+            stream_created_if_absent: None,
+        }
+    }
+
+    /// Whether a row shows that this very write is in effect: how a writer whose answer was lost finds out.
+    ///
+    /// With a write id, the row must carry it together with the counter that the write made: the id alone may have outlived a
+    /// later write of a Java worker, which does not know of it. A request for a handoff is recognised by what it asks for.
+    #[must_use]
+    pub fn is_in_effect(&self, row: &Lease) -> bool {
+        match self.write_id {
+            Some(id) => row.write_id == Some(id) && self.expected.counter.map(|counter| counter + 1) == Some(row.counter),
+            None => row.owner == self.owner && row.checkpoint_owner == self.checkpoint_owner,
+        }
+    }
+
+    /// What the write makes of a row: the new row, or `None` if the row is not as expected.
+    #[must_use]
+    pub fn apply(&self, row: &Lease) -> Option<Lease> {
+        let expected = self.expected.counter.is_none_or(|counter| counter == row.counter)
+            && self.expected.owner == row.owner
+            && self.expected.checkpoint_owner == row.checkpoint_owner;
+        expected.then(|| Lease {
+            owner: self.owner.clone(),
+            checkpoint_owner: self.checkpoint_owner.clone(),
+            counter: row.counter + u64::from(self.write_id.is_some()),
+            write_id: self.write_id.or(row.write_id),
+            owner_switches_since_checkpoint: match self.switches {
+                Switches::Keep => row.owner_switches_since_checkpoint,
+                Switches::Increment => row.owner_switches_since_checkpoint + 1,
+                Switches::Set(count) => count,
+            },
+            checkpoint: self.checkpoint.unwrap_or(row.checkpoint),
+            children: if self.children.is_empty() { row.children.clone() } else { self.children.clone() },
+            watermark: self.watermark.or(row.watermark),
+            initial_timestamp: row.initial_timestamp.or(self.initial_timestamp_if_absent),
+            stream_created: row.stream_created.or(self.stream_created_if_absent),
+            ..row.clone()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kcl_checkpoint::ExtendedSequenceNumber;
+
+    use super::*;
+
+    fn worker(name: &str) -> WorkerId {
+        name.into()
+    }
+
+    fn owned_by(owner: Option<&str>, checkpoint_owner: Option<&str>) -> Lease {
+        let mut lease = Lease::new("shardId-000000000000".into(), Checkpoint::TrimHorizon);
+        lease.owner = owner.map(worker);
+        lease.checkpoint_owner = checkpoint_owner.map(worker);
+        lease.counter = 7;
+        lease
+    }
+
+    fn at(number: u128) -> Checkpoint {
+        Checkpoint::At(ExtendedSequenceNumber::whole(number.into()))
+    }
+
+    #[test]
+    fn a_take_ends_every_older_term() {
+        let seen = owned_by(Some("a"), None);
+        let taken = LeaseWrite::take(&seen, &worker("b"), WriteId(1)).apply(&seen).unwrap();
+        assert_eq!((taken.owner.clone(), taken.counter, taken.owner_switches_since_checkpoint), (Some(worker("b")), 8, 1));
+        for late in [
+            LeaseWrite::renew(&seen, WriteId(2)),
+            LeaseWrite::checkpoint(&seen, at(5), WriteId(3)),
+            LeaseWrite::release(&seen, Some(at(5)), BTreeSet::new(), WriteId(4)),
+            LeaseWrite::take(&seen, &worker("c"), WriteId(5)),
+        ] {
+            assert_eq!(late.apply(&taken), None, "{late:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_made_anew_with_the_same_counter_refuses_the_old_owner() {
+        let held = owned_by(Some("a"), None);
+        let anew = owned_by(Some("b"), None);
+        assert_eq!(LeaseWrite::renew(&held, WriteId(1)).apply(&anew), None);
+    }
+
+    #[test]
+    fn a_handoff_leaves_the_term_to_the_owner_until_it_releases() {
+        let held = owned_by(Some("a"), None);
+        let asked = LeaseWrite::request_handoff(&held, &worker("b")).unwrap().apply(&held).unwrap();
+        assert_eq!((asked.counter, asked.actual_owner(), asked.next_owner()), (7, Some(&worker("a")), Some(&worker("b"))));
+
+        // the owner that has not seen the request is refused, sees it in the answer, and goes on with it in mind
+        assert_eq!(LeaseWrite::checkpoint(&held, at(5), WriteId(1)).apply(&asked), None);
+        let going_on = LeaseWrite::checkpoint(&asked, at(5), WriteId(2)).apply(&asked).unwrap();
+        assert_eq!((going_on.counter, going_on.checkpoint, going_on.actual_owner()), (8, at(5), Some(&worker("a"))));
+
+        let over = LeaseWrite::release(&going_on, Some(at(6)), BTreeSet::new(), WriteId(3)).apply(&going_on).unwrap();
+        assert_eq!((over.owner.clone(), over.checkpoint_owner.clone(), over.counter), (Some(worker("b")), None, 9));
+        assert_eq!((over.checkpoint, over.owner_switches_since_checkpoint), (at(6), 1));
+        assert_eq!(LeaseWrite::renew(&going_on, WriteId(4)).apply(&over), None);
+        let begun = LeaseWrite::take(&over, &worker("b"), WriteId(5)).apply(&over).unwrap();
+        assert_eq!((begun.counter, begun.owner_switches_since_checkpoint), (10, 1));
+    }
+
+    #[test]
+    fn a_handoff_is_asked_of_a_living_stranger_only() {
+        for (lease, asker) in [
+            (owned_by(None, None), "b"),
+            (owned_by(Some("b"), None), "b"),
+            (owned_by(Some("b"), Some("a")), "c"),
+            (owned_by(Some("b"), Some("a")), "b"),
+        ] {
+            assert_eq!(LeaseWrite::request_handoff(&lease, &worker(asker)), None, "{lease:?}");
+        }
+    }
+
+    #[test]
+    fn a_release_frees_the_lease_and_a_finished_one_is_handed_to_nobody() {
+        let held = owned_by(Some("a"), None);
+        let free = LeaseWrite::release(&held, None, BTreeSet::new(), WriteId(1)).apply(&held).unwrap();
+        assert_eq!((free.owner, free.counter, free.checkpoint), (None, 8, Checkpoint::TrimHorizon));
+
+        let handed = owned_by(Some("b"), Some("a"));
+        let children = BTreeSet::from(["shardId-000000000001".into()]);
+        let ended = LeaseWrite::release(&handed, Some(Checkpoint::ShardEnd), children.clone(), WriteId(1)).apply(&handed).unwrap();
+        assert_eq!((ended.owner, ended.checkpoint_owner, ended.checkpoint), (None, None, Checkpoint::ShardEnd));
+        assert_eq!((ended.children, ended.owner_switches_since_checkpoint), (children, 0));
+    }
+
+    #[test]
+    fn a_checkpoint_clears_the_count_of_owner_changes() {
+        let mut held = owned_by(Some("a"), None);
+        held.owner_switches_since_checkpoint = 3;
+        assert_eq!(LeaseWrite::renew(&held, WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 3);
+        assert_eq!(LeaseWrite::checkpoint(&held, at(1), WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 0);
+    }
+
+    #[test]
+    fn a_write_whose_answer_was_lost_is_recognised_and_no_other_one_is() {
+        let held = owned_by(Some("a"), None);
+        let write = LeaseWrite::renew(&held, WriteId(1));
+        let after = write.apply(&held).unwrap();
+        assert!(write.is_in_effect(&after));
+        assert!(!write.is_in_effect(&held));
+        assert!(!LeaseWrite::renew(&held, WriteId(2)).is_in_effect(&after));
+        // a request for a handoff came between: still recognised
+        let asked = LeaseWrite::request_handoff(&after, &worker("b")).unwrap().apply(&after).unwrap();
+        assert!(write.is_in_effect(&asked));
+        // a Java worker wrote the row since: it leaves our id but moves the counter
+        assert!(!write.is_in_effect(&Lease { counter: after.counter + 1, ..after }));
+    }
+}

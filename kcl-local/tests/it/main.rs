@@ -1,0 +1,11 @@
+//! The servers over the wire, driven by the official SDKs and by hand-made requests.
+
+#[cfg(unix)]
+mod binary;
+mod dynamodb;
+mod faults;
+mod kinesis;
+mod protocols;
+mod server;
+mod sqs;
+mod support;
