@@ -1,10 +1,8 @@
-//! Which leases a stream's shards need.
+//! Which leases a list of shards needs.
 //!
-//! A lease is made for the oldest shards that the application reads; their descendants' leases follow when their parents end. So a stream that
-//! was resharded a hundred times starts with as many leases as it had shards then, and nothing is read before what it came from.
-//!
-//! All leases are made in the order of the shards' birth. A crash between any two leaves a table from which
-//! [`missing_leases`] goes on to the same result.
+//! A stream is a family: shards split and merge, children follow their parents. Leases are made for the oldest generation that is
+//! to be read; every later one gets its leases when its parents end. So between any two writes, every part of the key space is
+//! covered by a lease that is not finished, or by its descendants to come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,206 +11,276 @@ use kcl_checkpoint::{Checkpoint, InitialPosition, SequenceNumber, Timestamp};
 use crate::lease::{HashKeyRange, Lease, ShardId};
 
 /// A shard as ListShards tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shard {
     /// Its name.
     pub shard_id: ShardId,
-    /// The shards that it came from: none, one (split) or two (merge). They need not be listed any more.
+    /// The parent and the adjacent parent, as far as Kinesis tells: none, one (split), or two (merge).
     pub parents: BTreeSet<ShardId>,
-    /// The hash keys that it holds.
+    /// Its hash keys.
     pub hash_range: HashKeyRange,
-    /// Grows from parent to child.
+    /// The lowest sequence number that it may hold: above all of its parents'.
     pub starting_sequence_number: SequenceNumber,
-    /// Set once the shard is closed.
+    /// Its last sequence number, once it is closed.
     pub ending_sequence_number: Option<SequenceNumber>,
 }
 
 impl Shard {
-    /// Whether the shard takes new records.
+    /// Whether records can still be put into it.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.ending_sequence_number.is_none()
     }
-
-    fn birth(&self) -> (SequenceNumber, &ShardId) {
-        (self.starting_sequence_number, &self.shard_id)
-    }
 }
 
-/// A child shard as the end of its parent tells of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A child as GetRecords and SubscribeToShard tell of it at the end of its parent.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChildShard {
     /// Its name.
     pub shard_id: ShardId,
-    /// The shards that it came from.
+    /// All of its parents.
     pub parents: BTreeSet<ShardId>,
-    /// The hash keys that it holds.
+    /// Its hash keys.
     pub hash_range: HashKeyRange,
 }
 
-/// Hash keys that no shard of a listing holds: the listing is not complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no listed shard holds hash key {first_missing}")]
+/// Hash keys that no shard of a list covers, though a stream always covers all: the list is incomplete. Read it again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no shard covers the hash keys from {start} to {end}: the list of shards is incomplete")]
 pub struct Hole {
-    /// The first of them.
-    pub first_missing: u128,
+    /// The lowest hash key that is not covered.
+    pub start: u128,
+    /// The highest one up to the next shard.
+    pub end: u128,
 }
 
-/// Checks that every hash key belongs to a shard. Ranges may overlap: a parent and its child may both be listed.
+/// A merged shard can't get its lease yet: it would hide that its other parent has none, and that one would never be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("shard {child} merges shard {parent}, which has no lease yet: wait for the next shard sync to create it")]
+pub struct MissingMergeParent {
+    /// The merged shard.
+    pub child: ShardId,
+    /// The parent without a lease.
+    pub parent: ShardId,
+}
+
+/// Checks that the ranges cover all hash keys, from 0 to 2^128 - 1. They may overlap, as those of parents and children do.
 ///
 /// # Errors
-/// The first hole.
-pub fn tiles_key_space<'a>(ranges: impl IntoIterator<Item = &'a HashKeyRange>) -> Result<(), Hole> {
+/// The first [`Hole`], from below.
+pub fn tiles_key_space(ranges: impl IntoIterator<Item = HashKeyRange>) -> Result<(), Hole> {
     let mut ranges: Vec<_> = ranges.into_iter().collect();
     ranges.sort_by_key(|range| range.start);
-    let mut first_missing = 0;
+    let mut next = 0;
     for range in ranges {
-        if range.start > first_missing {
-            break;
+        if range.start > next {
+            return Err(Hole { start: next, end: range.start - 1 });
         }
-        if range.end >= first_missing {
-            first_missing = match range.end.checked_add(1) {
-                Some(next) => next,
-                None => return Ok(()),
-            };
+        match range.end.checked_add(1) {
+            Some(after) => next = next.max(after),
+            None => return Ok(()),
         }
     }
-    Err(Hole { first_missing })
+    Err(Hole { start: next, end: u128::MAX })
 }
 
-/// What new leases of an application's first shards carry.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// Where the application begins.
-    pub initial: InitialPosition,
-    /// The instant that LATEST means; unused otherwise.
-    pub latest: Option<Timestamp>,
-    /// When the stream was made.
-    pub stream_created: Option<Timestamp>,
-}
-
-impl Start {
-    fn lease(&self, shard: &Shard) -> Lease {
-        let initial_timestamp = match self.initial {
-            InitialPosition::TrimHorizon => None,
-            InitialPosition::Latest => self.latest,
-            InitialPosition::AtTimestamp(time) => Some(time),
-        };
-        Lease {
-            initial_timestamp,
-            ..new_lease(&shard.shard_id, &shard.parents, shard.hash_range, self.initial.checkpoint(), self.stream_created)
-        }
-    }
-}
-
-/// The leases of an application that has none: one for each shard that was open at its initial position, in the order of their birth.
+/// The leases of an empty table: one for each listed shard, open or closed.
 ///
-/// A parent and its child may both be listed, in the very millisecond of a reshard. Both get a lease; the child's waits for its parent's.
+/// `listing` holds the shards that were open at the initial position: ListShards with the filter `AT_LATEST`, `AT_TRIM_HORIZON`
+/// or `AT_TIMESTAMP`. `resolved` is the instant that LATEST stands for, taken **after** the listing was complete, so that each
+/// shard that closed before it is in the list or has its descendants there.
+///
+/// The leases are in the order in which they must be created: older shards first. After a crash in between,
+/// [`missing_leases`] goes on. Should parent and child both be listed, both get a lease, and the child's waits for the parent's.
 ///
 /// # Errors
-/// If the listing leaves a hole: then nothing may be made of it.
-pub fn initial_leases(listing: &[Shard], start: &Start) -> Result<Vec<Lease>, Hole> {
-    tiles_key_space(listing.iter().map(|shard| &shard.hash_range))?;
-    Ok(by_birth(listing).into_iter().map(|shard| start.lease(shard)).collect())
+/// [`Hole`] if the listed shards do not cover the key space.
+pub fn initial_leases(
+    listing: &[Shard],
+    initial: InitialPosition,
+    resolved: Option<Timestamp>,
+    stream_created: Option<Timestamp>,
+) -> Result<Vec<Lease>, Hole> {
+    tiles_key_space(listing.iter().map(|shard| shard.hash_range))?;
+    let instant = instant_of(initial, resolved);
+    let in_order = oldest_first(listing);
+    Ok(in_order.into_iter().map(|shard| lease_for(shard, initial.checkpoint(), instant, stream_created)).collect())
 }
 
-/// How a shard without a lease, or with one, stands to those that may follow it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// Its records are all finished, in this application: what comes next is due, from its beginning.
-    Finished,
-    /// It is being read, or will be: what comes next waits.
-    Pending,
-    /// It has nothing to do with this application: trimmed, or older than its start.
-    Past,
-}
-
-/// The leases that the shards need beside those that there are, in the order of their birth.
+/// The leases that a table with leases lacks, in the order in which they must be created: older shards first.
 ///
-/// `shards` is a full listing; `at_start` lists the shards that were open at the application's initial position. From these the
-/// following leases are made, and no other:
+/// `shards` are all shards that Kinesis lists; the leases must be read **after** them, so that no lease that was meanwhile finished
+/// and deleted looks as if it had never been. `resolved` is used for LATEST only if no lease tells when the application started.
 ///
-/// - Of a shard all of whose parents are finished (or past): from its beginning. Normally the end of a parent makes them; this heals
-///   whatever was left undone.
-/// - Of a shard that was open at the start and has nothing to do with any lease: at the initial position. So a first sync that was broken off is
-///   completed.
+/// A shard without a lease
 ///
-/// A shard with a descendant that has a lease is over: its lease was finished and cleaned up, or never was needed.
+/// - is done if it has a descendant with a lease: descendants get theirs only when their parents are finished, or when the parents
+///   lie before the initial position. It may have been read and cleaned up, and is never created again.
+/// - waits if it descends from a shard that is not finished: it comes when that one ends. One whose shard is no longer listed
+///   counts too; its owner has to end it.
+/// - starts at TRIM_HORIZON if all its parents are finished: this heals a hole, whatever made it. A parent that is neither listed nor
+///   leased is finished.
+/// - starts at the initial position if no ancestor has a lease: a first sync was interrupted, or it is the other half of a merge.
+///   Open or closed, with all its descendants: each gives exactly its records from the instant on that existing leases
+///   tell, so that all shards start alike however often the first sync is interrupted.
 #[must_use]
-pub fn missing_leases(shards: &[Shard], leases: &[Lease], at_start: &[Shard], start: &Start) -> Vec<Lease> {
-    let finished: BTreeMap<_, _> = leases.iter().map(|lease| (&lease.shard_id, lease.is_finished())).collect();
-    let initial: BTreeSet<_> = at_start.iter().map(|shard| &shard.shard_id).collect();
-    let ordered = by_birth(shards);
-    let outlived = outlived(&ordered, &finished);
-
-    let mut standing: BTreeMap<&ShardId, Standing> = BTreeMap::new();
+pub fn missing_leases(shards: &[Shard], leases: &[Lease], initial: InitialPosition, resolved: Option<Timestamp>) -> Vec<Lease> {
+    // Shards that get their leases later carry the instant of the first ones, so that it outlives their clean-up.
+    let started = leases.iter().filter_map(|lease| lease.initial_timestamp).min();
+    let instant = started.or_else(|| instant_of(initial, resolved));
+    let stream_created = leases.iter().find_map(|lease| lease.stream_created);
+    let mut family = Family::new(shards, leases);
     let mut missing = Vec::new();
-    for shard in ordered {
-        let parents: Vec<_> = shard.parents.iter().map(|parent| standing_of(parent, &standing, &finished)).collect();
-        let this = match finished.get(&shard.shard_id) {
-            Some(true) => Standing::Finished,
-            Some(false) => Standing::Pending,
-            // Not finished as far as its other descendants are concerned: had it been read, they would have leases too, since a
-            // finished lease is kept until all its children are read. Whoever has none is older than the application's start.
-            None if outlived.contains(&shard.shard_id) => Standing::Past,
-            None if parents.contains(&Standing::Pending) => Standing::Pending,
-            None if parents.contains(&Standing::Finished) => {
-                let (shard_id, parents) = (&shard.shard_id, &shard.parents);
-                missing.push(new_lease(shard_id, parents, shard.hash_range, Checkpoint::TrimHorizon, start.stream_created));
-                Standing::Pending
-            }
-            None if initial.contains(&shard.shard_id) => {
-                missing.push(start.lease(shard));
-                Standing::Pending
-            }
-            None => Standing::Past,
+    for shard in oldest_first(shards) {
+        let checkpoint = match family.standing(&shard.shard_id) {
+            Standing::Initial => initial.checkpoint(),
+            Standing::Next => Checkpoint::TrimHorizon,
+            Standing::Outside | Standing::Finished | Standing::Unfinished => continue,
         };
-        standing.insert(&shard.shard_id, this);
+        missing.push(lease_for(shard, checkpoint, instant, stream_created));
     }
     missing
 }
 
-/// The shards with a descendant that has a lease. `ordered` is by birth.
-fn outlived(ordered: &[&Shard], finished: &BTreeMap<&ShardId, bool>) -> BTreeSet<ShardId> {
-    let mut outlived = BTreeSet::new();
-    for shard in ordered.iter().rev() {
-        if finished.contains_key(&shard.shard_id) || outlived.contains(&shard.shard_id) {
-            outlived.extend(shard.parents.iter().cloned());
-        }
-    }
-    outlived
-}
-
-/// A parent that is listed was born before its child and stands already; one that is not listed is past, or has a lease that outlived it.
-fn standing_of(parent: &ShardId, standing: &BTreeMap<&ShardId, Standing>, finished: &BTreeMap<&ShardId, bool>) -> Standing {
-    standing.get(parent).copied().unwrap_or_else(|| match finished.get(parent) {
-        Some(true) => Standing::Finished,
-        Some(false) => Standing::Pending,
-        None => Standing::Past,
-    })
-}
-
-/// The leases of the shards that a shard became, from their beginnings. Made before the parent is ended.
+/// The leases of the children of a shard that has ended. They are created before the parent is noted as finished, so that a crash in
+/// between leaves no hole. Children start at TRIM_HORIZON whatever the initial position: nothing of them has been read.
 #[must_use]
-pub fn child_leases(children: &[ChildShard], stream_created: Option<Timestamp>) -> Vec<Lease> {
-    let lease = |child: &ChildShard| new_lease(&child.shard_id, &child.parents, child.hash_range, Checkpoint::TrimHorizon, stream_created);
+pub fn child_leases(parent: &Lease, children: &[ChildShard]) -> Vec<Lease> {
+    let lease = |child: &ChildShard| Lease {
+        parents: child.parents.iter().chain([&parent.shard_id]).cloned().collect(),
+        hash_range: Some(child.hash_range),
+        initial_timestamp: parent.initial_timestamp,
+        stream_created: parent.stream_created,
+        ..Lease::new(child.shard_id.clone(), Checkpoint::TrimHorizon)
+    };
     children.iter().map(lease).collect()
 }
 
-fn new_lease(
-    shard_id: &ShardId,
-    parents: &BTreeSet<ShardId>,
-    hash_range: HashKeyRange,
-    checkpoint: Checkpoint,
-    stream_created: Option<Timestamp>,
-) -> Lease {
-    Lease { parents: parents.clone(), hash_range: Some(hash_range), stream_created, ..Lease::new(shard_id.clone(), checkpoint) }
+/// Checks that the other parent of each merged child is known, before the child gets its lease.
+///
+/// `known` tells of a shard whether it has a lease or is no longer listed by Kinesis. If only one of two parents has a lease,
+/// the next shard sync makes the other one's; it could not tell any more once the child has one.
+///
+/// # Errors
+/// [`MissingMergeParent`] names the first parent without a lease: try again later.
+pub fn merge_is_ready(parent: &ShardId, children: &[ChildShard], known: &dyn Fn(&ShardId) -> bool) -> Result<(), MissingMergeParent> {
+    let parents = children.iter().flat_map(|child| child.parents.iter().map(move |parent| (child, parent)));
+    match parents.into_iter().find(|(_, other)| *other != parent && !known(other)) {
+        Some((child, other)) => Err(MissingMergeParent { child: child.shard_id.clone(), parent: other.clone() }),
+        None => Ok(()),
+    }
 }
 
-fn by_birth(shards: &[Shard]) -> Vec<&Shard> {
-    let mut ordered: Vec<_> = shards.iter().collect();
-    ordered.sort_by_key(|shard| shard.birth());
-    ordered
+/// The instant that the initial position stands for; TRIM_HORIZON needs none.
+fn instant_of(initial: InitialPosition, resolved: Option<Timestamp>) -> Option<Timestamp> {
+    match initial {
+        InitialPosition::TrimHorizon => None,
+        InitialPosition::Latest => resolved,
+        InitialPosition::AtTimestamp(timestamp) => Some(timestamp),
+    }
+}
+
+/// The shards, each once, parents before their children.
+fn oldest_first(shards: &[Shard]) -> Vec<&Shard> {
+    let mut shards: Vec<_> = shards.iter().collect();
+    shards.sort_by_key(|shard| (shard.starting_sequence_number, &shard.shard_id));
+    shards.dedup_by_key(|shard| &shard.shard_id);
+    shards
+}
+
+fn lease_for(shard: &Shard, checkpoint: Checkpoint, instant: Option<Timestamp>, stream_created: Option<Timestamp>) -> Lease {
+    Lease {
+        parents: shard.parents.clone(),
+        hash_range: Some(shard.hash_range),
+        initial_timestamp: instant,
+        stream_created,
+        ..Lease::new(shard.shard_id.clone(), checkpoint)
+    }
+}
+
+/// What a shard is to its children.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// Before the initial position, or done and cleaned up long ago: no ancestor has a lease either.
+    Outside,
+    /// Finished, or a gap below finished ones.
+    Finished,
+    /// It or an ancestor has a lease that is not finished.
+    Unfinished,
+    /// No lease yet, and none of its ancestors has one: starts at the initial position.
+    Initial,
+    /// No lease yet, and all before it is finished: starts at TRIM_HORIZON.
+    Next,
+}
+
+/// All shards of which the listing or the leases tell, and who descends from whom.
+struct Family<'a> {
+    leases: BTreeMap<&'a ShardId, &'a Lease>,
+    listed: BTreeSet<&'a ShardId>,
+    parents: BTreeMap<&'a ShardId, BTreeSet<&'a ShardId>>,
+    /// Shards with a descendant that has a lease.
+    superseded: BTreeSet<&'a ShardId>,
+    standings: BTreeMap<&'a ShardId, Standing>,
+}
+
+impl<'a> Family<'a> {
+    fn new(shards: &'a [Shard], leases: &'a [Lease]) -> Self {
+        let listed = shards.iter().flat_map(|shard| shard.parents.iter().map(|parent| (&shard.shard_id, parent)));
+        let noted = leases.iter().flat_map(|lease| lease.parents.iter().map(|parent| (&lease.shard_id, parent)));
+        let ended = leases.iter().flat_map(|lease| lease.children.iter().map(|child| (child, &lease.shard_id)));
+        let mut parents: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (child, parent) in listed.chain(noted).chain(ended) {
+            parents.entry(child).or_default().insert(parent);
+        }
+        let mut superseded = BTreeSet::new();
+        let mut above: Vec<_> = leases.iter().map(|lease| &lease.shard_id).collect();
+        while let Some(shard) = above.pop() {
+            above.extend(parents.get(shard).into_iter().flatten().copied().filter(|parent| superseded.insert(*parent)));
+        }
+        Self {
+            leases: leases.iter().map(|lease| (&lease.shard_id, lease)).collect(),
+            listed: shards.iter().map(|shard| &shard.shard_id).collect(),
+            parents,
+            superseded,
+            standings: BTreeMap::new(),
+        }
+    }
+
+    /// What this shard is to its children. Asked oldest first, so that it goes back one generation at a time.
+    fn standing(&mut self, shard: &'a ShardId) -> Standing {
+        if let Some(known) = self.standings.get(shard) {
+            return *known;
+        }
+        // A shard that is its own ancestor is nonsense, and must not lead round in circles.
+        self.standings.insert(shard, Standing::Outside);
+        let standing = match self.leases.get(shard) {
+            Some(lease) if lease.is_finished() => Standing::Finished,
+            Some(_) => Standing::Unfinished,
+            None => {
+                let parents: Vec<_> = self.parents.get(shard).into_iter().flatten().copied().collect();
+                let parents: Vec<_> = parents.into_iter().map(|parent| self.standing(parent)).collect();
+                let is_to_come = self.listed.contains(shard) && !self.superseded.contains(shard);
+                Self::after(&parents, is_to_come)
+            }
+        };
+        self.standings.insert(shard, standing);
+        standing
+    }
+
+    /// The standing of a shard without a lease from its parents', and whether it could get one at all.
+    fn after(parents: &[Standing], is_to_come: bool) -> Standing {
+        let any = |standing| parents.contains(&standing);
+        // A parent that gets its lease now is unfinished as soon as it has it. But where nothing has been read yet, all start at once.
+        if any(Standing::Unfinished) || any(Standing::Next) || (any(Standing::Finished) && any(Standing::Initial)) {
+            Standing::Unfinished
+        } else if any(Standing::Finished) {
+            if is_to_come { Standing::Next } else { Standing::Finished }
+        } else if is_to_come {
+            Standing::Initial
+        } else {
+            Standing::Outside
+        }
+    }
 }
 
 #[cfg(test)]

@@ -427,9 +427,12 @@ fn sixty_four_leases_on_one_worker_spread_over_three_more_that_join_at_once_with
         let mut fleet = Fleet::new(64, 1, seed, false);
         fleet.settle(2);
         (0..3).for_each(|_| fleet.join());
-        let rounds = fleet.settle(8);
-        // one is asked for by each first; if two ask for the same, the slower is not known when the others ask for all they lack
-        assert!(fleet.moves <= 48 + 7, "{} moves in {rounds} rounds", fleet.moves);
+        fleet.round();
+        let all_shown = fleet.moves == 3;
+        fleet.settle(8);
+        // if two asked for the same lease, the slower one was not known yet when the others asked for all that they lacked
+        let bound = if all_shown { 48 } else { 64 };
+        assert!(fleet.moves <= bound, "{} moves", fleet.moves);
         assert!(fleet.held.values().all(|held| held.len() == 16));
         fleet.assert_at_rest();
     }
@@ -438,7 +441,7 @@ fn sixty_four_leases_on_one_worker_spread_over_three_more_that_join_at_once_with
 #[test]
 fn workers_that_join_one_after_the_other_cost_the_least_moves() {
     let mut fleet = Fleet::new(64, 1, 1, false);
-    fleet.settle(1);
+    fleet.settle(2);
     for moves in [32, 32 + 21, 32 + 21 + 16] {
         fleet.join();
         fleet.settle(6);
@@ -456,7 +459,7 @@ fn after_a_death_the_others_have_everything_one_round_later_and_nothing_else_mov
         fleet.kill(1);
         fleet.round();
         assert_eq!(fleet.held.values().map(BTreeSet::len).sum::<usize>() + fleet.left_by_collision(), 64);
-        fleet.settle(3);
+        fleet.settle(6);
         assert_eq!(fleet.moves, 0);
         fleet.assert_at_rest();
     }
