@@ -76,3 +76,8 @@ pub use self::retrieval::PollingConfig;
 pub use self::shutdown::shutdown_signal;
 pub use self::status::{ShardState, ShardStatus, WorkerStatus};
 pub use self::worker::{Worker, WorkerBuilder, WorkerHandle};
+
+/// The README's code, compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

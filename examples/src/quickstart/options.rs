@@ -16,7 +16,7 @@ use super::source::Source;
 /// Exit status: 0 if nothing is lost or out of order within a key, 1 if something is or the run failed, 2 for flags it can't use. Logs
 /// go to standard error, as RUST_LOG says; without it there are none.
 #[derive(Debug, Parser)]
-#[command(name = "quickstart", version, max_term_width = 100)]
+#[command(name = "quickstart", version, max_term_width = 100, allow_negative_numbers = true)]
 pub struct Options {
     /// Workers, 1 to 100; one of them is killed (the only one is replaced)
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -23,10 +23,8 @@ struct Open {
 /// # Errors
 /// When the stream can't be changed.
 pub async fn split(kinesis: &Client, stream: &str, rng: &mut fastrand::Rng) -> anyhow::Result<String> {
-    let open = open_shards(kinesis, stream).await?;
-    let Some(chosen) = rng.choice(open.iter().filter(|shard| shard.first < shard.last)) else {
-        bail!("no shard is left that can be split")
-    };
+    let divisible: Vec<_> = open_shards(kinesis, stream).await?.into_iter().filter(|shard| shard.first < shard.last).collect();
+    let Some(chosen) = rng.choice(divisible) else { bail!("no shard is left that can be split") };
     let middle = chosen.first + (chosen.last - chosen.first) / 2 + 1;
     let call = kinesis.split_shard().stream_name(stream).shard_to_split(&chosen.shard).new_starting_hash_key(middle.to_string());
     call.send().await.with_context(|| format!("{} can't be split", chosen.shard))?;

@@ -11,6 +11,7 @@ mod shard_end;
 mod start;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -206,8 +207,8 @@ impl ShardConsumer {
             let stop = tokio::select! {
                 biased;
                 stop = self.deliver(&mut prefetched) => stop,
-                () = checkpoints => unreachable!("checkpointing only stops with the consumer"),
-                () = prefetcher.run() => unreachable!("reading ahead only stops with the consumer"),
+                never = checkpoints => match never {},
+                never = prefetcher.run() => match never {},
             };
             match stop {
                 Stop::Reopen(from) => position = from,
@@ -299,7 +300,7 @@ async fn checkpoint_as_acked(
     mut acked: watch::Receiver<Option<ExtendedSequenceNumber>>,
     shared: Arc<Shared>,
     shard: ShardId,
-) {
+) -> Infallible {
     let Checkpointing::Automatic { interval } = mode else { return std::future::pending().await };
     // An error means that the consumer is being dropped, and this future with it.
     while acked.changed().await.is_ok() {

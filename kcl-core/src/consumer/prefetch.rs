@@ -4,6 +4,7 @@
 //! of a worker shares one budget. A shard that waits for records reads without asking the budget, so that shards which
 //! are stuck, and hold their part of it, never stop the others.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -50,7 +51,7 @@ pub(crate) struct Prefetcher {
 
 impl Prefetcher {
     /// Reads until the shard ends or the other end is gone; then stays pending.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self) -> Infallible {
         // Room for the answer comes before the question.
         while let Ok(room) = self.sender.reserve().await {
             let mut permit = tokio::select! {
@@ -141,7 +142,7 @@ mod tests {
                 assert_eq!(reads.load(std::sync::atomic::Ordering::SeqCst), taken + 1);
             }
         };
-        tokio::select! { () = work => {}, () = prefetcher.run() => unreachable!() }
+        tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
     }
 
     #[tokio::test(start_paused = true)]
@@ -164,6 +165,6 @@ mod tests {
                 prefetched.next().await.unwrap();
             }
         };
-        tokio::select! { () = work => {}, () = prefetcher.run() => unreachable!() }
+        tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
     }
 }

@@ -28,7 +28,7 @@ impl ShardConsumer {
 
     async fn end_steps(&mut self, children: &[ChildShard]) -> Result<(), Stop> {
         self.wait_for_other_parents(children).await?;
-        for lease in shard_sync::child_leases(children, Some(self.shared.stream.created)) {
+        for lease in shard_sync::child_leases(self.term.taken(), children) {
             self.create_lease(&lease).await?;
         }
         self.gate().await?;
@@ -56,31 +56,34 @@ impl ShardConsumer {
         }
     }
 
-    /// A merged child must not start before its other parent is finished either. That is known only once the other parent has a lease: it may
-    /// itself be waiting for its parents. A shard that Kinesis lists no more is past.
+    /// A merged child's lease must not be made before its other parent has one: that one may itself be waiting for its parents.
     async fn wait_for_other_parents(&self, children: &[ChildShard]) -> Result<(), Stop> {
         let mut backoff = self.backoff();
         loop {
-            match self.missing_parent(children).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(missing)) => tracing::info!(parent = %missing, "the merged child's other parent has no lease yet; waiting"),
+            match self.unknown_parents(children).await {
+                Ok(unknown) => match shard_sync::merge_is_ready(self.shard.shard_id(), children, &|parent| !unknown.contains(parent)) {
+                    Ok(()) => return Ok(()),
+                    Err(missing) => tracing::info!(%missing, "the shard's end waits"),
+                },
                 Err(error) => tracing::warn!(error, "the merged child's other parent could not be looked up; trying again"),
             }
             self.pause(backoff.next_wait()).await?;
         }
     }
 
-    async fn missing_parent(&self, children: &[ChildShard]) -> Result<Option<ShardId>, String> {
-        let others = children.iter().flat_map(|child| &child.parents).filter(|parent| *parent != self.shard.shard_id());
-        for parent in others {
+    /// The children's other parents that have no lease though Kinesis still lists them.
+    async fn unknown_parents(&self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, String> {
+        let mut unknown = BTreeSet::new();
+        for parent in children.iter().flat_map(|child| &child.parents).filter(|parent| *parent != self.shard.shard_id()) {
             if self.shared.table.get(parent).await.map_err(|error| error.to_string())?.is_none() {
-                let listed = self.shared.stream_api.list_shards(ShardFilter::All).await.map_err(|error| error.to_string())?;
-                if listed.iter().any(|shard| shard.shard_id == *parent) {
-                    return Ok(Some(parent.clone()));
-                }
+                unknown.insert(parent.clone());
             }
         }
-        Ok(None)
+        if !unknown.is_empty() {
+            let listed = self.shared.stream_api.list_shards(ShardFilter::All).await.map_err(|error| error.to_string())?;
+            unknown.retain(|parent| listed.iter().any(|shard| shard.shard_id == *parent));
+        }
+        Ok(unknown)
     }
 
     async fn create_lease(&self, lease: &Lease) -> Result<(), Stop> {

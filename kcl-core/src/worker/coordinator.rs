@@ -12,7 +12,7 @@ use kcl_lease::assignment::{self, Plan, View};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{Acquired, Term, TermContext, TermKeeper, acquire};
-use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteOutcome};
+use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteId, WriteOutcome};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -139,6 +139,8 @@ impl Coordinator {
         outcomes.into_iter().collect::<Result<(), TableError>>()?;
         let requests: Vec<_> = plan.request.iter().map(|lease| self.request(lease)).collect();
         futures::stream::iter(requests).buffer_unordered(CONCURRENT_WRITES).collect::<()>().await;
+        let releases: Vec<_> = plan.release.iter().map(|lease| self.release(lease)).collect();
+        futures::stream::iter(releases).buffer_unordered(CONCURRENT_WRITES).collect::<()>().await;
         Ok(())
     }
 
@@ -170,6 +172,17 @@ impl Coordinator {
             Ok(WriteOutcome::Refused(_)) => tracing::debug!(shard = %lease.shard_id, "the lease has changed; not asked for"),
             // The next round sees whether it took effect.
             Err(error) => tracing::warn!(shard = %lease.shard_id, %error, "asking for the shard failed"),
+        }
+    }
+
+    /// Hands over a lease that is this worker's in name only: a take whose answer was lost, and asked for by another worker since.
+    async fn release(&self, lease: &Lease) {
+        let write = LeaseWrite::release(lease, None, BTreeSet::new(), WriteId(self.terms.entropy.u64()));
+        match self.terms.table.write(&write).await {
+            Ok(WriteOutcome::Applied(_)) => tracing::info!(shard = %lease.shard_id, "handed over without having been begun"),
+            Ok(WriteOutcome::Refused(_)) => {}
+            // The next round sees whether it took effect.
+            Err(error) => tracing::warn!(shard = %lease.shard_id, %error, "handing over failed"),
         }
     }
 

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kcl_checkpoint::{Checkpoint, InitialPosition, Timestamp};
+use kcl_checkpoint::{InitialPosition, Timestamp};
 use kcl_lease::backoff::Backoff;
-use kcl_lease::shard_sync::{self, Start};
-use kcl_lease::{Lease, ShardId, WorkerId, cleanup};
+use kcl_lease::{Lease, ShardId, WorkerId, cleanup, shard_sync};
 use tokio::sync::Notify;
 
 use crate::consumer::Shared;
@@ -63,8 +62,7 @@ impl ShardSync {
 
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
-        let listing = self.shared.table.list().await?;
-        if !leads(&listing.leases, &self.shared.worker) {
+        if !leads(&self.shared.table.list().await?.leases, &self.shared.worker) {
             self.suspected.clear();
             return Ok(self.interval);
         }
@@ -73,22 +71,14 @@ impl ShardSync {
             return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
         }
         self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);
+        let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
+        // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
+        let listing = self.shared.table.list().await?;
         if listing.leases.is_empty() && listing.unreadable.is_empty() {
             return self.first_sync().await;
         }
-        let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
-        // The application began when its leases say it did; LATEST means that instant for all of them.
-        let noted =
-            listing.leases.iter().filter(|lease| lease.checkpoint != Checkpoint::AtTimestamp).filter_map(|lease| lease.initial_timestamp);
-        let latest = noted.min();
-        let filter = match (self.shared.initial, latest) {
-            (InitialPosition::Latest, Some(time)) => ShardFilter::AtTimestamp(time),
-            (initial, _) => first_shards(initial),
-        };
-        let at_start = self.shared.stream_api.list_shards(filter).await?;
-        let start = self.start(latest);
         // An item that can't be read may be any shard's lease. None of that name is created over it: its key exists.
-        let missing = shard_sync::missing_leases(&shards, &listing.leases, &at_start, &start);
+        let missing = shard_sync::missing_leases(&shards, &listing.leases, self.shared.initial, self.latest());
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
         self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
         self.create(&confirmed).await?;
@@ -105,7 +95,7 @@ impl ShardSync {
         let shards = self.shared.stream_api.list_shards(first_shards(self.shared.initial)).await?;
         // What LATEST means is fixed after the listing: a shard that closes in between is read from this instant to its end, and its children
         // from their beginning.
-        let leases = match shard_sync::initial_leases(&shards, &self.start(None)) {
+        let leases = match shard_sync::initial_leases(&shards, self.shared.initial, self.latest(), Some(self.shared.stream.created)) {
             Ok(leases) => leases,
             Err(hole) => {
                 tracing::warn!(%hole, "the listing of shards is not complete; trying again");
@@ -122,10 +112,9 @@ impl ShardSync {
         Ok(self.interval)
     }
 
-    /// How leases of first shards begin; LATEST means the given instant, or else now.
-    fn start(&self, latest: Option<Timestamp>) -> Start {
-        let latest = latest.or_else(|| Some(self.shared.clock.wall_time()));
-        Start { initial: self.shared.initial, latest, stream_created: Some(self.shared.stream.created) }
+    /// What LATEST means if no lease says yet.
+    fn latest(&self) -> Option<Timestamp> {
+        Some(self.shared.clock.wall_time())
     }
 
     /// Creates leases in order; returns whether all were new.
@@ -162,6 +151,8 @@ fn leads(leases: &[Lease], me: &WorkerId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use kcl_checkpoint::Checkpoint;
+
     use super::*;
 
     #[test]

@@ -481,7 +481,7 @@ impl fmt::Display for Fleet {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Workers start, join and die, read what is a round old, take their time to hand over: soon after it is quiet the fleet is
     /// even, has moved little more than it had to, and then moves nothing ever again.

@@ -115,8 +115,9 @@ impl ProvideCredentials for SlowCredentials {
 #[tokio::test]
 async fn credentials_may_take_longer_than_a_call() {
     let server = ScriptedDynamoDb::start(|_, _| Answer::ok("{}")).await;
-    let call_timeout = Duration::from_millis(500);
-    let slow = client(server.address()).config().to_builder().credentials_provider(SlowCredentials(call_timeout * 2)).build();
+    let call_timeout = Duration::from_secs(2);
+    let slow = SlowCredentials(call_timeout + Duration::from_millis(500));
+    let slow = client(server.address()).config().to_builder().credentials_provider(slow).build();
     let table = with_call_timeout(&Client::from_conf(slow), call_timeout);
     let got = timeout(Duration::from_secs(30), table.get(&held().shard_id)).await.expect("the call is bounded");
     assert_eq!(got.unwrap(), None);

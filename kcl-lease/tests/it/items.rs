@@ -48,7 +48,7 @@ async fn a_lease_of_the_java_library_is_read_taken_and_checkpointed() {
         ..Lease::new(KEY.into(), at("49590338271490256608559692538361571095921575989136588898"))
     };
     assert_eq!(seen, expected);
-    assert_eq!(table.list().await.unwrap().leases, [seen.clone()]);
+    assert_eq!(table.list().await.unwrap().leases, std::slice::from_ref(&seen));
 
     let worker = WorkerId::from("rust-worker");
     let taken = applied(&table, &LeaseWrite::take(&seen, &worker, WriteId(1))).await;

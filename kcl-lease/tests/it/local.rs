@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use aws_sdk_dynamodb::Client;
@@ -91,7 +92,9 @@ pub(crate) fn client(address: SocketAddr) -> Client {
 }
 
 pub(crate) fn lease_table(client: &Client, name: &str) -> DynamoDbLeaseTable {
-    DynamoDbLeaseTable::new(client, name, TableOptions::default(), &Entropy::from_seed(1))
+    // Patient with a busy machine: hundreds of calls wait for one database.
+    let options = TableOptions { call_timeout: Duration::from_secs(60), ..TableOptions::default() };
+    DynamoDbLeaseTable::new(client, name, options, &Entropy::from_seed(1))
 }
 
 pub(crate) fn s(text: &str) -> AttributeValue {

@@ -103,7 +103,7 @@ impl Fake {
         Polling::new(Arc::new(self.clone()), config, clock, Entropy::from_seed(seed)).open(&ShardId::from(PARENT), start)
     }
 
-    fn from_the_oldest(&self) -> Box<dyn ShardReader> {
+    fn open_at_the_oldest(&self) -> Box<dyn ShardReader> {
         self.reader(PollingConfig::default(), StartingPosition::TrimHorizon, 0)
     }
 
@@ -337,7 +337,7 @@ async fn no_lasting_error_makes_a_hot_loop() {
                 let fake = Fake::new(1);
                 fake.script().closed = true;
                 fake.script().fault = Box::new(move |operation| (operation == failing).then(|| error(failure)));
-                let mut reader = fake.from_the_oldest();
+                let mut reader = fake.open_at_the_oldest();
                 let (mut errors, end) = (0, Instant::now() + Duration::from_secs(300));
                 while Instant::now() < end {
                     match timeout(patience.min(end - Instant::now()), reader.next()).await {
@@ -388,7 +388,7 @@ async fn reads_keep_to_five_per_second_and_to_two_mebibytes_per_second() {
 #[tokio::test(start_paused = true)]
 async fn the_first_read_is_at_once_and_an_idle_shard_is_read_each_second() {
     let fake = Fake::new(1);
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     let began = Instant::now();
     assert_eq!(numbers(reader.next().await.unwrap()).len(), 1);
     assert_eq!(began.elapsed(), Duration::ZERO);
@@ -405,7 +405,7 @@ async fn the_first_read_is_at_once_and_an_idle_shard_is_read_each_second() {
 async fn empty_answers_on_the_way_are_read_past_at_full_pace() {
     let fake = Fake::new(1);
     fake.script().empty_pages_left = 20;
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     let began = Instant::now();
     while numbers(reader.next().await.unwrap()).is_empty() {}
     assert!(began.elapsed() < Duration::from_millis(4_100), "{:?}", began.elapsed());
@@ -456,7 +456,7 @@ async fn nothing_that_arrives_after_latest_is_lost_although_the_iterator_expires
 async fn the_last_records_come_before_the_end() {
     let fake = Fake::new(3);
     (fake.script().closed, fake.script().children_in_page) = (true, true);
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     assert_eq!(numbers(reader.next().await.unwrap()), fake.all());
     assert_ended(&reader.next().await.unwrap());
     assert_ended(&reader.next().await.unwrap());
@@ -467,7 +467,7 @@ async fn the_last_records_come_before_the_end() {
 async fn an_end_without_children_waits_until_they_are_listed() {
     let fake = Fake::new(3);
     fake.script().closed = true;
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     assert_eq!(numbers(reader.next().await.unwrap()), fake.all());
     assert!(timeout(Duration::from_secs(60), reader.next()).await.is_err(), "no children, no end");
     assert!(fake.count(Operation::List) > 5);
@@ -480,7 +480,7 @@ async fn an_end_without_children_waits_until_they_are_listed() {
 async fn a_shard_that_is_listed_as_open_has_not_ended() {
     let fake = Fake::new(3);
     fake.script().ends_in_error = true;
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     assert_eq!(numbers(reader.next().await.unwrap()).len(), 3);
     fake.put(10);
     assert_eq!(numbers(reader.next().await.unwrap()), [4.into()]);
@@ -491,7 +491,7 @@ async fn a_shard_that_is_listed_as_open_has_not_ended() {
 async fn a_stream_that_is_gone_is_an_error_and_no_end() {
     let fake = Fake::new(3);
     fake.script().closed = true;
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     assert_eq!(numbers(reader.next().await.unwrap()).len(), 3);
     fake.script().fault = Box::new(|_| Some(error(Failure::NotFound)));
     assert!(matches!(reader.next().await, Err(StreamError::NotFound { .. })));
@@ -505,7 +505,7 @@ async fn a_stream_that_is_gone_is_an_error_and_no_end() {
 async fn a_cancelled_call_is_waited_for_and_not_made_again() {
     let fake = Fake::new(3);
     fake.script().latency = Box::new(|| Duration::from_secs(1));
-    let mut reader = fake.from_the_oldest();
+    let mut reader = fake.open_at_the_oldest();
     let mut cancelled = 0;
     let fetched = loop {
         match timeout(Duration::from_millis(100), reader.next()).await {
