@@ -1,3 +1,4 @@
 //! The parts of the example programs; each program itself is a short file in `src/bin`.
 
+pub mod consumer;
 pub mod quickstart;

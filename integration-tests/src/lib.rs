@@ -1,1 +1,1 @@
-//! To be written.
+//! Nothing but tests, see `tests/it`, and the program that those with real processes run.

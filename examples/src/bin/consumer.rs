@@ -1,1 +1,7 @@
-fn main() {}
+//! `consumer`: see `consumer --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    examples::consumer::main()
+}

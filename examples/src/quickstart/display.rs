@@ -69,7 +69,8 @@ impl Display {
     pub fn show_now(&mut self, scene: &Scene) {
         self.printed = Some(Instant::now());
         self.seen.extend(scene.owned.keys().chain(&scene.ended).cloned());
-        let lines = render(scene, &self.seen);
+        // Of plain lines nothing is drawn over: what does not change any more need not be told again and again.
+        let lines = render(scene, &self.seen, if self.in_place { MOST_SHARDS } else { 0 });
         let picture: String = lines.iter().map(|line| format!("{line}\n")).collect();
         // Without wrapping (DECAWM off) a line is a line, however narrow the terminal: else going up would miss the first.
         let text = if self.in_place { format!("{}\x1b[?7l{picture}\x1b[?7h", self.erase()) } else { picture };
@@ -98,12 +99,12 @@ impl Default for Display {
     }
 }
 
-/// The scene in lines of at most 100 characters.
-fn render(scene: &Scene, seen: &BTreeSet<ShardId>) -> Vec<String> {
+/// The scene in lines. Shards that are read to their ends have rows of their own while there is room for so many rows.
+fn render(scene: &Scene, seen: &BTreeSet<ShardId>, room_for_ended: usize) -> Vec<String> {
     let Counts { published, delivered, duplicates, dead_lettered, outstanding: _ } = scene.counts;
     let mut lines = vec![
         format!(
-            "{:5.1} s  published {} of {}  delivered {}  duplicates {}  dead letters {}  workers {}",
+            "{:5.1} s  published {}/{}  delivered {}  again {}  dead letters {}  workers {}",
             scene.elapsed.as_secs_f64(),
             thousands(published),
             thousands(scene.total as u64),
@@ -114,12 +115,14 @@ fn render(scene: &Scene, seen: &BTreeSet<ShardId>) -> Vec<String> {
         ),
         row("shard", "owner", "state", "records", "position", "lag"),
     ];
-    // Those that are read to their ends make room first.
     let (ended, live): (Vec<_>, Vec<_>) = seen.iter().partition(|shard| scene.ended.contains(*shard) && !scene.owned.contains_key(*shard));
-    let room_for_ended = MOST_SHARDS.saturating_sub(live.len());
-    let shown: BTreeSet<_> = live.iter().take(MOST_SHARDS).chain(ended.iter().rev().take(room_for_ended)).collect();
-    for shard in &shown {
-        lines.push(match scene.owned.get(**shard) {
+    let rows_for_ended = room_for_ended.saturating_sub(live.len()).min(ended.len());
+    let hidden = ended.len() - rows_for_ended;
+    for shard in &ended[hidden..] {
+        lines.push(row(shard.as_str(), "-", "read to its end", "", "SHARD_END", ""));
+    }
+    for shard in live.iter().take(MOST_SHARDS) {
+        lines.push(match scene.owned.get(*shard) {
             Some((owner, status)) => {
                 let position =
                     status.finished.map_or_else(|| status.checkpoint.to_string(), |position| position.sequence_number.to_string());
@@ -128,22 +131,24 @@ fn render(scene: &Scene, seen: &BTreeSet<ShardId>) -> Vec<String> {
                     owner,
                     state(status.state),
                     &thousands(status.records),
-                    &shortened(&position),
+                    shortened(&position),
                     &lag(status.millis_behind_latest),
                 )
             }
-            None if scene.ended.contains(**shard) => row(shard.as_str(), "-", "read to its end", "", "SHARD_END", ""),
-            None => row(shard.as_str(), "nobody", "waits for a worker", "", "", ""),
+            None => row(shard.as_str(), "nobody", "waits for worker", "", "", ""),
         });
     }
-    if shown.len() < seen.len() {
-        lines.push(format!("  and {} shards more", seen.len() - shown.len()));
+    if live.len() > MOST_SHARDS {
+        lines.push(format!(" and {} shards more", live.len() - MOST_SHARDS));
+    }
+    if hidden > 0 {
+        lines.push(format!(" and {hidden} shards that are read to their ends"));
     }
     lines
 }
 
 fn row(shard: &str, owner: &str, state: &str, records: &str, position: &str, lag: &str) -> String {
-    format!("  {shard:<20}  {owner:<10}{state:<18}{records:>9}  {position:<20}{lag:>8}").trim_end().to_owned()
+    format!(" {shard:<20} {owner:<10}{state:<17}{records:>9}  {position:<12}{lag:>8}").trim_end().to_owned()
 }
 
 fn state(state: ShardState) -> &'static str {
@@ -162,12 +167,10 @@ fn state(state: ShardState) -> &'static str {
     }
 }
 
-/// A sequence number's both ends; it has up to 56 digits.
-fn shortened(position: &str) -> String {
-    if position.len() <= 20 {
-        return position.to_owned();
-    }
-    format!("{}..{}", &position[..6], &position[position.len() - 12..])
+/// Those of a sequence number's 56 digits that count: before them stands what is the same in the whole stream, after them a time and
+/// the shard.
+fn shortened(position: &str) -> &str {
+    if position.len() == 56 { &position[20..32] } else { position }
 }
 
 fn lag(millis: Option<u64>) -> String {
@@ -195,14 +198,14 @@ pub fn thousands(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kcl_core::{Checkpoint, ExtendedSequenceNumber};
+    use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber};
 
     use super::*;
 
-    fn status(finished: Option<u128>) -> ShardStatus {
+    fn status(finished: Option<SequenceNumber>) -> ShardStatus {
         ShardStatus {
             state: ShardState::Processing,
-            finished: finished.map(|number| ExtendedSequenceNumber::whole(number.into())),
+            finished: finished.map(ExtendedSequenceNumber::whole),
             checkpoint: Checkpoint::TrimHorizon,
             millis_behind_latest: Some(1234),
             records: 5678,
@@ -218,37 +221,44 @@ mod tests {
     #[test]
     fn each_shard_has_its_row() {
         let counts = Counts { published: 12_345, delivered: 12_000, duplicates: 17, dead_lettered: 12, outstanding: 333 };
+        let position = "49601189658422359378836298521827638475320189012309704722".parse().unwrap();
         let owned = BTreeMap::from([
-            (shard(0), ("worker-1".to_owned(), status(Some(123_456_789_012_345_678_901_234_567_890)))),
+            (shard(0), ("worker-1".to_owned(), status(Some(position)))),
             (shard(3), ("worker-2".to_owned(), status(None))),
         ]);
         let ended = BTreeSet::from([shard(1)]);
         let seen = (0..4).map(shard).collect();
         let scene = Scene { elapsed: Duration::from_millis(12_345), total: 20_000, counts, workers: 2, owned, ended };
-        let lines = render(&scene, &seen);
         assert_eq!(
-            lines,
+            render(&scene, &seen, MOST_SHARDS),
             [
-                " 12.3 s  published 12,345 of 20,000  delivered 12,000  duplicates 17  dead letters 12  workers 2",
-                "  shard                 owner     state               records  position                 lag",
-                "  shardId-000000000000  worker-1  processing            5,678  123456..901234567890   1.2 s",
-                "  shardId-000000000001  -         read to its end              SHARD_END",
-                "  shardId-000000000002  nobody    waits for a worker",
-                "  shardId-000000000003  worker-2  processing            5,678  TRIM_HORIZON           1.2 s",
+                " 12.3 s  published 12,345/20,000  delivered 12,000  again 17  dead letters 12  workers 2",
+                " shard                owner     state              records  position         lag",
+                " shardId-000000000001 -         read to its end             SHARD_END",
+                " shardId-000000000000 worker-1  processing           5,678  836298521827   1.2 s",
+                " shardId-000000000002 nobody    waits for worker",
+                " shardId-000000000003 worker-2  processing           5,678  TRIM_HORIZON   1.2 s",
             ]
         );
+        let plain = render(&scene, &seen, 0);
+        assert_eq!((plain.len(), plain.last().unwrap().as_str()), (6, " and 1 shards that are read to their ends"));
     }
 
     #[test]
     fn many_shards_do_not_outgrow_the_terminal() {
         let seen: BTreeSet<_> = (0..100).map(shard).collect();
-        let ended = (0..95).map(shard).collect();
-        let owned = (95..100).map(|number| (shard(number), ("worker-1".to_owned(), status(None)))).collect();
-        let scene = Scene { elapsed: Duration::ZERO, total: 1, counts: Counts::default(), workers: 1, owned, ended };
-        let lines = render(&scene, &seen);
+        let scene = |ended: std::ops::Range<u32>| {
+            let owned = (ended.end..100).map(|number| (shard(number), ("worker-1".to_owned(), status(None)))).collect();
+            let ended = ended.map(shard).collect();
+            render(&Scene { elapsed: Duration::ZERO, total: 1, counts: Counts::default(), workers: 1, owned, ended }, &seen, MOST_SHARDS)
+        };
+        let lines = scene(0..95);
         assert_eq!(lines.len(), 2 + MOST_SHARDS + 1);
         assert_eq!(lines.iter().filter(|line| line.contains("worker-1")).count(), 5, "{lines:#?}");
-        assert_eq!(lines.last().unwrap(), "  and 86 shards more");
+        assert_eq!(lines.last().unwrap(), " and 86 shards that are read to their ends");
+        let lines = scene(0..20);
+        assert_eq!(lines.len(), 2 + MOST_SHARDS + 2);
+        assert_eq!(lines[lines.len() - 2..], [" and 66 shards more", " and 20 shards that are read to their ends"]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use kcl_core::ShardId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -82,7 +83,7 @@ pub async fn run(options: &Options, source: Source) -> anyhow::Result<Report> {
         outcome = consume(options, &source, &site, schedule, &ledger, &mut display) => outcome,
     };
     for left in site.clear().await {
-        eprintln!("could not be deleted, and still is there: {left}");
+        eprintln!("could not be deleted, and may still be there: {left}");
     }
     outcome?;
 
@@ -204,7 +205,8 @@ async fn reshard_on_schedule(
 /// Kills a worker if one has shards; if it was the only one, another takes its place.
 fn kill(fleet: &mut Fleet, rng: &mut fastrand::Rng, display: &mut Display, started: Instant) -> bool {
     let Some((worker, shards)) = fleet.kill_one(rng) else { return false };
-    tell(display, started, &format!("{worker} was killed without warning; it had {} shards", shards.len()));
+    let names: Vec<_> = shards.iter().map(ShardId::as_str).collect();
+    tell(display, started, &format!("{worker} was killed without warning; its shards: {}", names.join(", ")));
     if fleet.is_empty() {
         let successor = fleet.hire();
         tell(display, started, &format!("{successor} takes its place"));
@@ -233,10 +235,9 @@ fn introduction(options: &Options, source: &Source, site: &Site, schedule: Sched
     if !site.is_embedded() {
         lines.push(format!("  made there, and deleted at the end: {}", site.inventory()));
     }
-    lines.push(format!(
-        "  records are published for {published:?}; after {split:?} a shard is split, after {merge:?} two are merged, after {kill:?} a worker is killed"
-    ));
-    lines.push(format!("  {} records are poison and belong into the dead-letter queue", count(source.poison.len())));
+    lines.push(format!("  records are published for {published:?}, and while they flow:"));
+    lines.push(format!("  after {split:?} a shard is split, after {merge:?} two are merged, after {kill:?} a worker is killed"));
+    lines.push(format!("  {} records are poison: they belong into the dead-letter queue", count(source.poison.len())));
     if source.unkeyed > 0 {
         lines.push(format!("  {} lines have no such key and are keyed by their own hash", count(source.unkeyed)));
     }

@@ -44,7 +44,7 @@ impl Report {
         let rows = [
             ("published", self.published, "accepted by PutRecords"),
             ("delivered", self.delivered, "processed at least once"),
-            ("duplicates", self.duplicates, "processed again, after the kill: at least once, not exactly once"),
+            ("duplicates", self.duplicates, "processed again after the kill: at least once is the promise"),
             ("lost", self.lost, "neither processed nor dead-lettered"),
             ("out of order", self.out_of_order, "first processed after a later record of their key"),
             ("dead-lettered", self.dead_lettered, "poison, found in the queue"),

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 use kcl_core::{
-    Entropy, Outcome, PollingConfig, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardId, ShardInfo, Worker,
-    WorkerBuilder, WorkerError, WorkerHandle, async_trait,
+    Entropy, Outcome, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, SequenceNumber, ShardContext,
+    ShardId, ShardInfo, ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
 };
 use kcl_local::LocalAws;
 use tokio::task::JoinSet;
@@ -41,18 +42,24 @@ impl World {
     }
 
     pub(crate) async fn without_stream() -> Self {
-        let (local, config) = match std::env::var("KCL_TEST_ENDPOINT_URL") {
+        match std::env::var("KCL_TEST_ENDPOINT_URL") {
             Ok(url) => {
                 let loader = aws_config::defaults(BehaviorVersion::latest());
                 let loader = if url == "aws" { loader } else { loader.endpoint_url(url) };
-                (None, loader.load().await)
+                Self::at(None, loader.load().await)
             }
-            Err(_) => {
-                let local = LocalAws::start().await.unwrap();
-                let config = local.sdk_config();
-                (Some(local), config)
-            }
-        };
+            Err(_) => Self::embedded(LocalAws::builder()).await,
+        }
+    }
+
+    /// Always local AWS in this process, without a stream: for what no other endpoint can be made to do.
+    pub(crate) async fn embedded(builder: LocalAwsBuilder) -> Self {
+        let local = builder.start().await.unwrap();
+        let config = local.sdk_config();
+        Self::at(Some(local), config)
+    }
+
+    fn at(local: Option<LocalAws>, config: SdkConfig) -> Self {
         let id = Entropy::from_os().uuid();
         Self {
             kinesis: aws_sdk_kinesis::Client::new(&config),
@@ -110,6 +117,29 @@ impl World {
         numbers.iter().map(|number| format!("key-{}:{number}", number % keys)).collect()
     }
 
+    /// Puts one record into this open shard, and returns its sequence number.
+    pub(crate) async fn put(&self, shard_id: &str, key: &str, payload: &str) -> SequenceNumber {
+        let shards = self.open_shards().await;
+        let shard = shards.iter().find(|shard| shard.shard_id() == shard_id).expect("an open shard");
+        let hash_key = shard.hash_key_range().unwrap().starting_hash_key();
+        let put = self.kinesis.put_record().stream_name(&self.stream).partition_key(key).explicit_hash_key(hash_key);
+        let put = put.data(Blob::new(payload)).send().await.unwrap();
+        assert_eq!(put.shard_id(), shard_id);
+        put.sequence_number().parse().unwrap()
+    }
+
+    /// The shard's item of the lease table.
+    pub(crate) async fn item(&self, shard_id: &str) -> Option<BTreeMap<String, AttributeValue>> {
+        let get = self.dynamodb.get_item().table_name(&self.application).consistent_read(true);
+        let got = get.key("leaseKey", AttributeValue::S(shard_id.to_owned())).send().await.unwrap();
+        Some(got.item?.into_iter().collect())
+    }
+
+    /// The checkpoint in the shard's item of the lease table.
+    pub(crate) async fn checkpoint(&self, shard_id: &str) -> Option<String> {
+        Some(self.item(shard_id).await?.get("checkpoint")?.as_s().unwrap().clone())
+    }
+
     pub(crate) async fn open_shards(&self) -> Vec<aws_sdk_kinesis::types::Shard> {
         let answer = self.kinesis.list_shards().stream_name(&self.stream).send().await.unwrap();
         let open = |shard: &aws_sdk_kinesis::types::Shard| {
@@ -162,11 +192,15 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(builder: WorkerBuilder) -> Self {
-        let worker = builder.build().await.unwrap();
+        Self::try_start(builder).await.unwrap()
+    }
+
+    pub(crate) async fn try_start(builder: WorkerBuilder) -> Result<Self, WorkerError> {
+        let worker = builder.build().await?;
         let (handle, stop) = (worker.handle(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(worker.run_until(stop.clone().cancelled_owned()));
-        Self { handle, tasks, stop }
+        Ok(Self { handle, tasks, stop })
     }
 
     /// As SIGTERM does.
@@ -187,6 +221,11 @@ impl Running {
 
     pub(crate) fn shards(&self) -> BTreeSet<ShardId> {
         self.handle.status().shards.into_keys().collect()
+    }
+
+    /// What the shard's consumer does; `None` if this worker has none.
+    pub(crate) fn state(&self, shard_id: &str) -> Option<ShardState> {
+        self.handle.status().shards.get(&ShardId::from(shard_id)).map(|status| status.state)
     }
 }
 
@@ -214,6 +253,16 @@ struct LedgerState {
 impl Ledger {
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
         self.0.lock().unwrap().deliveries.clone()
+    }
+
+    pub(crate) fn record(&self, worker: &str, shard: &ShardContext, record: &Record) {
+        self.0.lock().unwrap().deliveries.push(Delivery {
+            worker: worker.to_owned(),
+            shard: shard.shard_id().clone(),
+            key: record.partition_key().unwrap_or_default().to_owned(),
+            payload: String::from_utf8(record.data().to_vec()).unwrap(),
+            at: Instant::now(),
+        });
     }
 
     pub(crate) fn payloads(&self) -> BTreeSet<String> {
@@ -264,17 +313,10 @@ pub(crate) struct LedgerProcessor {
 impl RecordProcessor for LedgerProcessor {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         for record in batch.in_order() {
-            let payload = String::from_utf8(record.data().to_vec()).map_err(ProcessError::poison)?;
-            if payload.starts_with("poison") {
+            if record.data().starts_with(b"poison") {
                 return Err(ProcessError::poison("it is poison"));
             }
-            self.ledger.0.lock().unwrap().deliveries.push(Delivery {
-                worker: self.worker.clone(),
-                shard: shard.shard_id().clone(),
-                key: record.partition_key().unwrap_or_default().to_owned(),
-                payload,
-                at: Instant::now(),
-            });
+            self.ledger.record(&self.worker, shard, record);
         }
         Ok(Outcome::Done)
     }

@@ -1,3 +1,4 @@
 //! The crate over the wire, against local AWS.
 
 mod dead_letter;
+mod stream;

@@ -1,0 +1,108 @@
+//! The consumer service: one worker per process, set by flags and the environment. What it does with a record is to print or to count it.
+//!
+//! | part | owns |
+//! |---|---|
+//! | `options` | flags and environment, and the worker they describe |
+//! | `service` | the processor, and the counts of what it did |
+//! | `print` | records as lines on standard output |
+//! | `idle` | when there is nothing left to do |
+
+mod idle;
+mod options;
+mod print;
+mod service;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::pin::pin;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use kcl_core::{WorkerHandle, shutdown_signal};
+use tokio::runtime::Runtime;
+use tracing_subscriber::EnvFilter;
+
+use self::idle::IdleWatch;
+use self::options::{LogFormat, Options};
+use self::service::Service;
+
+/// What is logged unless `RUST_LOG` says otherwise. That there is no metadata service outside of EC2 is no news.
+const LOGGED: &str = "info,aws_config::imds=error";
+
+/// The program: reads the command line, works until it is told to stop, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    log_to_standard_error(options.log_format);
+    let result = Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let result = runtime.block_on(run(&options));
+        // A write to a standard output that nobody reads may be under way, and would be waited for in vain.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not `eprintln!`: it panics where standard error is closed.
+            let _ = writeln!(io::stderr(), "consumer: {}", on_one_line(&error.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Causes may come with line breaks, as a list of all places where credentials were looked for does.
+fn on_one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+fn log_to_standard_error(format: LogFormat) {
+    let wanted = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|wanted| !wanted.is_empty());
+    let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(LOGGED));
+    let logs = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_env_filter(filter)
+        // It would be told on standard error, with a panic if that is closed.
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+async fn run(options: &Options) -> anyhow::Result<()> {
+    let mut signal = pin!(shutdown_signal());
+    let service = Service::new(options.print)?;
+    // The signal comes first: its handlers are then in place before anything is waited for.
+    let worker = tokio::select! {
+        biased;
+        () = &mut signal => {
+            tracing::info!("asked to stop before the worker was ready");
+            return Ok(());
+        }
+        worker = options.worker(&service) => worker?,
+    };
+    let handle = worker.handle();
+    let stop = async {
+        tokio::select! {
+            biased;
+            () = &mut signal => {}
+            () = service.output_closed() => {}
+            () = until_idle(options, &handle, &service) => {}
+            () = service.tell_progress() => {}
+        }
+    };
+    let result = worker.run_until(stop).await;
+    service.tell_total();
+    anyhow::ensure!(
+        !service.is_output_closed(),
+        "standard output was closed by its reader: the records that it did not take are delivered again at the next start"
+    );
+    Ok(result?)
+}
+
+/// Completes when the worker has been idle for as long as `--until-idle` says; without it, never.
+async fn until_idle(options: &Options, handle: &WorkerHandle, service: &Service) {
+    let Some(period) = options.until_idle else { return std::future::pending().await };
+    IdleWatch::new(period, options.lease_duration).wait(handle, service.tally()).await;
+    tracing::info!(?period, "idle: no records, and all shards at the tip");
+}

@@ -1,0 +1,270 @@
+//! Flags and environment, and the worker that they describe.
+
+use std::time::Duration;
+
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
+use clap::{ArgAction, Parser, ValueEnum};
+use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
+use kcl_core::{InitialPosition, RetryPolicy, ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError};
+
+use super::service::Service;
+
+/// Consumes a Kinesis stream, together with all other processes that are started with the same application name.
+///
+/// Each process is one worker; shards are shared evenly, and those of a process that ends go to the others. Region, credentials and endpoint
+/// come from the standard AWS environment and configuration files. Flags win over the environment.
+///
+/// SIGTERM and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards. Logs go to standard error,
+/// by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1 if it can't start or go on, 2 for flags it
+/// can't use.
+#[derive(Debug, Parser)]
+#[command(name = "consumer", version, max_term_width = 100)]
+pub(super) struct Options {
+    /// The application: its processes share the stream, and it names the lease table. Others read the stream independently
+    #[arg(long, value_name = "NAME", env = "KCL_APPLICATION")]
+    pub(super) application: String,
+
+    /// The stream
+    #[arg(long, value_name = "NAME|ARN", env = "KCL_STREAM")]
+    pub(super) stream: String,
+
+    /// Where to start in shards that have no checkpoint yet: trim-horizon, latest, or a time as 2026-01-31T12:00:00Z or in seconds since 1970
+    #[arg(long, value_name = "POSITION", env = "KCL_INITIAL_POSITION", default_value = "trim-horizon", value_parser = position)]
+    pub(super) initial_position: InitialPosition,
+
+    /// Another endpoint than AWS' own, e.g. http://127.0.0.1:4566 [env: AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL", value_parser = url)]
+    pub(super) endpoint_url: Option<String>,
+
+    /// The AWS region [env: AWS_REGION]
+    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) region: Option<String>,
+
+    /// The SQS queue for records that can't be processed. Without one, such a record stops its shard
+    #[arg(long, value_name = "URL|NAME", env = "KCL_DEAD_LETTER_QUEUE", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) dead_letter_queue: Option<String>,
+
+    /// How long after the last sign of life a dead worker's shards are taken over, 1s to 5m. The same for all processes
+    #[arg(long, value_name = "DURATION", env = "KCL_LEASE_DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(super) lease_duration: Duration,
+
+    /// The first part of the worker's name in logs and leases
+    #[arg(long, value_name = "NAME", env = "KCL_WORKER_NAME", default_value = "consumer")]
+    pub(super) worker_name: String,
+
+    /// The most shards that this process may own, 1 or more [default: no limit]
+    #[arg(long, value_name = "N", env = "KCL_MAX_LEASES")]
+    pub(super) max_leases: Option<usize>,
+
+    /// How long a shutdown may take, up to 1h; keep it below the time after which your supervisor kills
+    #[arg(long, value_name = "DURATION", env = "KCL_SHUTDOWN_TIMEOUT", default_value = "25s", value_parser = humantime::parse_duration)]
+    pub(super) shutdown_timeout: Duration,
+
+    /// When records were trimmed before they were read: stop the shard and say so, or skip them and log the gap
+    #[arg(long, value_name = "WHAT", env = "KCL_TRIMMED_DATA", default_value = "block")]
+    pub(super) trimmed_data: OnTrimmed,
+
+    /// Delete the leases of an earlier stream of this name and begin anew, instead of refusing to start
+    #[arg(long, env = "KCL_ADOPT_RECREATED_STREAM", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) adopt_recreated_stream: bool,
+
+    /// End by itself when it has been idle this long, 1s or more
+    ///
+    /// Idle: no record comes, and all shards that this worker owns are read to their tip (0 ms behind), none stuck. The time begins anew with each
+    /// record and with each shard taken, ended or lost. While the worker owns no shard, twice the lease duration is
+    /// added: shards of a worker that died become free only when their leases expire. For the same reason make it longer than the lease
+    /// duration where other workers may die.
+    #[arg(long, value_name = "DURATION", env = "KCL_UNTIL_IDLE", value_parser = idle_time)]
+    pub(super) until_idle: Option<Duration>,
+
+    /// Print each record to standard output
+    ///
+    /// One line of JSON per record: shard_id, sequence_number (a string), sub_sequence_number (a number), partition_key, data (base64). The lines
+    /// of a batch are written before it counts as processed. Nothing else is written there. Without it, records are counted.
+    #[arg(long, env = "KCL_PRINT", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) print: bool,
+
+    /// The form of logs
+    #[arg(long, value_name = "FORM", env = "KCL_LOG_FORMAT", default_value = "text")]
+    pub(super) log_format: LogFormat,
+}
+
+/// What to do about records that were trimmed unread.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum OnTrimmed {
+    /// The shard waits.
+    Block,
+    /// The shard goes on.
+    Skip,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// Lines of JSON.
+    Json,
+}
+
+impl Options {
+    /// Builds the worker that runs this service.
+    ///
+    /// # Errors
+    /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build).
+    pub(super) async fn worker(&self, service: &Service) -> Result<Worker, WorkerError> {
+        let (aws, service) = (self.aws().await, service.clone());
+        let mut builder = Worker::builder(&self.application, &self.stream)
+            .aws_config(&aws)
+            .initial_position(self.initial_position)
+            .lease_duration(self.lease_duration)
+            .worker_name(&self.worker_name)
+            .shutdown_timeout(self.shutdown_timeout)
+            .trimmed_data(match self.trimmed_data {
+                OnTrimmed::Block => TrimmedData::Block,
+                OnTrimmed::Skip => TrimmedData::SkipAndAudit,
+            })
+            .adopt_recreated_stream(self.adopt_recreated_stream)
+            // Nothing is wrong with a record that a full disk did not take: it is tried for long before it counts as poison.
+            .retry_policy(RetryPolicy { max_attempts: 1000, ..RetryPolicy::default() })
+            .processor(move |_shard: &ShardContext| service.clone());
+        if let Some(leases) = self.max_leases {
+            builder = builder.max_leases(leases);
+        }
+        if let Some(queue) = &self.dead_letter_queue {
+            builder = builder.dead_letter_queue(SqsDeadLetterQueue::new(&aws, queue));
+        }
+        builder.build().await
+    }
+
+    async fn aws(&self) -> SdkConfig {
+        let mut aws = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(region) = &self.region {
+            aws = aws.region(Region::new(region.clone()));
+        }
+        if let Some(url) = &self.endpoint_url {
+            aws = aws.endpoint_url(url);
+        }
+        aws.load().await
+    }
+}
+
+fn position(text: &str) -> Result<InitialPosition, String> {
+    match text {
+        "trim-horizon" => Ok(InitialPosition::TrimHorizon),
+        "latest" => Ok(InitialPosition::Latest),
+        time => timestamp(time).map(InitialPosition::AtTimestamp),
+    }
+}
+
+/// A time in RFC 3339, or in seconds since 1970 with up to three decimals.
+fn timestamp(text: &str) -> Result<Timestamp, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let time = if is_number { seconds(text) } else { text.parse::<jiff::Timestamp>().map_err(|error| error.to_string()) };
+    let time = time.map_err(|error| {
+        format!("neither trim-horizon, nor latest, nor a time such as 2026-01-31T12:00:00Z or 1769860800 (seconds since 1970): {error}")
+    })?;
+    let millis = u64::try_from(time.as_millisecond()).map_err(|_| "the time is before 1970".to_owned())?;
+    Ok(Timestamp::from_millis(millis))
+}
+
+fn seconds(text: &str) -> Result<jiff::Timestamp, String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let whole: i64 = whole.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let millis: i64 = match fraction.len() {
+        1..=3 => format!("{fraction:0<3}").parse().map_err(|_| "not a number of seconds".to_owned())?,
+        _ => return Err("up to three decimals are possible".to_owned()),
+    };
+    let millis = whole.checked_mul(1000).and_then(|whole| whole.checked_add(millis));
+    let time = millis.and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    time.ok_or_else(|| "beyond the year 9999; are these milliseconds?".to_owned())
+}
+
+fn idle_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time < Duration::from_secs(1) {
+        Err("must be 1s or more: shards at their tip are read about once a second".to_owned())
+    } else {
+        Ok(time)
+    }
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),
+        _ => Err("expected http://HOST[:PORT] or https://HOST[:PORT]".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(flags: &str) -> Result<Options, String> {
+        let flags = format!("consumer --application app --stream orders {flags}");
+        Options::try_parse_from(flags.split_whitespace()).map_err(|error| {
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Options::command().debug_assert();
+        let options = parse(
+            "--initial-position latest --endpoint-url http://127.0.0.1:4566 --region eu-west-1 --dead-letter-queue orders-dlq \
+             --lease-duration 2500ms --worker-name w --until-idle 1m --adopt-recreated-stream --trimmed-data skip --max-leases 3 \
+             --shutdown-timeout 0s --print --log-format json",
+        )
+        .unwrap();
+        assert_eq!(options.lease_duration, Duration::from_millis(2500));
+        assert_eq!(options.until_idle, Some(Duration::from_secs(60)));
+        assert!(options.print && options.adopt_recreated_stream);
+    }
+
+    #[test]
+    fn a_position_is_a_name_or_a_time() {
+        let at = |millis| Ok(InitialPosition::AtTimestamp(Timestamp::from_millis(millis)));
+        assert_eq!(position("trim-horizon"), Ok(InitialPosition::TrimHorizon));
+        assert_eq!(position("latest"), Ok(InitialPosition::Latest));
+        assert_eq!(position("2026-01-31T12:00:00Z"), at(1_769_860_800_000));
+        assert_eq!(position("2026-01-31T14:00:00.250+02:00"), at(1_769_860_800_250));
+        assert_eq!(position("1769860800"), at(1_769_860_800_000));
+        assert_eq!(position("1769860800.25"), at(1_769_860_800_250));
+        assert_eq!(position("0"), at(0));
+        for (bad, said) in [
+            ("", "trim-horizon"),
+            ("TRIM_HORIZON", "trim-horizon"),
+            ("yesterday", "seconds since 1970"),
+            ("2026-01-31", "2026-01-31T12:00:00Z"),
+            ("1969-12-31T23:59:59Z", "before 1970"),
+            ("1769860800000", "milliseconds"),
+            ("99999999999999999999", "not a number of seconds"),
+            ("1.2.3", "seconds since 1970"),
+            ("1.2345", "three decimals"),
+            (".5", "not a number of seconds"),
+        ] {
+            let error = position(bad).unwrap_err();
+            assert!(error.contains(said), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (flags, named) in [
+            ("--initial-position nowhere", "--initial-position"),
+            ("--lease-duration 10", "--lease-duration"),
+            ("--until-idle 10ms", "--until-idle"),
+            ("--max-leases many", "--max-leases"),
+            ("--trimmed-data lose", "--trimmed-data"),
+            ("--endpoint-url 127.0.0.1:4566", "--endpoint-url"),
+            ("--unknown", "--unknown"),
+        ] {
+            let error = parse(flags).unwrap_err();
+            assert!(error.contains(named), "{flags}: {error}");
+        }
+    }
+}

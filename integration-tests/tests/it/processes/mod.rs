@@ -1,0 +1,13 @@
+//! Real processes of the `consumer` program: killed, stopped, restarted, replaced, and started wrongly.
+//!
+//! Each is a child of the test, with an environment of its own, and reaches the test's endpoint over the wire. What the children print comes
+//! together in one [`log`](log::Log).
+
+mod bad_input;
+mod child;
+mod log;
+mod output;
+mod publisher;
+mod restart;
+mod stop;
+mod world;
