@@ -16,6 +16,7 @@ use kcl_core::{
     ShardId, ShardInfo, ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
 };
 use kcl_local::LocalAws;
+use kcl_local::wire::LocalAwsBuilder;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -271,6 +272,10 @@ impl Ledger {
 
     pub(crate) fn ended(&self) -> BTreeSet<ShardId> {
         self.0.lock().unwrap().ended.clone()
+    }
+
+    pub(crate) fn has_ended(&self, shard_id: &str) -> bool {
+        self.0.lock().unwrap().ended.contains(&ShardId::from(shard_id))
     }
 
     /// Deliveries beyond the first of each payload.

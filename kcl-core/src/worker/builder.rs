@@ -253,7 +253,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Checks the settings, the stream, the lease table (which is made if there is none) and the dead-letter queue.
+    /// Checks the settings, the stream, the dead-letter queue, and the lease table, which is made if there is none.
     ///
     /// # Errors
     /// [`WorkerError`] saying what is wrong with which of them. Nothing was read and no lease was taken.
@@ -271,11 +271,11 @@ impl WorkerBuilder {
             .ok_or_else(|| ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory"))?;
 
         let stream = self.wait_for_stream(stream_api.as_ref()).await?;
-        table.ensure().await?;
-        self.check_identity(table.as_ref(), &stream).await?;
         if let Some(queue) = &self.dead_letter_queue {
             queue.check().await?;
         }
+        table.ensure().await?;
+        self.check_identity(table.as_ref(), &stream).await?;
 
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let retrieval: Arc<dyn Retrieval> =

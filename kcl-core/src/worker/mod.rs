@@ -112,12 +112,16 @@ impl Worker {
         let mut coordinator = std::pin::pin!(coordinator.run(stop_looking.clone()));
         let (mut shard_sync, mut shutdown) = (std::pin::pin!(shard_sync.run()), std::pin::pin!(shutdown));
         tracing::info!(worker = %fleet.shared.worker, application = fleet.shared.application, stream = fleet.shared.stream.arn, "worker started");
+        let mut looking = true;
         let result = loop {
             tokio::select! {
                 biased;
                 () = &mut shutdown => break Ok(()),
                 () = asked_to_stop.cancelled() => break Ok(()),
-                ended = &mut coordinator => break ended,
+                ended = &mut coordinator => {
+                    looking = false;
+                    break ended;
+                }
                 error = &mut shard_sync => break Err(error),
                 Some((term, keeper)) = started.recv() => fleet.start(term, *keeper),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
@@ -129,7 +133,6 @@ impl Worker {
         fleet.shared.let_go.cancel();
         let deadline = Instant::now() + shutdown_timeout;
         // A take that is on its way is waited for: dropped, it could leave a lease that nobody holds.
-        let mut looking = result.is_ok();
         while looking || !fleet.is_empty() {
             tokio::select! {
                 biased;

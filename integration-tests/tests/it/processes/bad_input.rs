@@ -7,7 +7,6 @@ use tokio::process::Command;
 
 use super::child::{Consumer, program, worker};
 use super::log::Log;
-use super::world::embedded;
 use crate::support::World;
 
 /// Runs a program that must not start, and returns the last line that it wrote to standard error. It prints nothing.
@@ -62,7 +61,7 @@ async fn wrong_names_and_settings_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_region_or_missing_credentials_are_named() {
-    let world = embedded(LocalAws::builder()).await;
+    let world = World::embedded(LocalAws::builder()).await;
     world.create_stream(1).await;
 
     let mut nowhere = worker(&world, "");
@@ -84,7 +83,7 @@ async fn a_missing_region_or_missing_credentials_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_being_deleted_is_refused() {
     let slow = KinesisConfig { deleting_ms: 600_000, ..KinesisConfig::default() };
-    let world = embedded(LocalAws::builder().kinesis(slow)).await;
+    let world = World::embedded(LocalAws::builder().kinesis(slow)).await;
     world.create_stream(1).await;
     world.kinesis.delete_stream().stream_name(&world.stream).send().await.unwrap();
     let said = refused(worker(&world, ""), 1).await;

@@ -10,4 +10,3 @@ mod output;
 mod publisher;
 mod restart;
 mod stop;
-mod world;

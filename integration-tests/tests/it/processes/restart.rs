@@ -1,10 +1,8 @@
 //! Runs that end by themselves and later ones that go on; and applications that know nothing of each other.
 
-use crate::support::World;
-
 use super::child::{Consumer, program, worker};
 use super::log::Log;
-use super::world::gone;
+use crate::support::{World, eventually};
 
 /// One run until there is nothing left to do; what it printed.
 async fn run(world: &World) -> Log {
@@ -59,7 +57,11 @@ async fn a_stream_made_anew_is_read_only_when_that_is_wanted() {
     assert_eq!(run(&world).await.payloads(), before);
 
     world.kinesis.delete_stream().stream_name(&world.stream).send().await.unwrap();
-    gone(&world).await;
+    eventually("the stream is gone", async || {
+        let answer = world.kinesis.describe_stream_summary().stream_name(&world.stream).send().await;
+        answer.is_err_and(|error| error.into_service_error().is_resource_not_found_exception()).then_some(())
+    })
+    .await;
     world.create_stream(2).await;
     let after = world.publish(20, 100, 100).await;
 

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::child::{Consumer, worker};
 use super::log::Log;
 use super::publisher::Publisher;
-use super::world::embedded;
 use crate::support::{World, eventually};
 
 /// The shards of each worker, by the first part of its name, once these workers own this many each.
@@ -107,7 +106,7 @@ async fn a_rolling_deploy_loses_nothing_and_delivers_nothing_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_waits_for_its_stream_stops_at_once() {
     let slow = kcl_local::kinesis::KinesisConfig { creating_ms: 600_000, ..Default::default() };
-    let world = embedded(kcl_local::LocalAws::builder().kinesis(slow)).await;
+    let world = World::embedded(kcl_local::LocalAws::builder().kinesis(slow)).await;
     world.kinesis.create_stream().stream_name(&world.stream).shard_count(1).send().await.unwrap();
     let log = Log::default();
 

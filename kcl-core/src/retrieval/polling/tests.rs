@@ -413,16 +413,39 @@ async fn empty_answers_on_the_way_are_read_past_at_full_pace() {
 
 #[tokio::test(start_paused = true)]
 async fn an_expired_iterator_is_replaced_by_one_after_the_last_record_given() {
-    let fake = Fake::new(5);
+    let fake = Fake::new(9);
     let start = StartingPosition::AtSequenceNumber(2.into());
     let mut reader = fake.reader(PollingConfig { max_records: 2, ..PollingConfig::default() }, start, 0);
     sleep(ITERATOR_LIFE * 2).await;
     assert_eq!(numbers(reader.next().await.unwrap()), [2.into(), 3.into()]);
-    sleep(ITERATOR_LIFE * 2).await;
-    let resumed = Instant::now();
-    assert_eq!(numbers(reader.next().await.unwrap()), [4.into(), 5.into()]);
-    assert!(resumed.elapsed() < Duration::from_millis(250), "a pause is no failure: no backoff ({:?})", resumed.elapsed());
-    assert_eq!(fake.starts(), [start, StartingPosition::AfterSequenceNumber(3.into())]);
+    // Each pause anew is no failure: no backoff.
+    for next in [[4, 5], [6, 7], [8, 9]] {
+        sleep(ITERATOR_LIFE * 2).await;
+        let resumed = Instant::now();
+        assert_eq!(numbers(reader.next().await.unwrap()), next.map(SequenceNumber::from));
+        assert!(resumed.elapsed() < Duration::from_millis(250), "{:?}", resumed.elapsed());
+    }
+    let after = |number: u128| StartingPosition::AfterSequenceNumber(number.into());
+    assert_eq!(fake.starts(), [start, after(3), after(5), after(7)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_ends_the_backoff() {
+    for failure in [Failure::Throttled, Failure::Unavailable] {
+        let fake = Fake::new(1);
+        let mut reader = fake.reader_of_all();
+        fake.script().fault = Box::new(move |_| Some(error(failure)));
+        assert!(timeout(Duration::from_secs(120), reader.next()).await.is_err());
+        fake.script().fault = Box::new(|_| None);
+        assert_eq!(numbers(reader.next().await.unwrap()).len(), 1);
+        fake.put(10);
+        let mut once = Some(error(failure));
+        fake.script().fault = Box::new(move |_| once.take());
+        let began = Instant::now();
+        assert_eq!(numbers(reader.next().await.unwrap()).len(), 1);
+        // The pace, and the least interval with the first, short draw.
+        assert!(began.elapsed() <= Duration::from_millis(602), "{failure:?}: {:?}", began.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]
