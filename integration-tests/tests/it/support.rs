@@ -61,6 +61,8 @@ impl World {
     }
 
     fn at(local: Option<LocalAws>, config: SdkConfig) -> Self {
+        // With RUST_LOG a failed test tells what happened; another test has set it up already, or none wants to.
+        let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
         let id = Entropy::from_os().uuid();
         Self {
             kinesis: aws_sdk_kinesis::Client::new(&config),

@@ -17,7 +17,7 @@ use crate::retrieval::Fetched;
 use crate::status::ShardState;
 use crate::stream::{StartingPosition, StreamError};
 
-/// How often a shard that is blocked says so.
+/// How often a shard that makes no progress says so.
 const REMINDER: Duration = Duration::from_secs(60);
 
 /// The history of what is at the head of the records in work.
@@ -44,12 +44,25 @@ impl ShardConsumer {
             let fetched = tokio::select! {
                 biased;
                 stop = self.interrupted() => return Err(stop),
-                fetched = ahead.next() => fetched,
+                fetched = self.next(ahead) => fetched,
             };
             match fetched {
                 Ok(Fetched::Records { records, millis_behind_latest }) => self.take_in(records, millis_behind_latest).await?,
                 Ok(Fetched::ShardEnd { children }) => return Err(Stop::ShardEnd(children)),
                 Err(error) => self.read_failed(&error).await?,
+            }
+        }
+    }
+
+    /// The next answer. A reader retries by itself what may pass; when that takes long, the shard says so.
+    async fn next(&self, ahead: &mut Prefetched) -> Result<Fetched, StreamError> {
+        loop {
+            match tokio::time::timeout(REMINDER, ahead.next()).await {
+                Ok(fetched) => return fetched,
+                Err(_) => {
+                    tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
+                    self.state(ShardState::ReadFailing);
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::stream::{ChildShard, StartingPosition, StreamError};
 /// What a read of a shard gave.
 #[derive(Clone, Debug)]
 pub enum Fetched {
-    /// The next records, without a gap to those before. May be empty: then the shard is (nearly) read to its tip.
+    /// The next records, without a gap to those before. May be empty, also while the shard is not read to its tip.
     Records {
         /// The records in order.
         records: Vec<Record>,

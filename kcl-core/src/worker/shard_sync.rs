@@ -29,7 +29,8 @@ pub(super) struct ShardSync {
     /// Wakes the coordinator when there are new leases.
     pub(super) look_again: Arc<Notify>,
     pub(super) interval: Duration,
-    /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created.
+    /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created. Whoever suspects that some
+    /// are missing follows it up, whoever leads by then: the leader may have died or changed in between.
     pub(super) suspected: BTreeSet<ShardId>,
 }
 
@@ -62,8 +63,7 @@ impl ShardSync {
 
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
-        if !leads(&self.shared.table.list().await?.leases, &self.shared.worker) {
-            self.suspected.clear();
+        if self.suspected.is_empty() && !leads(&self.shared.table.list().await?.leases, &self.shared.worker) {
             return Ok(self.interval);
         }
         let stream = self.shared.stream_api.describe().await?;
@@ -91,7 +91,7 @@ impl ShardSync {
     }
 
     /// Makes the leases of an application that has none.
-    async fn first_sync(&self) -> Result<Duration, WorkerError> {
+    async fn first_sync(&mut self) -> Result<Duration, WorkerError> {
         let shards = self.shared.stream_api.list_shards(first_shards(self.shared.initial)).await?;
         // What LATEST means is fixed after the listing: a shard that closes in between is read from this instant to its end, and its children
         // from their beginning.
@@ -103,12 +103,15 @@ impl ShardSync {
             }
         };
         // The first lease decides who does this. Whoever finds it made leaves the others alone: another instant, or another listing, must not
-        // be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
+        // be mixed in. Should the other worker die half-way, or a write of this one fail, the next comparison goes on with the instant that
+        // the leases made so far carry.
         let Some((first, others)) = leases.split_first() else { return Ok(self.interval) };
+        self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
         if !self.create(std::slice::from_ref(first)).await? {
             return Ok(CONFIRM_AFTER.min(self.interval));
         }
         self.create(others).await?;
+        self.suspected.clear();
         Ok(self.interval)
     }
 

@@ -433,7 +433,7 @@ async fn an_expired_iterator_is_replaced_by_one_after_the_last_record_given() {
 async fn a_success_ends_the_backoff() {
     for failure in [Failure::Throttled, Failure::Unavailable] {
         let fake = Fake::new(1);
-        let mut reader = fake.reader_of_all();
+        let mut reader = fake.open_at_the_oldest();
         fake.script().fault = Box::new(move |_| Some(error(failure)));
         assert!(timeout(Duration::from_secs(120), reader.next()).await.is_err());
         fake.script().fault = Box::new(|_| None);
