@@ -266,6 +266,17 @@ mod tests {
         assert_eq!(liveness.next_expiry(expiry), Some(at(15.045)));
     }
 
+    #[test]
+    fn the_margin_covers_both_clocks_at_their_worst() {
+        // the renewal is sent, takes effect and is read at one moment; the owner's clock is slow, the observer's is fast
+        let (owner_rate, observer_rate) = (0.998, 1.002);
+        let lease = row("s", Some("a"), 1);
+        let liveness = observed(std::slice::from_ref(&lease), &[0.0, 4.0, 8.0]);
+        let dead_from = liveness.next_expiry(at(8.0)).unwrap();
+        assert!(liveness.is_expired(&lease, dead_from));
+        assert!(dead_from.as_secs_f64() / observer_rate > D.as_secs_f64() / owner_rate);
+    }
+
     proptest! {
         /// The owner renews when it likes, answers and reads are slow as they like, both clocks are off by as much as is allowed:
         /// while the owner trusts its lease nobody else holds it for dead.

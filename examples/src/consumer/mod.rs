@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
 
 /// Causes may come with line breaks, as a list of all places where credentials were looked for does.
 fn on_one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    text.lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": ")
 }
 
 fn log_to_standard_error(format: LogFormat) {

@@ -90,6 +90,7 @@ impl Fleet {
         let shards = self.running.iter().map(|(number, worker)| (*number, worker.shards()));
         let (number, shards) = rng.choice(shards.filter(|(_, shards)| !shards.is_empty()).collect::<Vec<_>>())?;
         self.running.remove(&number)?.task.abort();
+        tracing::info!(worker = name(number), shards = ?shards.keys(), "killed");
         Some((name(number), shards.into_keys().collect()))
     }
 

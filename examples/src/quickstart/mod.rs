@@ -169,7 +169,7 @@ async fn consume(
                 };
                 if finished {
                     display.show_now(&scene);
-                    tell(display, started, "every record is accounted for; the workers are told to end");
+                    tell(display, started, "every record is accounted for; the workers may end");
                     return fleet.dismiss().await;
                 }
                 display.show(&scene);
@@ -206,7 +206,7 @@ async fn reshard_on_schedule(
 fn kill(fleet: &mut Fleet, rng: &mut fastrand::Rng, display: &mut Display, started: Instant) -> bool {
     let Some((worker, shards)) = fleet.kill_one(rng) else { return false };
     let names: Vec<_> = shards.iter().map(ShardId::as_str).collect();
-    tell(display, started, &format!("{worker} was killed without warning; its shards: {}", names.join(", ")));
+    tell(display, started, &format!("{worker} was killed, it had {}", names.join(", ")));
     if fleet.is_empty() {
         let successor = fleet.hire();
         tell(display, started, &format!("{successor} takes its place"));
@@ -236,7 +236,7 @@ fn introduction(options: &Options, source: &Source, site: &Site, schedule: Sched
         lines.push(format!("  made there, and deleted at the end: {}", site.inventory()));
     }
     lines.push(format!("  records are published for {published:?}, and while they flow:"));
-    lines.push(format!("  after {split:?} a shard is split, after {merge:?} two are merged, after {kill:?} a worker is killed"));
+    lines.push(format!("  at {split:?} a shard is split, at {merge:?} two are merged, at {kill:?} a worker is killed"));
     lines.push(format!("  {} records are poison: they belong into the dead-letter queue", count(source.poison.len())));
     if source.unkeyed > 0 {
         lines.push(format!("  {} lines have no such key and are keyed by their own hash", count(source.unkeyed)));

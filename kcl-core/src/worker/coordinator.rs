@@ -105,8 +105,9 @@ impl Coordinator {
         Ok(())
     }
 
-    async fn round(&mut self, listing: LeaseListing) -> Result<Pending, WorkerError> {
+    async fn round(&mut self, mut listing: LeaseListing) -> Result<Pending, WorkerError> {
         let now = self.terms.clock.boot_time();
+        hold_back_children(&mut listing);
         self.report_unreadable(listing.unreadable);
         if listing.leases.iter().any(|lease| lease.stream_created.is_some() && lease.stream_created != self.terms.stream_created) {
             return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: self.stream.clone() });
@@ -230,6 +231,14 @@ impl Coordinator {
         }
         self.unreadable = unreadable;
     }
+}
+
+/// Takes free leases that have not begun out of the listing, if a parent's can't be read: nobody knows whether the parent is finished.
+/// One with an owner was begun by somebody who knew.
+fn hold_back_children(listing: &mut LeaseListing) {
+    let LeaseListing { leases, unreadable } = listing;
+    let waits = |lease: &Lease| unreadable.iter().any(|item| lease.parents.iter().any(|parent| parent.as_str() == item.key));
+    leases.retain(|lease| lease.actual_owner().is_some() || !lease.checkpoint.is_initial() || !waits(lease));
 }
 
 /// The outcome of `work`, or `None` if the grace is over first.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kcl_checkpoint::{InitialPosition, Timestamp};
+use kcl_checkpoint::{Checkpoint, InitialPosition, Timestamp};
 use kcl_lease::backoff::Backoff;
-use kcl_lease::{Lease, ShardId, WorkerId, cleanup, shard_sync};
+use kcl_lease::{Lease, LeaseListing, ShardId, TableError, WorkerId, cleanup, shard_sync};
 use tokio::sync::Notify;
 
 use crate::consumer::Shared;
@@ -21,6 +21,12 @@ use crate::stream::ShardFilter;
 /// While a listing of shards asks for leases that are not confirmed by another one, and after a first sync that somebody else was
 /// faster with: time to the next look.
 const CONFIRM_AFTER: Duration = Duration::from_secs(5);
+
+/// The longest wait after a comparison that failed.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Attempts at one call to the lease table within a comparison: one hiccup must not throw away what was done before it.
+const ATTEMPTS: u32 = 5;
 
 /// Keeps leases in step with shards for as long as a worker runs.
 #[derive(Debug)]
@@ -44,7 +50,7 @@ impl ShardSync {
     }
 
     async fn sync_for_ever(&mut self) -> Result<Infallible, WorkerError> {
-        let mut backoff = Backoff::new(Duration::from_millis(500), self.interval, &self.shared.entropy);
+        let mut backoff = Backoff::new(Duration::from_millis(500), self.interval.min(LONGEST_WAIT), &self.shared.entropy);
         loop {
             let wait = match self.sync().await {
                 Ok(wait) => {
@@ -73,17 +79,24 @@ impl ShardSync {
         self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);
         let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
-        let listing = self.shared.table.list().await?;
+        let listing = self.list().await?;
         if listing.leases.is_empty() && listing.unreadable.is_empty() {
             return self.first_sync().await;
         }
-        // An item that can't be read may be any shard's lease. None of that name is created over it: its key exists.
-        let missing = shard_sync::missing_leases(&shards, &listing.leases, self.shared.initial, self.latest());
+        // A lease that can't be read stands for one that has not begun: its shard's descendants get no leases, and those before it are kept.
+        let mut leases = listing.leases;
+        leases.extend(listing.unreadable.into_iter().map(|item| Lease::new(item.key.into(), Checkpoint::TrimHorizon)));
+        let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
         self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
-        self.create(&confirmed).await?;
+        for lease in &confirmed {
+            self.create(lease).await?;
+        }
+        if !confirmed.is_empty() {
+            self.look_again.notify_one();
+        }
         let listed: BTreeSet<_> = shards.iter().map(|shard| &shard.shard_id).collect();
-        for lease in cleanup::deletable(&listing.leases, &|shard| listed.contains(shard)) {
+        for lease in cleanup::deletable(&leases, &|shard| listed.contains(shard)) {
             let deleted = self.shared.table.delete(&lease).await?;
             tracing::info!(shard = %lease.shard_id, deleted, "finished lease cleaned up");
         }
@@ -102,17 +115,21 @@ impl ShardSync {
                 return Ok(Duration::from_secs(1));
             }
         };
-        // The first lease decides who does this. Whoever finds it made leaves the others alone: another instant, or another listing, must not
-        // be mixed in. Should the other worker die half-way, or a write of this one fail, the next comparison goes on with the instant that
-        // the leases made so far carry.
-        let Some((first, others)) = leases.split_first() else { return Ok(self.interval) };
-        self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
-        if !self.create(std::slice::from_ref(first)).await? {
-            return Ok(CONFIRM_AFTER.min(self.interval));
+        // The first lease decides what LATEST means. Whoever finds it made with another instant leaves the others alone: another listing must
+        // not be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
+        for lease in &leases {
+            if !self.create(lease).await? && self.begins_otherwise(lease).await? {
+                return Ok(CONFIRM_AFTER.min(self.interval));
+            }
         }
-        self.create(others).await?;
-        self.suspected.clear();
+        self.look_again.notify_one();
         Ok(self.interval)
+    }
+
+    /// Whether a lease that exists starts at another instant than this one would.
+    async fn begins_otherwise(&self, lease: &Lease) -> Result<bool, TableError> {
+        let row = self.shared.table.get(&lease.shard_id).await?;
+        Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp))
     }
 
     /// What LATEST means if no lease says yet.
@@ -120,21 +137,45 @@ impl ShardSync {
         Some(self.shared.clock.wall_time())
     }
 
-    /// Creates leases in order; returns whether all were new.
-    async fn create(&self, leases: &[Lease]) -> Result<bool, WorkerError> {
-        let mut all_new = true;
-        for lease in leases {
-            let new = self.shared.table.create(lease).await?;
-            if new {
-                tracing::info!(shard = %lease.shard_id, checkpoint = %lease.checkpoint, "lease created");
+    /// Creates a lease; returns whether it was new.
+    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
+        let mut backoff = self.backoff();
+        loop {
+            match self.shared.table.create(lease).await {
+                Ok(created) => {
+                    if created {
+                        tracing::info!(shard = %lease.shard_id, checkpoint = %lease.checkpoint, "lease created");
+                    }
+                    return Ok(created);
+                }
+                Err(error) => pause_or_give_up(error, &mut backoff).await?,
             }
-            all_new &= new;
         }
-        if !leases.is_empty() {
-            self.look_again.notify_one();
-        }
-        Ok(all_new)
     }
+
+    async fn list(&self) -> Result<LeaseListing, TableError> {
+        let mut backoff = self.backoff();
+        loop {
+            match self.shared.table.list().await {
+                Ok(listing) => return Ok(listing),
+                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+            }
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(Duration::from_millis(100), Duration::from_secs(2), &self.shared.entropy)
+    }
+}
+
+async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<(), TableError> {
+    let wait = backoff.next_wait();
+    if !error.is_retryable() || backoff.failures() >= ATTEMPTS {
+        return Err(error);
+    }
+    tracing::debug!(%error, ?wait, "trying again");
+    tokio::time::sleep(wait).await;
+    Ok(())
 }
 
 /// Which shards an application begins with that begins now.
@@ -154,8 +195,6 @@ fn leads(leases: &[Lease], me: &WorkerId) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kcl_checkpoint::Checkpoint;
-
     use super::*;
 
     #[test]
