@@ -56,24 +56,9 @@ async fn a_setting_that_cannot_be_used_is_named_with_value_and_rule_before_anyth
         (sound().shard_sync_interval(Duration::ZERO), "shard_sync_interval", "0ns", "1s to 3600s"),
         (sound().max_leases(0), "max_leases", "0", "1 to"),
         (sound().prefetch_bytes(1), "prefetch_bytes", "1", "10485760 to 4294967296"),
-        (
-            sound().checkpointing(Checkpointing::Automatic { interval: Duration::ZERO }),
-            "checkpointing.interval",
-            "0ns",
-            "10ms to 3600s",
-        ),
-        (
-            sound().retry_policy(RetryPolicy { max_attempts: 0, ..RetryPolicy::default() }),
-            "retry_policy.max_attempts",
-            "0",
-            "1 to 1000",
-        ),
-        (
-            sound().polling(kcl_core::PollingConfig { max_records: 0, ..Default::default() }),
-            "max_records",
-            "0",
-            "1 to 10000",
-        ),
+        (sound().checkpointing(Checkpointing::Automatic { interval: Duration::ZERO }), "checkpointing.interval", "0ns", "10ms to 3600s"),
+        (sound().retry_policy(RetryPolicy { max_attempts: 0, ..RetryPolicy::default() }), "retry_policy.max_attempts", "0", "1 to 1000"),
+        (sound().polling(kcl_core::PollingConfig { max_records: 0, ..Default::default() }), "max_records", "0", "1 to 10000"),
         (Worker::builder("orders-app", "orders").aws_config(&world.config), "processor", "not set", "a RecordProcessorFactory"),
         (Worker::builder("orders-app", "orders").processor(processor()), "aws_config", "not set", "load_from_env"),
     ] {

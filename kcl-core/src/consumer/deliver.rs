@@ -189,6 +189,7 @@ impl ShardConsumer {
         self.shared.status.update(self.shard.shard_id(), |status| {
             status.finished = acked;
             status.records += records.len() as u64;
+            status.checkpoint = self.shard.checkpointer.last();
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
@@ -314,6 +314,7 @@ impl WorkerBuilder {
             look_again: Arc::clone(&look_again),
             started: start,
             liveness: Liveness::new(self.lease_duration),
+            outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
         };
         let shard_sync = ShardSync {

@@ -4,6 +4,7 @@
 //! pace, at once when something may have changed, and exactly when an owner that seems dead would be.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::error::WorkerError;
 
 /// Takes and requests that are under way at once.
 const CONCURRENT_WRITES: usize = 16;
+
+/// The longest wait for the next round after another worker took what this one went for.
+const AFTER_LOST_RACE: Duration = Duration::from_millis(300);
 
 /// How often a lease that was asked for is looked at until it is handed over.
 const HANDOFF_POLL: Duration = Duration::from_millis(250);
@@ -59,6 +63,8 @@ pub(super) struct Coordinator {
     pub(super) look_again: Arc<Notify>,
     pub(super) started: mpsc::Sender<(Term, Box<TermKeeper>)>,
     pub(super) liveness: Liveness,
+    /// Whether another worker was faster in this round: then the sum has changed, and is done again soon.
+    pub(super) outrun: AtomicBool,
     /// The items that could not be read when the table was last looked at, each told once.
     pub(super) unreadable: Vec<UnreadableLease>,
 }
@@ -156,7 +162,10 @@ impl Coordinator {
                 }
                 return Ok(());
             }
-            Ok(Acquired::No(_)) => tracing::debug!(shard = %lease.shard_id, "another worker was faster"),
+            Ok(Acquired::No(_)) => {
+                tracing::debug!(shard = %lease.shard_id, "another worker was faster");
+                self.outrun.store(true, Ordering::Relaxed);
+            }
             Err(error @ TableError::NotFound { .. }) => return Err(error),
             Err(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
         }
@@ -193,7 +202,10 @@ impl Coordinator {
         let jittered = self.terms.entropy.between(interval.mul_f64(0.9), interval.mul_f64(1.1));
         let now = self.terms.clock.boot_time();
         let expiry = self.liveness.next_expiry(now).map(|expiry| expiry.saturating_sub(now));
-        let pause = expiry.map_or(jittered, |expiry| expiry.min(jittered));
+        let mut pause = expiry.map_or(jittered, |expiry| expiry.min(jittered));
+        if self.outrun.swap(false, Ordering::Relaxed) {
+            pause = pause.min(self.terms.entropy.between(AFTER_LOST_RACE / 2, AFTER_LOST_RACE));
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => {}

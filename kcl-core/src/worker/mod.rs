@@ -156,8 +156,10 @@ struct Fleet {
     shared: Arc<Shared>,
     held: Held,
     look_again: Arc<Notify>,
-    consumers: JoinSet<ShardId>,
+    // Before the consumers, so that a drop stops the keepers first: one that saw its consumer go would free the lease, and a
+    // dropped worker writes nothing more.
     keepers: JoinSet<TermEnd>,
+    consumers: JoinSet<ShardId>,
 }
 
 impl Fleet {

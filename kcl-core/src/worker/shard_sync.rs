@@ -69,7 +69,7 @@ impl ShardSync {
 
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
-        if self.suspected.is_empty() && !leads(&self.shared.table.list().await?.leases, &self.shared.worker) {
+        if self.suspected.is_empty() && !leads(&self.list().await?.leases, &self.shared.worker) {
             return Ok(self.interval);
         }
         let stream = self.shared.stream_api.describe().await?;
@@ -90,7 +90,7 @@ impl ShardSync {
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
         self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
         for lease in &confirmed {
-            self.create(lease).await?;
+            self.create(lease, ATTEMPTS).await?;
         }
         if !confirmed.is_empty() {
             self.look_again.notify_one();
@@ -117,8 +117,9 @@ impl ShardSync {
         };
         // The first lease decides what LATEST means. Whoever finds it made with another instant leaves the others alone: another listing must
         // not be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
+        // It is not left half-way for a table that fails for a while: what is missing then must be confirmed before it is made.
         for lease in &leases {
-            if !self.create(lease).await? && self.begins_otherwise(lease).await? {
+            if !self.create(lease, u32::MAX).await? && self.begins_otherwise(lease).await? {
                 return Ok(CONFIRM_AFTER.min(self.interval));
             }
         }
@@ -128,8 +129,13 @@ impl ShardSync {
 
     /// Whether a lease that exists starts at another instant than this one would.
     async fn begins_otherwise(&self, lease: &Lease) -> Result<bool, TableError> {
-        let row = self.shared.table.get(&lease.shard_id).await?;
-        Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp))
+        let mut backoff = self.backoff();
+        loop {
+            match self.shared.table.get(&lease.shard_id).await {
+                Ok(row) => return Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp)),
+                Err(error) => pause_or_give_up(error, &mut backoff, u32::MAX).await?,
+            }
+        }
     }
 
     /// What LATEST means if no lease says yet.
@@ -138,7 +144,7 @@ impl ShardSync {
     }
 
     /// Creates a lease; returns whether it was new.
-    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
+    async fn create(&self, lease: &Lease, attempts: u32) -> Result<bool, TableError> {
         let mut backoff = self.backoff();
         loop {
             match self.shared.table.create(lease).await {
@@ -148,7 +154,7 @@ impl ShardSync {
                     }
                     return Ok(created);
                 }
-                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+                Err(error) => pause_or_give_up(error, &mut backoff, attempts).await?,
             }
         }
     }
@@ -158,7 +164,7 @@ impl ShardSync {
         loop {
             match self.shared.table.list().await {
                 Ok(listing) => return Ok(listing),
-                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+                Err(error) => pause_or_give_up(error, &mut backoff, ATTEMPTS).await?,
             }
         }
     }
@@ -168,9 +174,9 @@ impl ShardSync {
     }
 }
 
-async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<(), TableError> {
+async fn pause_or_give_up(error: TableError, backoff: &mut Backoff, attempts: u32) -> Result<(), TableError> {
     let wait = backoff.next_wait();
-    if !error.is_retryable() || backoff.failures() >= ATTEMPTS {
+    if !error.is_retryable() || backoff.failures() >= attempts {
         return Err(error);
     }
     tracing::debug!(%error, ?wait, "trying again");
