@@ -286,6 +286,8 @@ async fn an_outage_of_the_stream_moves_no_lease() {
     let tokens = Scene::fencing_tokens(&[&workers[0], &workers[1]]);
 
     let outage: Vec<_> = reads(Fault::Drop, 1.0).map(|rule| scene.faults().add(rule)).collect();
+    // What was being answered is.
+    sleep(Duration::from_millis(100)).await;
     let delivered = scene.ledger.deliveries().len();
     scene.publish_for(Duration::from_secs(3)).await;
     assert_eq!(scene.ledger.deliveries().len(), delivered, "nothing can be read");

@@ -9,16 +9,20 @@ use tokio::time::Instant;
 use super::call::{CallFailure, guarded};
 use super::prefetch::Prefetched;
 use super::retry::{Failed, Step, after_failure};
-use super::start::Gap;
+use super::start::{Gap, StartFilter, starting_position};
 use super::{Exclusive, ShardConsumer, Stop, TrimmedData};
 use crate::dead_letter::DeadLetter;
 use crate::record::{Record, RecordBatch};
 use crate::retrieval::Fetched;
 use crate::status::ShardState;
-use crate::stream::{StartingPosition, StreamError};
+use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, children_of};
 
 /// How often a shard that makes no progress says so.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// A pause in reading after which nothing is taken for granted: below the five minutes for which an iterator lives, and below the margin
+/// within which records count as trimmed.
+const LONG_PAUSE: Duration = Duration::from_secs(240);
 
 /// The history of what is at the head of the records in work.
 #[derive(Default)]
@@ -46,11 +50,36 @@ impl ShardConsumer {
                 stop = self.interrupted() => return Err(stop),
                 fetched = self.next(ahead) => fetched,
             };
+            if fetched.is_ok() && self.paused_for_long() {
+                return Err(self.read_anew());
+            }
             match fetched {
                 Ok(Fetched::Records { records, millis_behind_latest }) => self.take_in(records, millis_behind_latest).await?,
-                Ok(Fetched::ShardEnd { children }) => return Err(Stop::ShardEnd(children)),
+                Ok(Fetched::ShardEnd { children }) => {
+                    if let Err(gap) = self.filter.end(self.shared.clock.wall_time(), self.shared.retention()) {
+                        self.after_gap(gap).await?;
+                    }
+                    return Err(Stop::ShardEnd(children));
+                }
                 Err(error) => self.read_failed(&error).await?,
             }
+        }
+    }
+
+    /// Whether no answer was taken in for so long that what was read ahead says little of the shard as it is, and its iterator has expired.
+    fn paused_for_long(&mut self) -> bool {
+        let now = self.shared.clock.boot_time();
+        now.saturating_sub(std::mem::replace(&mut self.looked, now)) > LONG_PAUSE
+    }
+
+    /// Reads on at the last record that is finished, as a new term would: so that records are missed that were trimmed during the pause.
+    fn read_anew(&mut self) -> Stop {
+        match self.prefix.acked() {
+            Some(last) => {
+                self.filter = StartFilter::after(last, self.watermark);
+                Stop::Reopen(StartingPosition::AtSequenceNumber(last.sequence_number))
+            }
+            None => Stop::Reopen(starting_position(self.term.taken(), self.shared.initial)),
         }
     }
 
@@ -85,6 +114,8 @@ impl ShardConsumer {
             && let Some(watermark) = if behind == Some(0) { Some(now) } else { last_arrival }
         {
             self.term.set_watermark(watermark);
+            self.filter.watched_until(watermark);
+            self.watermark = Some(watermark);
         }
         Ok(())
     }
@@ -273,10 +304,29 @@ impl ShardConsumer {
             self.after_gap(gap).await?;
             return Err(Stop::Reopen(StartingPosition::TrimHorizon));
         }
+        if matches!(error, StreamError::NotFound { .. })
+            && let Some(children) = self.children_of_trimmed().await
+        {
+            tracing::warn!(%error, "the stream lists the shard's children and the shard no more");
+            self.after_gap(Gap { first_kept: None }).await?;
+            return Err(Stop::ShardEnd(children));
+        }
         // The reader paces itself; the shard is never ended because something was not found.
         tracing::error!(%error, "the shard can't be read; trying again");
         self.state(ShardState::ReadFailing);
         Ok(())
+    }
+
+    /// The children of a shard that was closed longer ago than the stream keeps records: it is listed no more, and they are. A listing that lags
+    /// would lack the children first.
+    async fn children_of_trimmed(&self) -> Option<Vec<ChildShard>> {
+        let (stream, shard) = (&self.shared.stream_api, self.shard.shard_id());
+        if stream.describe().await.ok()?.created != self.shared.stream.created {
+            return None;
+        }
+        let listing = stream.list_shards(ShardFilter::All).await.ok()?;
+        let children = children_of(shard, &listing);
+        (listing.iter().all(|listed| listed.shard_id != *shard) && !children.is_empty()).then_some(children)
     }
 
     /// Records may have been trimmed unread: goes on if that is allowed, else waits until the shard is let go.
@@ -286,7 +336,7 @@ impl ShardConsumer {
                 tracing::error!(
                     target: "kcl::audit",
                     stream = %self.shared.stream.arn,
-                    checkpoint = %gap.checkpoint,
+                    checkpoint = %self.shard.checkpointer.last(),
                     first_kept = gap.first_kept.map(tracing::field::display),
                     "records may have been trimmed before they were read; going on with the oldest that is kept, as configured"
                 );
@@ -298,7 +348,7 @@ impl ShardConsumer {
                 self.state(ShardState::BlockedByTrimmedRecords);
                 loop {
                     tracing::error!(
-                        checkpoint = %gap.checkpoint,
+                        checkpoint = %self.shard.checkpointer.last(),
                         first_kept = gap.first_kept.map(tracing::field::display),
                         "records may have been trimmed before they were read; the shard waits. To go on with the oldest record that is kept, \
                          start the worker with trimmed_data(TrimmedData::SkipAndAudit)"

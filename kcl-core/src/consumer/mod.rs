@@ -1,6 +1,6 @@
 //! The consumer of one shard, for one term: from the take of its lease to the end of the term.
 //!
-//! Three futures run in one task: reading ahead ([`prefetch`]), delivering ([`deliver`]), and, with automatic checkpoints,
+//! Three futures run in one task: reading ahead (`prefetch`), delivering (`deliver`), and, with automatic checkpoints,
 //! writing down how far all is finished. They end together. The row itself is written by the term's keeper, a task of its own.
 
 mod call;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kcl_checkpoint::{AckedPrefix, Checkpoint, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition};
+use kcl_checkpoint::{AckedPrefix, Checkpoint, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermEnd, TermStatus};
 use kcl_lease::{Clock, Entropy, LeaseTable, ShardId, WorkerId};
@@ -130,6 +130,10 @@ pub(crate) struct ShardConsumer {
     processor: Option<Exclusive>,
     filter: StartFilter,
     prefix: AckedPrefix,
+    /// All records that arrived before this time are finished, as far as is known.
+    watermark: Option<Timestamp>,
+    /// The boot time when an answer was last taken in.
+    looked: Duration,
     /// How far all is finished; for the automatic checkpoints.
     acked: watch::Sender<Option<ExtendedSequenceNumber>>,
 }
@@ -153,6 +157,8 @@ impl ShardConsumer {
             shard: ShardContext { info, checkpointer },
             processor: None,
             prefix: AckedPrefix::default(),
+            watermark: taken.watermark,
+            looked: shared.clock.boot_time(),
             acked: watch::Sender::new(None),
             shared,
             term,

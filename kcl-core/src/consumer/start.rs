@@ -44,13 +44,32 @@ pub(crate) struct StartFilter {
 /// Records between the checkpoint and the first record that the stream still holds may have been trimmed unread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
-    pub(crate) checkpoint: ExtendedSequenceNumber,
     pub(crate) first_kept: Option<ExtendedSequenceNumber>,
 }
 
 impl StartFilter {
     pub(crate) fn new(lease: &Lease) -> Self {
         Self { finished: lease.checkpoint.record(), watermark: lease.watermark, seen_checkpoint: false }
+    }
+
+    /// Of a term that reads on at the last record that it has finished. `watermark` as in the lease.
+    pub(crate) fn after(finished: ExtendedSequenceNumber, watermark: Option<Timestamp>) -> Self {
+        // All of it is finished, were it an aggregate.
+        let finished = ExtendedSequenceNumber::whole(finished.sequence_number);
+        Self { finished: Some(finished), watermark, seen_checkpoint: false }
+    }
+
+    /// All that arrived before `time` was seen and is finished.
+    pub(crate) fn watched_until(&mut self, time: Timestamp) {
+        self.watermark = self.watermark.max(Some(time));
+    }
+
+    /// The shard has ended. `Err`: it may have ended with records that nobody has seen.
+    pub(crate) fn end(&self, now: Timestamp, retention: Duration) -> Result<(), Gap> {
+        match self.refused() {
+            Some(gap) if self.may_have_missed(now, retention) => Err(gap),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the finished records off the head of what was read. `Err`: a gap must be dealt with before anything is delivered.
@@ -67,7 +86,7 @@ impl StartFilter {
         records.drain(..first_unfinished);
         let Some(first) = records.first() else { return Ok(()) };
         if !self.seen_checkpoint && self.may_have_missed(now, retention) {
-            return Err(Gap { checkpoint, first_kept: Some(first.position()) });
+            return Err(Gap { first_kept: Some(first.position()) });
         }
         self.finished = None;
         Ok(())
@@ -80,7 +99,7 @@ impl StartFilter {
 
     /// The gap that a refusal of the starting position means, unless reading has begun.
     pub(crate) fn refused(&self) -> Option<Gap> {
-        self.finished.filter(|_| !self.seen_checkpoint).map(|checkpoint| Gap { checkpoint, first_kept: None })
+        self.finished.filter(|_| !self.seen_checkpoint).map(|_| Gap { first_kept: None })
     }
 
     /// Whether a record that arrived after all were finished may be older than what the stream keeps.
@@ -159,6 +178,26 @@ mod tests {
         }
         let mut whole = StartFilter::new(&lease(at(5, 0), Some(48 * hour)));
         assert_eq!(admitted(&mut whole, [5, 9]), Ok(vec![9]), "the checkpoint's own record proves that nothing is gone");
+    }
+
+    #[test]
+    fn a_shard_that_ends_unseen_is_a_gap_like_any_other() {
+        let hour = Duration::from_secs(3600);
+        for (age, gap) in [(Some(hour), false), (Some(48 * hour), true), (None, true)] {
+            let mut filter = StartFilter::new(&lease(at(5, 0), age));
+            assert_eq!(filter.end(NOW, DAY).is_err(), gap, "{age:?}");
+            assert_eq!(admitted(&mut filter, [5]), Ok(vec![]));
+            assert_eq!(filter.end(NOW, DAY), Ok(()), "the checkpoint's own record was seen");
+        }
+        assert_eq!(StartFilter::new(&lease(Checkpoint::TrimHorizon, None)).end(NOW, DAY), Ok(()));
+    }
+
+    #[test]
+    fn a_shard_that_was_watched_meanwhile_has_lost_nothing() {
+        let mut filter = StartFilter::new(&lease(at(5, 0), Some(48 * Duration::from_secs(3600))));
+        filter.watched_until(NOW);
+        assert_eq!(filter.end(NOW, DAY), Ok(()));
+        assert_eq!(admitted(&mut filter, [9]), Ok(vec![9]));
     }
 
     #[test]

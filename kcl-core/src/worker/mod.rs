@@ -1,7 +1,7 @@
 //! The worker: takes leases, runs a consumer for each, keeps the leases in step with the shards, and lets go in peace.
 //!
 //! All tasks belong to the worker: two per lease (the consumer, and the keeper that writes the lease's row), in two sets that end with it.
-//! Looking after leases ([`coordinator`]) and after shards ([`shard_sync`]) are two futures of the worker's own task.
+//! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the worker's own task.
 
 mod builder;
 mod coordinator;

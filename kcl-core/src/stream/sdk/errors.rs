@@ -36,7 +36,10 @@ impl Call<'_> {
                     None => self.unavailable(chain(error)),
                 }
             }
-            _ if is_misconfigured(error) => self.denied(&chain(error)),
+            _ if is_misconfigured(error) => {
+                let how = "the AWS configuration has no usable credentials or no region; set them by the standard AWS environment or configuration";
+                self.denied(&format!("{how} ({})", chain(error)))
+            }
             _ => self.unavailable(chain(error)),
         }
     }
