@@ -69,14 +69,15 @@ impl ShardSync {
 
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
-        if self.suspected.is_empty() && !leads(&self.list().await?.leases, &self.shared.worker) {
-            return Ok(self.interval);
-        }
+        // Every worker must know that the stream is still the same, and how long it keeps records.
         let stream = self.shared.stream_api.describe().await?;
         if stream.created != self.shared.stream.created {
             return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
         }
         self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);
+        if self.suspected.is_empty() && !leads(&self.list().await?.leases, &self.shared.worker) {
+            return Ok(self.interval);
+        }
         let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
         let listing = self.list().await?;
@@ -88,10 +89,10 @@ impl ShardSync {
         leases.extend(listing.unreadable.into_iter().map(|item| Lease::new(item.key.into(), Checkpoint::TrimHorizon)));
         let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
-        self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
         for lease in &confirmed {
-            self.create(lease, ATTEMPTS).await?;
+            self.create(lease).await?;
         }
+        self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
         if !confirmed.is_empty() {
             self.look_again.notify_one();
         }
@@ -117,12 +118,15 @@ impl ShardSync {
         };
         // The first lease decides what LATEST means. Whoever finds it made with another instant leaves the others alone: another listing must
         // not be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
-        // It is not left half-way for a table that fails for a while: what is missing then must be confirmed before it is made.
+        // Should the table fail half-way, the next comparison needs no other one to confirm it, and no lead: these leases are wanted. It sees
+        // whether others have made them meanwhile, and have perhaps finished them.
+        self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
         for lease in &leases {
-            if !self.create(lease, u32::MAX).await? && self.begins_otherwise(lease).await? {
+            if !self.create(lease).await? && self.begins_otherwise(lease).await? {
                 return Ok(CONFIRM_AFTER.min(self.interval));
             }
         }
+        self.suspected.clear();
         self.look_again.notify_one();
         Ok(self.interval)
     }
@@ -133,7 +137,7 @@ impl ShardSync {
         loop {
             match self.shared.table.get(&lease.shard_id).await {
                 Ok(row) => return Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp)),
-                Err(error) => pause_or_give_up(error, &mut backoff, u32::MAX).await?,
+                Err(error) => pause_or_give_up(error, &mut backoff).await?,
             }
         }
     }
@@ -144,7 +148,7 @@ impl ShardSync {
     }
 
     /// Creates a lease; returns whether it was new.
-    async fn create(&self, lease: &Lease, attempts: u32) -> Result<bool, TableError> {
+    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
         let mut backoff = self.backoff();
         loop {
             match self.shared.table.create(lease).await {
@@ -154,7 +158,7 @@ impl ShardSync {
                     }
                     return Ok(created);
                 }
-                Err(error) => pause_or_give_up(error, &mut backoff, attempts).await?,
+                Err(error) => pause_or_give_up(error, &mut backoff).await?,
             }
         }
     }
@@ -164,7 +168,7 @@ impl ShardSync {
         loop {
             match self.shared.table.list().await {
                 Ok(listing) => return Ok(listing),
-                Err(error) => pause_or_give_up(error, &mut backoff, ATTEMPTS).await?,
+                Err(error) => pause_or_give_up(error, &mut backoff).await?,
             }
         }
     }
@@ -174,9 +178,9 @@ impl ShardSync {
     }
 }
 
-async fn pause_or_give_up(error: TableError, backoff: &mut Backoff, attempts: u32) -> Result<(), TableError> {
+async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<(), TableError> {
     let wait = backoff.next_wait();
-    if !error.is_retryable() || backoff.failures() >= attempts {
+    if !error.is_retryable() || backoff.failures() >= ATTEMPTS {
         return Err(error);
     }
     tracing::debug!(%error, ?wait, "trying again");
