@@ -108,6 +108,14 @@ impl Consumer {
         assert_eq!(self.end().await.code(), Some(0), "{}", self.name);
     }
 
+    /// The memory that it occupies now, as Linux counts it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("a running child"))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// What it wrote to standard error.
     pub(super) fn logs(&self) -> String {
         self.logs.lock().unwrap().join("\n")

@@ -6,6 +6,8 @@
 mod bad_input;
 mod child;
 mod log;
+#[cfg(target_os = "linux")]
+mod memory;
 mod output;
 mod publisher;
 mod restart;
