@@ -9,3 +9,4 @@ mod life;
 mod processes;
 mod shutdown;
 mod support;
+mod trimmed;
