@@ -133,7 +133,8 @@ impl Worker {
         fleet.shared.let_go.cancel();
         let deadline = Instant::now() + shutdown_timeout;
         // A take that is on its way is waited for: dropped, it could leave a lease that nobody holds.
-        while looking || !fleet.is_empty() {
+        // The last term that it took may still be on its way here when the coordinator has ended.
+        while looking || !started.is_empty() || !fleet.is_empty() {
             tokio::select! {
                 biased;
                 _ = &mut coordinator, if looking => looking = false,
