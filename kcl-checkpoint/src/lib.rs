@@ -32,5 +32,5 @@ pub mod sequence_number;
 
 pub use acked_prefix::AckedPrefix;
 pub use checkpointer::{CheckpointError, CheckpointWriteError, CheckpointWriter, Checkpointer};
-pub use position::{Checkpoint, InitialPosition, ParseCheckpointError, Timestamp};
+pub use position::{Checkpoint, InitialPosition, ParseCheckpointError, StartingPosition, Timestamp};
 pub use sequence_number::{ExtendedSequenceNumber, ParseSequenceNumberError, SequenceNumber};

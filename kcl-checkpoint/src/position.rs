@@ -1,4 +1,4 @@
-//! Positions: what a lease's checkpoint can say, and where a shard without a checkpoint starts.
+//! Positions: what a lease's checkpoint can say, where a shard without a checkpoint starts, and where reading may start.
 
 use std::fmt;
 use std::str::FromStr;
@@ -143,6 +143,21 @@ impl InitialPosition {
             Self::AtTimestamp(_) => Checkpoint::AtTimestamp,
         }
     }
+}
+
+/// Where reading of a shard starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartingPosition {
+    /// The oldest record kept.
+    TrimHorizon,
+    /// After the newest record.
+    Latest,
+    /// The first record that arrived at this time or later.
+    AtTimestamp(Timestamp),
+    /// This record.
+    AtSequenceNumber(SequenceNumber),
+    /// The record after this one.
+    AfterSequenceNumber(SequenceNumber),
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ import traceback
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EventStreamError
 
 CHECKS = []
 
@@ -46,6 +46,18 @@ class Aws:
     def stream(self, name, shards=1):
         self.kinesis.create_stream(StreamName=name, ShardCount=shards)
         self.kinesis.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 1})
+
+    def consumer(self, stream):
+        self.stream(stream)
+        arn = self.kinesis.describe_stream_summary(StreamName=stream)["StreamDescriptionSummary"]["StreamARN"]
+        registered = self.kinesis.register_stream_consumer(StreamARN=arn, ConsumerName="app")
+        return registered["Consumer"]["ConsumerARN"]
+
+    def subscribe(self, consumer, **position):
+        answer = self.kinesis.subscribe_to_shard(
+            ConsumerARN=consumer, ShardId="shardId-000000000000", StartingPosition=position
+        )
+        return (event["SubscribeToShardEvent"] for event in answer["EventStream"])
 
     def table(self, name):
         self.dynamodb.create_table(
@@ -197,6 +209,74 @@ def kinesis_a_tailing_reader_loses_nothing(aws):
     for thread in threads:
         thread.join()
     equal(sorted(read), sorted(f"{writer}/{n}" for writer in range(writers) for n in range(each)))
+
+
+@check
+def kinesis_consumers_are_registered_described_listed_and_deregistered(aws):
+    aws.stream("consumed")
+    stream = aws.kinesis.describe_stream_summary(StreamName="consumed")["StreamDescriptionSummary"]["StreamARN"]
+    for name in ("one", "two"):
+        registered = aws.kinesis.register_stream_consumer(StreamARN=stream, ConsumerName=name)["Consumer"]
+        equal(registered["ConsumerName"], name)
+    refused("ResourceInUseException", aws.kinesis.register_stream_consumer, StreamARN=stream, ConsumerName="one")
+    arn = registered["ConsumerARN"]
+    for by in ({"ConsumerARN": arn}, {"StreamARN": stream, "ConsumerName": "two"}):
+        described = aws.kinesis.describe_stream_consumer(**by)["ConsumerDescription"]
+        equal((described["ConsumerARN"], described["ConsumerStatus"], described["StreamARN"]), (arn, "ACTIVE", stream))
+    age = datetime.datetime.now(datetime.timezone.utc) - described["ConsumerCreationTimestamp"]
+    assert abs(age.total_seconds()) < 60, age
+    listed = aws.kinesis.get_paginator("list_stream_consumers").paginate(
+        StreamARN=stream, PaginationConfig={"PageSize": 1}
+    )
+    equal([consumer["ConsumerName"] for page in listed for consumer in page["Consumers"]], ["one", "two"])
+    aws.kinesis.deregister_stream_consumer(ConsumerARN=arn)
+    refused("ResourceNotFoundException", aws.kinesis.describe_stream_consumer, ConsumerARN=arn)
+
+
+@check
+def kinesis_a_subscription_brings_records_and_the_shards_end(aws):
+    arn = aws.consumer("subscribed")
+    aws.kinesis.put_record(StreamName="subscribed", PartitionKey="k", Data=b"backlog \x00\xff")
+    events = aws.subscribe(arn, Type="TRIM_HORIZON")
+    first = next(events)
+    equal([record["Data"] for record in first["Records"]], [b"backlog \x00\xff"])
+    equal(first["ContinuationSequenceNumber"], first["Records"][0]["SequenceNumber"])
+    for n in range(20):
+        put = time.monotonic()
+        aws.kinesis.put_record(StreamName="subscribed", PartitionKey="k", Data=str(n).encode())
+        event = next(events)
+        while not event["Records"]:
+            event = next(events)
+        equal([record["Data"] for record in event["Records"]], [str(n).encode()])
+        # Far below the five seconds after which an event comes in any case.
+        assert time.monotonic() - put < 2, f"{time.monotonic() - put} s"
+    try:
+        aws.subscribe(arn, Type="LATEST")
+    except aws.kinesis.exceptions.ResourceInUseException:
+        pass
+    else:
+        raise AssertionError("two subscriptions at once")
+    aws.kinesis.split_shard(
+        StreamName="subscribed", ShardToSplit="shardId-000000000000", NewStartingHashKey=str(2**127)
+    )
+    rest = list(events)
+    children = [child["ShardId"] for child in rest[-1]["ChildShards"]]
+    equal(children, ["shardId-000000000001", "shardId-000000000002"])
+    assert "ContinuationSequenceNumber" not in rest[-1]
+
+
+@check
+def kinesis_deregistration_ends_a_subscription(aws):
+    arn = aws.consumer("deregistered")
+    events = aws.subscribe(arn, Type="LATEST")
+    next(events)
+    aws.kinesis.deregister_stream_consumer(ConsumerARN=arn)
+    try:
+        list(events)
+    except EventStreamError as error:
+        equal(error.response["Error"]["Code"], "ResourceNotFoundException")
+        return
+    raise AssertionError("ended in order")
 
 
 @check

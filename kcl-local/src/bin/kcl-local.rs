@@ -22,7 +22,8 @@ struct Options {
     #[arg(long, default_value_t = 4566, env = "KCL_LOCAL_PORT")]
     port: u16,
 
-    /// Enforce the limits of a shard: 5 reads and 2 MiB read, 1,000 records and 1 MiB written a second
+    /// Enforce the limits a second of a shard (5 reads and 2 MiB read, 1,000 records and 1 MiB written), of a
+    /// subscription (2 MiB) and of a consumer (5 subscriptions begun)
     #[arg(long)]
     throttle: bool,
 
@@ -30,7 +31,11 @@ struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     iterator_ttl: u64,
 
-    /// How long streams take to be created, resharded or deleted
+    /// How long a subscription of an enhanced fan-out consumer lasts
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    subscription_ttl: u64,
+
+    /// How long streams take to be created, resharded or deleted, and consumers to be registered or deregistered
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     transition: u64,
 }
@@ -41,9 +46,12 @@ impl Options {
             enforce_read_limits: self.throttle,
             enforce_write_limits: self.throttle,
             iterator_life_ms: self.iterator_ttl.saturating_mul(1000),
+            subscription_life_ms: self.subscription_ttl.saturating_mul(1000),
             creating_ms: self.transition,
             updating_ms: self.transition,
             deleting_ms: self.transition,
+            consumer_creating_ms: self.transition,
+            consumer_deleting_ms: self.transition,
             ..KinesisConfig::default()
         }
     }

@@ -9,11 +9,13 @@ use super::error::{ApiError, ErrorCode};
 use super::handle::{Kinesis, Operation};
 use super::model::Model;
 use super::types::{
-    AddTagsToStreamInput, CreateStreamInput, DecreaseStreamRetentionPeriodInput, DeleteStreamInput, DescribeStreamInput,
-    DescribeStreamOutput, DescribeStreamSummaryInput, DescribeStreamSummaryOutput, GetRecordsInput, GetRecordsOutput,
-    GetShardIteratorInput, GetShardIteratorOutput, IncreaseStreamRetentionPeriodInput, ListShardsInput, ListShardsOutput, ListStreamsInput,
-    ListStreamsOutput, ListTagsForStreamInput, ListTagsForStreamOutput, MergeShardsInput, PutRecordInput, PutRecordOutput, PutRecordsInput,
-    PutRecordsOutput, RemoveTagsFromStreamInput, SplitShardInput, UpdateMaxRecordSizeInput, UpdateShardCountInput, UpdateShardCountOutput,
+    AddTagsToStreamInput, CreateStreamInput, DecreaseStreamRetentionPeriodInput, DeleteStreamInput, DeregisterStreamConsumerInput,
+    DescribeStreamConsumerInput, DescribeStreamConsumerOutput, DescribeStreamInput, DescribeStreamOutput, DescribeStreamSummaryInput,
+    DescribeStreamSummaryOutput, GetRecordsInput, GetRecordsOutput, GetShardIteratorInput, GetShardIteratorOutput,
+    IncreaseStreamRetentionPeriodInput, ListShardsInput, ListShardsOutput, ListStreamConsumersInput, ListStreamConsumersOutput,
+    ListStreamsInput, ListStreamsOutput, ListTagsForStreamInput, ListTagsForStreamOutput, MergeShardsInput, PutRecordInput,
+    PutRecordOutput, PutRecordsInput, PutRecordsOutput, RegisterStreamConsumerInput, RegisterStreamConsumerOutput,
+    RemoveTagsFromStreamInput, SplitShardInput, UpdateMaxRecordSizeInput, UpdateShardCountInput, UpdateShardCountOutput,
 };
 
 /// Every operation once: its name on the wire, the model's method, input and output.
@@ -46,17 +48,21 @@ operations! {
     "CreateStream": create_stream(CreateStreamInput) -> ();
     "DecreaseStreamRetentionPeriod": decrease_stream_retention_period(DecreaseStreamRetentionPeriodInput) -> ();
     "DeleteStream": delete_stream(DeleteStreamInput) -> ();
+    "DeregisterStreamConsumer": deregister_stream_consumer(DeregisterStreamConsumerInput) -> ();
     "DescribeStream": describe_stream(DescribeStreamInput) -> DescribeStreamOutput;
+    "DescribeStreamConsumer": describe_stream_consumer(DescribeStreamConsumerInput) -> DescribeStreamConsumerOutput;
     "DescribeStreamSummary": describe_stream_summary(DescribeStreamSummaryInput) -> DescribeStreamSummaryOutput;
     "GetRecords": get_records(GetRecordsInput) -> GetRecordsOutput;
     "GetShardIterator": get_shard_iterator(GetShardIteratorInput) -> GetShardIteratorOutput;
     "IncreaseStreamRetentionPeriod": increase_stream_retention_period(IncreaseStreamRetentionPeriodInput) -> ();
     "ListShards": list_shards(ListShardsInput) -> ListShardsOutput;
+    "ListStreamConsumers": list_stream_consumers(ListStreamConsumersInput) -> ListStreamConsumersOutput;
     "ListStreams": list_streams(ListStreamsInput) -> ListStreamsOutput;
     "ListTagsForStream": list_tags_for_stream(ListTagsForStreamInput) -> ListTagsForStreamOutput;
     "MergeShards": merge_shards(MergeShardsInput) -> ();
     "PutRecord": put_record(PutRecordInput) -> PutRecordOutput;
     "PutRecords": put_records(PutRecordsInput) -> PutRecordsOutput;
+    "RegisterStreamConsumer": register_stream_consumer(RegisterStreamConsumerInput) -> RegisterStreamConsumerOutput;
     "RemoveTagsFromStream": remove_tags_from_stream(RemoveTagsFromStreamInput) -> ();
     "SplitShard": split_shard(SplitShardInput) -> ();
     "UpdateMaxRecordSize": update_max_record_size(UpdateMaxRecordSizeInput) -> ();
@@ -64,11 +70,19 @@ operations! {
 }
 
 fn run<O: Operation<Output: Serialize> + DeserializeOwned>(kinesis: &Kinesis, body: &[u8]) -> Result<Vec<u8>, ApiError> {
-    let body = if body.is_empty() { b"{}" } else { body };
-    let input: O = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
-    let output = serde_json::to_vec(&kinesis.call(input)?).expect("outputs are maps with text keys and finite numbers");
+    let output = serde_json::to_vec(&kinesis.call(input::<O>(body)?)?).expect("outputs are maps with text keys and finite numbers");
     // An operation without output answers with no body at all.
     Ok(if output == b"null" { Vec::new() } else { output })
+}
+
+/// The input of an operation from its JSON: for one that [`call`] doesn't have, because its answer is not JSON but a
+/// stream ([`SubscribeToShardInput`](super::SubscribeToShardInput)).
+///
+/// # Errors
+/// Validation for a member that is missing or out of its set, Serialization for what isn't the operation's JSON.
+pub fn input<O: Operation + DeserializeOwned>(body: &[u8]) -> Result<O, ApiError> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| unreadable(&error))
 }
 
 /// The service tells broken constraints of members from a body that isn't the operation's at all.

@@ -18,9 +18,9 @@ pub enum ErrorCode {
     LimitExceeded,
     /// `ProvisionedThroughputExceededException`: the shard's limit of reads or writes; wait and retry.
     ProvisionedThroughputExceeded,
-    /// `ResourceInUseException`: the stream isn't in the state that the operation needs.
+    /// `ResourceInUseException`: the stream or consumer isn't in the state that the operation needs, or is in use.
     ResourceInUse,
-    /// `ResourceNotFoundException`: no such stream or shard.
+    /// `ResourceNotFoundException`: no such stream, shard or consumer.
     ResourceNotFound,
     /// `SerializationException`: the body isn't the JSON that the operation takes.
     Serialization,

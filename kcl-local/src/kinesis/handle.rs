@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use super::config::KinesisConfig;
 use super::error::ApiError;
 use super::model::Model;
+use super::types::{NextEvent, SubscriptionId};
 
 /// Where the model's time comes from: a machine's clock, or a simulation's.
 ///
@@ -47,7 +48,8 @@ impl TimeSource for ManualTime {
     }
 }
 
-/// Who wants to know when a stream changes: records were written, shards opened or closed, the stream deleted.
+/// Who wants to know when a stream changes: records were written, shards opened or closed, a consumer or its
+/// subscription was replaced or removed, the stream deleted.
 ///
 /// # Contract
 /// Called after the change can be seen, with nothing locked, by whoever made the change or was the first to see one
@@ -94,6 +96,16 @@ impl Kinesis {
     /// What the service refuses; nothing was applied then.
     pub fn call<O: Operation>(&self, operation: O) -> Result<O::Output, ApiError> {
         self.with(|model, now| operation.apply(model, now))
+    }
+
+    /// What a subscriber gets next, now: see [`Model::next_event`].
+    pub fn next_event(&self, id: SubscriptionId) -> NextEvent {
+        self.with(|model, now| model.next_event(now, id))
+    }
+
+    /// A subscriber has left: see [`Model::end_subscription`].
+    pub fn end_subscription(&self, id: SubscriptionId) {
+        self.with(|model, _| model.end_subscription(id));
     }
 
     /// Does several things with the model that nobody else's come between, all at one time. `action` must not use this

@@ -27,9 +27,25 @@
 //! - Iterators and tokens of a deleted stream aren't found, also if a new one has its name.
 //! - A stream that is being deleted can be read and written until it is gone.
 //! - Each record of a PutRecords is stored in the order of the request.
+//! - A consumer that is DELETING counts against the limit, keeps its name, and keeps its stream from being deleted. Its
+//!   subscriptions end as soon as it is deregistered; deregistering it again changes nothing.
+//! - `EnforceConsumerDeletion` deregisters the consumers when the stream begins to be DELETING, so subscriptions end
+//!   before iterators do.
+//! - A consumer's ARN ends in the second of its registration, or in a later one: above those of all that were
+//!   deregistered.
+//! - The 5 s after a successful SubscribeToShard hold whether that subscription lasts or not. A second call within them
+//!   disturbs nothing.
+//! - A subscription begins with an event, without records if there are none. An event has at most 1 MiB and 10,000
+//!   records. At the end of a shard, the last records and the child shards are in one event.
+//! - `ContinuationSequenceNumber` is that of the last record given; before one is, that of the record before the
+//!   starting position, or of the shard's start. Of a record that was trimmed it has the place, not the time.
+//! - With read limits, a subscription's 2 MiB a second are its own, and records that are over them wait.
+//!   Calls of SubscribeToShard count against their limit if they are refused for another reason, too.
+//! - Of two ends at one time the subscriber is told the one in order: that the subscription's time is over.
 
 pub mod api;
 mod config;
+mod consumer;
 mod encoding;
 mod error;
 mod handle;

@@ -164,6 +164,18 @@ impl Shard {
         })
     }
 
+    /// A sequence number after which a reading begins at `position`, which must be one of this shard's: that of the
+    /// record before, or of the shard's start.
+    pub(super) fn number_before(&self, position: Position) -> SequenceNumber {
+        let index = position.saturating_sub(1);
+        if index == 0 {
+            return self.starting_number();
+        }
+        // Of a trimmed record the index is enough: the time that its number was made of is gone with it.
+        let stored = (index >= self.first_index()).then(|| &self.records[self.offset(index)]);
+        self.number_of(index, stored.map_or(self.created_at, |record| record.arrived_at))
+    }
+
     /// The index of a number that this shard gave out: a record's, its start's, or its end's once it is closed.
     fn index_of(&self, number: SequenceNumber) -> Result<u64, Foreign> {
         let parts = Parts::decode(number).ok_or(Foreign::Unknown)?;

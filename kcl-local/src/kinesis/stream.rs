@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::consumer::StreamConsumer;
 use super::error::ApiError;
 use super::sequence::shard_number;
 use super::shard::Shard;
@@ -66,6 +67,8 @@ pub(super) struct Stream {
     pub(super) retention_hours: u32,
     pub(super) max_record_size_kib: u32,
     pub(super) tags: BTreeMap<String, String>,
+    /// By name.
+    pub(super) consumers: BTreeMap<String, StreamConsumer>,
     state: State,
     /// By number: all there ever were, as children and iterators name them after they have expired.
     shards: Vec<Shard>,
@@ -85,6 +88,7 @@ impl Stream {
             retention_hours: new.retention_hours,
             max_record_size_kib: new.max_record_size_kib,
             tags: new.tags,
+            consumers: BTreeMap::new(),
             state: State::Creating { until: new.creating_until, shards: new.shards },
             shards: Vec::new(),
             open: BTreeMap::new(),
@@ -102,6 +106,7 @@ impl Stream {
 
     /// Does what is due. Whether anything was.
     pub(super) fn settle(&mut self, generations: &mut Generations, now: u64) -> bool {
+        let consumers = self.settle_consumers(now);
         match self.state {
             State::Creating { until, shards } if until <= now => {
                 for range in uniform(shards) {
@@ -110,18 +115,26 @@ impl Stream {
             }
             // At the instant that it was due, whoever comes when to see it: nothing was stored since.
             State::Updating { until, reshard } if until <= now => self.reshard(reshard, generations, until),
-            _ => return false,
+            _ => return consumers,
         }
         self.state = State::Active;
         true
     }
 
-    /// When the state next changes by itself.
+    fn settle_consumers(&mut self, now: u64) -> bool {
+        let before = self.consumers.len();
+        self.consumers.retain(|_, consumer| !consumer.is_gone(now));
+        let activated = self.consumers.values_mut().filter_map(|consumer| consumer.settle(now).then_some(())).count();
+        activated > 0 || self.consumers.len() < before
+    }
+
+    /// When the state, or a consumer's, next changes by itself.
     pub(super) fn due(&self) -> Option<u64> {
-        match self.state {
+        let due = match self.state {
             State::Active => None,
             State::Creating { until, .. } | State::Updating { until, .. } | State::Deleting { until } => Some(until),
-        }
+        };
+        self.consumers.values().filter_map(StreamConsumer::due).chain(due).min()
     }
 
     pub(super) fn is_gone(&self, now: u64) -> bool {
@@ -130,6 +143,28 @@ impl Stream {
 
     pub(super) fn delete(&mut self, until: u64) {
         self.state = State::Deleting { until };
+    }
+
+    /// The consumer of this name, and of this ARN if one is given.
+    pub(super) fn consumer(&mut self, name: &str, arn: Option<&str>) -> Result<&mut StreamConsumer, ApiError> {
+        let (stream, account) = (&self.name, &self.account);
+        let consumer = self.consumers.get_mut(name).filter(|consumer| arn.is_none_or(|arn| arn == consumer.arn));
+        consumer.ok_or_else(|| {
+            let name = arn.unwrap_or(name);
+            ApiError::not_found(format!("Consumer {name} under stream {stream} not found for account {account}."))
+        })
+    }
+
+    /// Refuses a caller who means a stream that was made at another time.
+    pub(super) fn check_created(&self, at: Option<u64>) -> Result<(), ApiError> {
+        // On the wire it is a fraction of seconds, and some clients cut it to whole ones.
+        match at {
+            Some(time) if time / 1_000 != self.created_at / 1_000 => {
+                let (name, account) = (&self.name, &self.account);
+                Err(ApiError::not_found(format!("Stream {name} under account {account} created at {time} not found.")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Begins a change of the shards, to be done by [`settle`](Self::settle).

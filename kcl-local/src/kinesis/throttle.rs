@@ -1,4 +1,4 @@
-//! A shard's throughput limits, as token buckets in simulated time.
+//! Limits of throughput, as token buckets in simulated time.
 
 /// A bucket that refills by a second's worth each second and holds at most one second's worth.
 ///
@@ -25,6 +25,14 @@ impl TokenBucket {
         self.refill(now);
         let amount = i64::try_from(amount).unwrap_or(i64::MAX).min(self.per_second);
         self.level >= amount * 1_000
+    }
+
+    /// When `amount` can be taken: now, or later if nothing is taken meanwhile.
+    pub(super) fn allows_at(&mut self, amount: u64, now: u64) -> u64 {
+        self.refill(now);
+        let amount = i64::try_from(amount).unwrap_or(i64::MAX).min(self.per_second);
+        let lacking = u64::try_from(amount * 1_000 - self.level).unwrap_or(0);
+        now + lacking.div_ceil(self.per_second.unsigned_abs())
     }
 
     /// Takes `amount`, whether it is there or not.
@@ -57,6 +65,8 @@ mod tests {
         assert!(bucket.allows(1, 1_200));
         bucket.charge(1, 1_200);
         assert!(!bucket.allows(1, 1_399));
+        assert_eq!(bucket.allows_at(1, 1_399), 1_400);
+        assert_eq!(bucket.allows_at(1, 1_400), 1_400);
     }
 
     #[test]
@@ -64,6 +74,8 @@ mod tests {
         let mut bucket = TokenBucket::new(100, 0);
         assert!(bucket.allows(1_000, 0));
         bucket.charge(1_000, 0);
+        assert_eq!(bucket.allows_at(1, 0), 9_010);
+        assert_eq!(bucket.allows_at(1_000, 0), 10_000);
         assert!(!bucket.allows(1, 9_000));
         assert!(bucket.allows(1, 9_010));
         assert!(!bucket.allows(1_000, 9_999));

@@ -87,6 +87,27 @@ const FILTERS: [ShardFilterType; 6] = [
     ShardFilterType::AfterShardId,
 ];
 
+/// Where a listing of consumers goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ConsumersToken {
+    pub(super) incarnation: u64,
+    /// The last consumer that was listed.
+    pub(super) after: String,
+    pub(super) issued_at: u64,
+}
+
+impl ConsumersToken {
+    pub(super) fn encode(&self) -> String {
+        let mut writer = Writer::new(Kind::Consumers);
+        writer.number(self.incarnation).number(self.issued_at).text(&self.after).finish()
+    }
+
+    pub(super) fn decode(text: &str) -> Option<Self> {
+        let mut reader = Reader::new(Kind::Consumers, text)?;
+        Some(Self { incarnation: reader.number()?, issued_at: reader.number()?, after: reader.text()? })
+    }
+}
+
 /// Where a listing of streams goes on: after this name.
 pub(super) fn encode_streams_token(after: &str) -> String {
     Writer::new(Kind::Streams).text(after).finish()
@@ -102,6 +123,7 @@ enum Kind {
     ShardIterator = 1,
     Shards = 2,
     Streams = 3,
+    Consumers = 4,
 }
 
 struct Writer(Vec<u8>);
@@ -179,6 +201,8 @@ mod tests {
                 assert_eq!(ShardsToken::decode(&token.encode()), Some(token));
             }
         }
+        let token = ConsumersToken { incarnation: 7, after: "billing".to_owned(), issued_at: 9 };
+        assert_eq!(ConsumersToken::decode(&token.encode()), Some(token));
         assert_eq!(decode_streams_token(&encode_streams_token("orders")).as_deref(), Some("orders"));
     }
 

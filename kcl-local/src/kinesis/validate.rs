@@ -13,6 +13,11 @@ pub(super) fn shard_id(id: &str, member: &str) -> Result<(), ApiError> {
     stream_name(id, member)
 }
 
+/// A consumer's name: the same characters.
+pub(super) fn consumer_name(name: &str) -> Result<(), ApiError> {
+    stream_name(name, "consumerName")
+}
+
 fn pattern(value: &str, member: &str, most: usize, pattern: &str, allowed: impl Fn(u8) -> bool) -> Result<(), ApiError> {
     let constraint = if value.is_empty() {
         "Member must have length greater than or equal to 1".to_owned()
@@ -41,6 +46,20 @@ pub(super) fn stream_arn(arn: &str) -> Result<(&str, &str), ApiError> {
         return Err(malformed());
     }
     Ok((before, name))
+}
+
+/// The stream's ARN and the consumer's name in a consumer's ARN.
+pub(super) fn consumer_arn(arn: &str) -> Result<(&str, &str), ApiError> {
+    let parts = || {
+        let (stream, consumer) = arn.split_once("/consumer/")?;
+        let (name, second) = consumer.rsplit_once(':')?;
+        let digits = !second.is_empty() && second.bytes().all(|byte| byte.is_ascii_digit());
+        (digits && stream_arn(stream).is_ok() && consumer_name(name).is_ok()).then_some((stream, name))
+    };
+    parts().ok_or_else(|| {
+        let pattern = "^(arn):aws.*:kinesis:.*:\\d{12}:.*stream\\/[a-zA-Z0-9_.-]+\\/consumer\\/[a-zA-Z0-9_.-]+:[0-9]+";
+        ApiError::constraint(arn, "consumerARN", &format!("Member must satisfy regular expression pattern: {pattern}"))
+    })
 }
 
 /// A number within `least..=most`.
@@ -133,6 +152,15 @@ mod tests {
             "arn:aws:kinesis:us-east-1:000000000000:stream/a/consumer/b:1",
         ] {
             assert!(stream_arn(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn consumer_arns() {
+        let good = "arn:aws:kinesis:us-east-1:000000000000:stream/orders/consumer/billing:1790000000";
+        assert_eq!(consumer_arn(good), Ok(("arn:aws:kinesis:us-east-1:000000000000:stream/orders", "billing")));
+        for bad in ["", "billing", &good[..good.len() - 11], &good[..good.len() - 10], &good.replace("billing", ""), &format!("{good}x")] {
+            assert!(consumer_arn(bad).is_err(), "{bad}");
         }
     }
 

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use super::Service;
 
 /// What goes wrong with a request.
+///
+/// The three of streams concern the answer to SubscribeToShard, if it is accepted; a client that does not read meets
+/// them when it reads again. They never strike another operation, and are not counted there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -33,6 +36,44 @@ pub enum Fault {
     LoseAnswer,
     /// Applied, but never answered while the connection stays open: the caller's timeout decides.
     WithholdAnswer,
+    /// Refused with this error; not applied.
+    Error {
+        /// The HTTP status: 400 for most errors that are the caller's, 500 and above for the service's.
+        status: u16,
+        /// The error's name in the service's model, as `KMSThrottlingException`; for SQS its code in the older query
+        /// protocol, as `AWS.SimpleQueueService.NonExistentQueue`, where that is another.
+        code: &'static str,
+    },
+    /// SubscribeToShard alone: from this time after the beginning of the answer no frame comes any more, while the
+    /// subscription lasts and the connection stays open. From zero on: not even the initial response, headers alone.
+    StallStream {
+        /// After the beginning of the answer.
+        after: Duration,
+    },
+    /// SubscribeToShard alone: at this time after the beginning of the answer the connection ends in the middle of it
+    /// (over HTTP/2: the stream is reset).
+    CutStream {
+        /// After the beginning of the answer.
+        after: Duration,
+    },
+    /// SubscribeToShard alone: the answer is ended at this time after its beginning.
+    EndStream {
+        /// After the beginning of the answer. The initial response comes in any case.
+        after: Duration,
+        /// The exception that the stream ends with, as `InternalFailureException`; `None`: in order, without one.
+        code: Option<&'static str>,
+    },
+}
+
+/// How an answer that is a stream goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// No frame any more.
+    Stall,
+    /// The connection is cut.
+    Cut,
+    /// Ended, with an exception of this code or without one.
+    End(Option<&'static str>),
 }
 
 impl Fault {
@@ -46,6 +87,20 @@ impl Fault {
             Self::Drop => FaultKind::Drop,
             Self::LoseAnswer => FaultKind::LoseAnswer,
             Self::WithholdAnswer => FaultKind::WithholdAnswer,
+            Self::Error { .. } => FaultKind::Error,
+            Self::StallStream { .. } => FaultKind::StallStream,
+            Self::CutStream { .. } => FaultKind::CutStream,
+            Self::EndStream { .. } => FaultKind::EndStream,
+        }
+    }
+
+    /// For a fault of streams: what happens, and how long after the answer's beginning.
+    pub(super) fn of_stream(self) -> Option<(Duration, StreamEnd)> {
+        match self {
+            Self::StallStream { after } => Some((after, StreamEnd::Stall)),
+            Self::CutStream { after } => Some((after, StreamEnd::Cut)),
+            Self::EndStream { after, code } => Some((after, StreamEnd::End(code))),
+            _ => None,
         }
     }
 }
@@ -66,6 +121,14 @@ pub enum FaultKind {
     LoseAnswer,
     /// [`Fault::WithholdAnswer`]
     WithholdAnswer,
+    /// [`Fault::Error`]
+    Error,
+    /// [`Fault::StallStream`]
+    StallStream,
+    /// [`Fault::CutStream`]
+    CutStream,
+    /// [`Fault::EndStream`]
+    EndStream,
 }
 
 /// Which requests a fault strikes: all, unless narrowed down.
@@ -133,10 +196,14 @@ impl Rule {
     fn matches(&self, service: Service, operation: &str, elapsed: Duration) -> bool {
         self.service.is_none_or(|wanted| wanted == service)
             && self.operation.as_deref().is_none_or(|wanted| wanted == operation)
+            && (self.fault.of_stream().is_none() || (service, operation) == STREAMING)
             && elapsed >= self.from
             && self.until.is_none_or(|until| elapsed < until)
     }
 }
+
+/// The only operation whose answer is a stream.
+pub(super) const STREAMING: (Service, &str) = (Service::Kinesis, "SubscribeToShard");
 
 /// Names a rule that was added, to remove it by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -160,6 +227,7 @@ struct State {
     added: u64,
     rules: BTreeMap<RuleId, Active>,
     requests: BTreeMap<Operation, u64>,
+    accepted: BTreeMap<Operation, u64>,
     struck: BTreeMap<(Operation, FaultKind), u64>,
 }
 
@@ -195,6 +263,7 @@ impl Faults {
             added: 0,
             rules: BTreeMap::new(),
             requests: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             struck: BTreeMap::new(),
         })))
     }
@@ -246,10 +315,17 @@ impl Faults {
         self.lock().requests.get(&(service, operation.to_owned())).copied().unwrap_or(0)
     }
 
+    /// How many requests this operation has had that were applied and not refused, those included whose answer was lost.
+    #[must_use]
+    pub fn accepted_of(&self, service: Service, operation: &str) -> u64 {
+        self.lock().accepted.get(&(service, operation.to_owned())).copied().unwrap_or(0)
+    }
+
     /// Begins counting anew, requests and faults. Rules, and how often they may still strike, stay.
     pub fn reset_counts(&self) {
         let mut state = self.lock();
         state.requests.clear();
+        state.accepted.clear();
         state.struck.clear();
     }
 
@@ -275,6 +351,11 @@ impl Faults {
             *struck.entry((key.clone(), fault.kind())).or_default() += 1;
         }
         fate
+    }
+
+    /// Counts a request that was applied and not refused.
+    pub(super) fn count_accepted(&self, service: Service, operation: &str) {
+        *self.lock().accepted.entry((service, operation.to_owned())).or_default() += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -345,6 +426,17 @@ mod tests {
         assert_eq!(fate.fault, Some(Fault::Throttle));
         assert!(fate.delay >= 2 * SECOND && fate.delay <= 3 * SECOND, "{:?}", fate.delay);
         assert!(!faults.counts().keys().any(|(_, kind)| *kind == FaultKind::Drop));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_of_streams_strike_subscriptions_alone() {
+        let faults = Faults::new(1);
+        let cut = Fault::CutStream { after: SECOND };
+        faults.add(Rule::new(cut).times(1));
+        assert_eq!(update(&faults), None);
+        assert_eq!(faults.decide(Service::Kinesis, "SubscribeToShard").fault, Some(cut));
+        let subscribe = (Service::Kinesis, "SubscribeToShard".to_owned());
+        assert_eq!(faults.counts(), BTreeMap::from([((subscribe, FaultKind::CutStream), 1)]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,26 +7,31 @@
 //! |---|---|
 //! | `server` | connections; a request from arrival to answer |
 //! | `service`, `answer` | how a request names its service; how each words its errors |
-//! | `cbor` | Kinesis' second format |
+//! | `format`, `cbor` | the format the caller speaks: JSON, or Kinesis' CBOR |
+//! | `body`, `subscription`, `event_stream` | what is sent whole, and what event by event |
 //! | `dynamodb`, `sqs` | the two services that are other crates' work |
 //! | `faults` | which requests go wrong, and the counts |
 //! | `tasks` | the server's tasks, stopped together |
 
 mod answer;
+mod body;
 mod cbor;
 mod clock;
 mod dynamodb;
+mod event_stream;
 mod faults;
+mod format;
 mod server;
 mod service;
 mod sqs;
+mod subscription;
 mod tasks;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -41,6 +46,7 @@ pub use self::service::Service;
 use self::dynamodb::DynamoDb;
 use self::server::Server;
 use self::sqs::Sqs;
+use self::subscription::Subscribers;
 use self::tasks::Tasks;
 use crate::kinesis::{Kinesis, KinesisConfig, TimeSource};
 
@@ -103,6 +109,13 @@ impl LocalAws {
         &self.server.kinesis
     }
 
+    /// How many subscriptions are being served: answers to SubscribeToShard that have not ended, and whose callers have
+    /// not left.
+    #[must_use]
+    pub fn open_subscriptions(&self) -> usize {
+        self.server.subscribers.open()
+    }
+
     /// Stops the server; returns when the port is free again and no request is under way.
     ///
     /// Cancel safety: cancelled, the server stops all the same, but nobody has waited for it.
@@ -124,13 +137,20 @@ impl fmt::Debug for LocalAws {
 }
 
 /// Settings of a [`LocalAws`] that is to be started.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct LocalAwsBuilder {
     port: u16,
     seed: u64,
+    max_concurrent_streams: u32,
     kinesis: KinesisConfig,
     rules: Vec<Rule>,
     time: Option<Arc<dyn TimeSource>>,
+}
+
+impl Default for LocalAwsBuilder {
+    fn default() -> Self {
+        Self { port: 0, seed: 0, max_concurrent_streams: 1_000, kinesis: KinesisConfig::default(), rules: Vec::new(), time: None }
+    }
 }
 
 impl LocalAwsBuilder {
@@ -171,6 +191,14 @@ impl LocalAwsBuilder {
         self
     }
 
+    /// How many requests an HTTP/2 connection may have under way, subscriptions included; 1,000 by default. The client is
+    /// told, and has to wait or to open another connection.
+    #[must_use]
+    pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
+        self.max_concurrent_streams = streams;
+        self
+    }
+
     /// Starts the server. It runs on the tokio runtime this is called in, and no longer than it.
     ///
     /// # Errors
@@ -184,13 +212,20 @@ impl LocalAwsBuilder {
         }
         let region = self.kinesis.region.clone();
         let time = self.time.unwrap_or_else(|| Arc::new(clock::MachineTime));
+        let sqs = Sqs::new(address.to_string(), self.kinesis.account_id.clone(), region.clone());
+        let kinesis = Kinesis::new(self.kinesis, move || time.now_millis());
+        let subscribers = Arc::new(Subscribers::default());
+        let told: Weak<Subscribers> = Arc::downgrade(&subscribers);
+        kinesis.listen(told);
         let server = Arc::new(Server {
-            sqs: Sqs::new(address.to_string(), self.kinesis.account_id.clone(), region.clone()),
-            kinesis: Kinesis::new(self.kinesis, move || time.now_millis()),
+            kinesis,
+            subscribers,
+            sqs,
             dynamodb,
             faults,
             tasks: Tasks::default(),
             requests: AtomicU64::new(0),
+            max_concurrent_streams: self.max_concurrent_streams,
         });
         server.tasks.spawn(server::accept(Arc::clone(&server), listener));
         Ok(LocalAws { address, region, server })
@@ -202,6 +237,7 @@ impl fmt::Debug for LocalAwsBuilder {
         f.debug_struct("LocalAwsBuilder")
             .field("port", &self.port)
             .field("seed", &self.seed)
+            .field("max_concurrent_streams", &self.max_concurrent_streams)
             .field("kinesis", &self.kinesis)
             .field("rules", &self.rules)
             .finish_non_exhaustive()

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap};
+use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -18,12 +18,15 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::answer::Answer;
+use super::body::{self, Body, Cut};
 use super::dynamodb::DynamoDb;
-use super::faults::{Fate, Fault, Faults};
+use super::faults::{Fate, Fault, Faults, STREAMING};
+use super::format::Format;
 use super::sqs::Sqs;
+use super::subscription::{Subscribers, Subscription};
 use super::tasks::Tasks;
-use super::{Service, cbor};
-use crate::kinesis::{Kinesis, api};
+use super::{Service, cbor, event_stream};
+use crate::kinesis::{ApiError, Kinesis, api};
 
 /// Largest body read: a PutRecords of 10 MiB, base64 and the JSON around it, with room to spare.
 const MAX_BODY: usize = 32 * 1024 * 1024;
@@ -35,16 +38,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) kinesis: Kinesis,
+    pub(super) subscribers: Arc<Subscribers>,
     pub(super) dynamodb: DynamoDb,
     pub(super) sqs: Sqs,
     pub(super) faults: Faults,
     pub(super) tasks: Tasks,
     pub(super) requests: AtomicU64,
+    /// Of one HTTP/2 connection at a time.
+    pub(super) max_concurrent_streams: u32,
 }
 
 /// Serves connections until its task is stopped.
 pub(super) async fn accept(server: Arc<Server>, listener: TcpListener) {
-    let http = auto::Builder::new(server.tasks.clone());
+    let mut http = auto::Builder::new(server.tasks.clone());
+    http.http2().max_concurrent_streams(server.max_concurrent_streams);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -66,31 +73,24 @@ pub(super) async fn accept(server: Arc<Server>, listener: TcpListener) {
     }
 }
 
-/// The connection is to end without an answer; hyper does so when the service of a request fails.
-#[derive(Debug, thiserror::Error)]
-#[error("the connection is cut by an injected fault, or by the server's stop")]
-struct Cut;
+/// What a service replied.
+enum Reply {
+    Whole(Answer),
+    Events(Subscription),
+}
+
+impl Reply {
+    fn refused(error: &ApiError) -> Self {
+        Self::Whole(Answer { status: error.http_status(), body: error.to_json().into(), query_error: None })
+    }
+}
 
 /// What becomes of a request.
 enum Outcome {
-    Answered(Answer),
+    Answered(Reply),
     Cut,
-    Withheld,
-}
-
-/// How the caller words requests and wants its answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Json,
-    Cbor,
-}
-
-impl Format {
-    fn of(service: Service, headers: &HeaderMap) -> Self {
-        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        // Only Kinesis has the second format.
-        if service == Service::Kinesis && content_type.starts_with(cbor::CONTENT_TYPE.as_bytes()) { Self::Cbor } else { Self::Json }
-    }
+    /// The reply is kept as long as its caller waits: a subscription would end with it.
+    Withheld(Reply),
 }
 
 /// One request, read whole.
@@ -103,19 +103,26 @@ struct Call {
 }
 
 impl Call {
-    fn response(&self, answer: Answer) -> Response<Full<Bytes>> {
-        match self.format {
-            Format::Json => respond(self.service.json_type(), &self.id, answer),
-            Format::Cbor => {
-                let body = cbor::from_json(&answer.body).into();
-                respond(cbor::CONTENT_TYPE, &self.id, Answer { body, ..answer })
+    fn response(&self, reply: Reply) -> Response<Body> {
+        match reply {
+            Reply::Whole(answer) => {
+                let content_type = match self.format {
+                    Format::Json => self.service.json_type(),
+                    Format::Cbor => cbor::CONTENT_TYPE,
+                };
+                respond(content_type, &self.id, Answer { body: self.format.write(answer.body), ..answer })
+            }
+            Reply::Events(subscription) => {
+                let mut response = respond(event_stream::CONTENT_TYPE, &self.id, Answer::ok(Bytes::new()));
+                *response.body_mut() = subscription.into_body();
+                response
             }
         }
     }
 }
 
 impl Server {
-    async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Cut> {
+    async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Cut> {
         let (head, body) = request.into_parts();
         // Counted, so that a run's requests have the same ids each time.
         let id = format!("00000000-0000-4000-8000-{:012x}", self.requests.fetch_add(1, Ordering::Relaxed));
@@ -134,16 +141,16 @@ impl Server {
             Ok(body) => call.body = body.to_bytes(),
             Err(error) => {
                 let answer = Answer::error(413, "RequestEntityTooLarge", &error.to_string());
-                return Ok(call.response(answer));
+                return Ok(call.response(Reply::Whole(answer)));
             }
         }
 
         let call = Arc::new(call);
         match self.carry_out(Arc::clone(&call)).await {
-            Outcome::Answered(answer) => Ok(call.response(answer)),
+            Outcome::Answered(reply) => Ok(call.response(reply)),
             Outcome::Cut => Err(Cut),
             // Until the caller gives up or the server stops: both drop this future.
-            Outcome::Withheld => match pending::<Infallible>().await {},
+            Outcome::Withheld(_reply) => match pending::<Infallible>().await {},
         }
     }
 
@@ -170,46 +177,51 @@ impl Server {
         if !fate.delay.is_zero() {
             tokio::time::sleep(fate.delay).await;
         }
-        match fate.fault {
-            None | Some(Fault::Latency { .. }) => Outcome::Answered(self.apply(call).await),
-            Some(Fault::Throttle) => Outcome::Answered(call.service.throttled(&call.operation)),
-            Some(Fault::ServerError) => Outcome::Answered(call.service.failed()),
-            Some(Fault::Drop) => Outcome::Cut,
-            Some(Fault::LoseAnswer) => {
-                self.apply(call).await;
-                Outcome::Cut
-            }
-            Some(Fault::WithholdAnswer) => {
-                self.apply(call).await;
-                Outcome::Withheld
-            }
-        }
-    }
-
-    async fn apply(&self, call: &Call) -> Answer {
-        match call.service {
-            Service::Kinesis => self.kinesis(call),
-            Service::DynamoDb => self.dynamodb.call(&call.operation, call.body.clone()).await,
-            Service::Sqs => self.sqs.call(&call.operation, &call.body, &call.id).await,
-        }
-    }
-
-    fn kinesis(&self, call: &Call) -> Answer {
-        let body = match call.format {
-            Format::Json => call.body.clone(),
-            Format::Cbor => match cbor::to_json(&call.body) {
-                Ok(json) => json.into(),
-                Err(error) => return Answer::error(400, "SerializationException", &error.to_string()),
-            },
+        let reply = match fate.fault {
+            Some(Fault::Drop) => return Outcome::Cut,
+            Some(Fault::Throttle) => Reply::Whole(call.service.throttled(&call.operation)),
+            Some(Fault::ServerError) => Reply::Whole(call.service.failed()),
+            Some(Fault::Error { status, code }) => Reply::Whole(call.service.error(status, code)),
+            _ => self.apply(call, fate.fault).await,
         };
-        match api::call(&self.kinesis, &call.operation, &body) {
-            Ok(json) => Answer::ok(json),
-            Err(error) => Answer { status: error.http_status(), body: error.to_json().into(), query_error: None },
+        match fate.fault {
+            Some(Fault::LoseAnswer) => Outcome::Cut,
+            Some(Fault::WithholdAnswer) => Outcome::Withheld(reply),
+            _ => Outcome::Answered(reply),
         }
+    }
+
+    /// Has the service do it, and counts it if it does.
+    async fn apply(&self, call: &Call, fault: Option<Fault>) -> Reply {
+        let reply = match call.service {
+            Service::Kinesis => self.kinesis(call, fault),
+            Service::DynamoDb => Reply::Whole(self.dynamodb.call(&call.operation, call.body.clone()).await),
+            Service::Sqs => Reply::Whole(self.sqs.call(&call.operation, &call.body, &call.id).await),
+        };
+        if matches!(&reply, Reply::Events(_) | Reply::Whole(Answer { status: 200, .. })) {
+            self.faults.count_accepted(call.service, &call.operation);
+        }
+        reply
+    }
+
+    fn kinesis(&self, call: &Call, fault: Option<Fault>) -> Reply {
+        let body = match call.format.read(&call.body) {
+            Ok(body) => body,
+            Err(error) => return Reply::Whole(Answer::error(400, "SerializationException", &error.to_string())),
+        };
+        let replied = if (call.service, call.operation.as_str()) == STREAMING {
+            let fault = fault.and_then(Fault::of_stream);
+            api::input(&body)
+                .and_then(|input| Subscription::begin(&self.kinesis, &self.subscribers, input, call.format, fault))
+                .map(Reply::Events)
+        } else {
+            api::call(&self.kinesis, &call.operation, &body).map(|json| Reply::Whole(Answer::ok(json)))
+        };
+        replied.unwrap_or_else(|error| Reply::refused(&error))
     }
 }
 
-fn respond(content_type: &str, id: &str, answer: Answer) -> Response<Full<Bytes>> {
+fn respond(content_type: &str, id: &str, answer: Answer) -> Response<Body> {
     let mut response = Response::builder()
         .status(StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
         .header(CONTENT_TYPE, content_type)
@@ -217,5 +229,5 @@ fn respond(content_type: &str, id: &str, answer: Answer) -> Response<Full<Bytes>
     if let Some(code) = answer.query_error {
         response = response.header("x-amzn-query-error", code);
     }
-    response.body(Full::new(answer.body)).expect("the headers are made of names, numbers and codes")
+    response.body(body::whole(answer.body)).expect("the headers are made of names, numbers and codes")
 }

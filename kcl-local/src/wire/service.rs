@@ -61,6 +61,15 @@ impl Service {
         }
     }
 
+    /// An error of the service's, by its name; of SQS, by its code in the query protocol.
+    pub(super) fn error(self, status: u16, code: &str) -> Answer {
+        let message = "a fault injected by kcl-local";
+        match self {
+            Self::Kinesis | Self::DynamoDb => Answer::error(status, code, message),
+            Self::Sqs => Answer::query_error(status, code, message),
+        }
+    }
+
     /// The service's own answer to a failure inside itself.
     pub(super) fn failed(self) -> Answer {
         let message = "internal failure (a fault injected by kcl-local)";

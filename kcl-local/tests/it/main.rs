@@ -8,4 +8,7 @@ mod kinesis;
 mod protocols;
 mod server;
 mod sqs;
+mod streaming;
+mod subscription_faults;
+mod subscriptions;
 mod support;

@@ -1,18 +1,23 @@
 //! The service as plain data: operations in, answers out, nothing else read and nothing else touched.
 
+mod consumers;
 mod records;
 mod shards;
+mod starting;
 mod streams;
+mod subscriptions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use super::config::KinesisConfig;
+use super::consumer::RetiredSeconds;
 use super::error::ApiError;
 use super::stream::{Generations, Stream};
-use super::types::StreamStatus;
+use super::types::{StreamStatus, SubscriptionId};
 use super::validate;
+use subscriptions::Subscription;
 
 /// The state of Kinesis for one account and region.
 ///
@@ -23,6 +28,9 @@ pub struct Model {
     config: KinesisConfig,
     streams: BTreeMap<Arc<str>, Stream>,
     generations: Generations,
+    retired_seconds: RetiredSeconds,
+    subscriptions: BTreeMap<SubscriptionId, Subscription>,
+    subscriptions_begun: u64,
     now: u64,
     changed: BTreeSet<Arc<str>>,
 }
@@ -31,7 +39,16 @@ impl Model {
     /// A model without streams.
     #[must_use]
     pub fn new(config: KinesisConfig) -> Self {
-        Self { config, streams: BTreeMap::new(), generations: Generations::default(), now: 0, changed: BTreeSet::new() }
+        Self {
+            config,
+            streams: BTreeMap::new(),
+            generations: Generations::default(),
+            retired_seconds: RetiredSeconds::default(),
+            subscriptions: BTreeMap::new(),
+            subscriptions_begun: 0,
+            now: 0,
+            changed: BTreeSet::new(),
+        }
     }
 
     /// The settings. Their lives and limits hold for the next call; what is under way keeps its time.
@@ -39,8 +56,8 @@ impl Model {
         &mut self.config
     }
 
-    /// When the next stream changes by itself, if one does: [`settle`](Self::settle) brings it about, as does any
-    /// operation on that stream.
+    /// When the next stream or consumer changes by itself, if one does: [`settle`](Self::settle) brings it about, as
+    /// does any operation on that stream.
     #[must_use]
     pub fn next_due(&self) -> Option<u64> {
         self.streams.values().filter_map(Stream::due).min()
@@ -123,6 +140,11 @@ impl Model {
 
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Model").field("config", &self.config).field("streams", &self.streams.keys()).field("now", &self.now).finish()
+        f.debug_struct("Model")
+            .field("config", &self.config)
+            .field("streams", &self.streams.keys())
+            .field("subscriptions", &self.subscriptions.len())
+            .field("now", &self.now)
+            .finish()
     }
 }

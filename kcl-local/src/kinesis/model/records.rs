@@ -8,15 +8,15 @@ use md5::{Digest, Md5};
 use super::super::config::{MAX_GET_BYTES, MAX_GET_RECORDS, MAX_PUT_BYTES, MAX_PUT_RECORDS, MAX_RECORD_SIZE_KIB};
 use super::super::error::{ApiError, ErrorCode};
 use super::super::sequence::{SequenceNumber, shard_id};
-use super::super::shard::{Foreign, Start};
 use super::super::stream::Stream;
 use super::super::token::ShardIterator;
 use super::super::types::{
     GetRecordsInput, GetRecordsOutput, GetShardIteratorInput, GetShardIteratorOutput, PutRecordInput, PutRecordOutput, PutRecordsInput,
-    PutRecordsOutput, PutRecordsResult, ShardIteratorType,
+    PutRecordsOutput, PutRecordsResult,
 };
 use super::super::validate;
 use super::Model;
+use super::starting::Asked;
 
 impl Model {
     /// PutRecord.
@@ -102,23 +102,15 @@ impl Model {
         let id = &input.shard_id;
         validate::shard_id(id, "shardId")?;
         let stream = self.find(input.stream_name.as_deref(), input.stream_arn.as_deref(), now)?;
-        let (name, account, incarnation) = (Arc::clone(&stream.name), Arc::clone(&stream.account), stream.incarnation);
-        let place = format!("on shard {id} in stream {name} under account {account}");
-        let start = start(&input, &place, now)?;
-        let shard = stream.shard(id, now)?;
-        let position = shard.position(start).map_err(|foreign| {
-            let number = input.starting_sequence_number.as_deref().unwrap_or_default();
-            ApiError::invalid(match foreign {
-                Foreign::Shard(other) => format!(
-                    "Invalid StartingSequenceNumber. It encodes {}, while it was used in a call to a shard with {id}",
-                    shard_id(other)
-                ),
-                Foreign::Unknown => format!(
-                    "StartingSequenceNumber {number} used in GetShardIterator {place} is invalid because it did not come from this stream."
-                ),
-            })
-        })?;
-        let iterator = ShardIterator { stream: name.to_string(), incarnation, shard: shard.number, position, issued_at: now };
+        let (name, incarnation) = (stream.name.to_string(), stream.incarnation);
+        let asked = Asked {
+            operation: "GetShardIterator",
+            kind: input.shard_iterator_type,
+            number: input.starting_sequence_number.as_deref(),
+            timestamp: input.timestamp,
+        };
+        let (shard, position) = asked.find(stream, id, now)?;
+        let iterator = ShardIterator { stream: name, incarnation, shard: shard.number, position, issued_at: now };
         Ok(GetShardIteratorOutput { shard_iterator: iterator.encode() })
     }
 
@@ -215,41 +207,4 @@ fn store(
 fn rate_exceeded(shard: &str, stream: &str, account: &str) -> ApiError {
     let message = format!("Rate exceeded for shard {shard} in stream {stream} under account {account}.");
     ApiError::new(ErrorCode::ProvisionedThroughputExceeded, message)
-}
-
-/// Where an iterator is to begin, from members that must go together.
-fn start(input: &GetShardIteratorInput, place: &str, now: u64) -> Result<Start, ApiError> {
-    let kind = input.shard_iterator_type;
-    let by_number = matches!(kind, ShardIteratorType::AtSequenceNumber | ShardIteratorType::AfterSequenceNumber);
-    if by_number != input.starting_sequence_number.is_some() {
-        return Err(ApiError::invalid(format!(
-            "Must either specify (1) AT_SEQUENCE_NUMBER or AFTER_SEQUENCE_NUMBER and StartingSequenceNumber or (2) TRIM_HORIZON or LATEST \
-             or AT_TIMESTAMP and no StartingSequenceNumber. Request {place} specified {kind:?} and {} StartingSequenceNumber.",
-            if by_number { "no" } else { "also a" }
-        )));
-    }
-    let number = || {
-        let text = input.starting_sequence_number.as_deref().unwrap_or_default();
-        text.parse().map_err(|_| ApiError::invalid(format!("StartingSequenceNumber {text} used in GetShardIterator {place} is invalid.")))
-    };
-    Ok(match kind {
-        ShardIteratorType::TrimHorizon => Start::TrimHorizon,
-        ShardIteratorType::Latest => Start::Latest,
-        ShardIteratorType::AtSequenceNumber => Start::At(number()?),
-        ShardIteratorType::AfterSequenceNumber => Start::After(number()?),
-        ShardIteratorType::AtTimestamp => match input.timestamp {
-            Some(time) if time <= now => Start::AtTimestamp(time),
-            Some(time) => {
-                return Err(ApiError::invalid(format!(
-                    "The timestampInMillis parameter cannot be greater than the currentTimestampInMillis. timestampInMillis: {time}, \
-                     currentTimestampInMillis: {now}"
-                )));
-            }
-            None => {
-                return Err(ApiError::invalid(
-                    "Must specify timestampInMillis parameter for iterator of type AT_TIMESTAMP. Current request has no timestamp parameter.",
-                ));
-            }
-        },
-    })
 }

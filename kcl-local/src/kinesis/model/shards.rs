@@ -64,10 +64,7 @@ impl Model {
             return Err(ApiError::invalid(format!("NextToken and {member} cannot be provided together.")));
         }
         let token = ShardsToken::decode(token).ok_or_else(|| ApiError::invalid("NextToken is invalid."))?;
-        if now.saturating_sub(token.issued_at) > self.config.next_token_life_ms {
-            let message = format!("The NextToken was issued at {} and has expired by {now}. List from the start.", token.issued_at);
-            return Err(ApiError::new(ErrorCode::ExpiredNextToken, message));
-        }
+        self.check_token_life(token.issued_at, now)?;
         let stream = self.by_incarnation(&token.stream, token.incarnation, input.stream_arn.as_deref(), now)?;
         Ok((stream, token.filter, Some(super::super::sequence::shard_id(token.after))))
     }
@@ -88,14 +85,17 @@ impl Model {
             }
         }
         let stream = self.find(input.stream_name.as_deref(), input.stream_arn.as_deref(), now)?;
-        // On the wire it is a fraction of seconds, and some clients cut it to whole ones.
-        if let Some(time) = input.stream_creation_timestamp
-            && time / 1_000 != stream.created_at / 1_000
-        {
-            let (name, account) = (&stream.name, &stream.account);
-            return Err(ApiError::not_found(format!("Stream {name} under account {account} created at {time} not found.")));
-        }
+        stream.check_created(input.stream_creation_timestamp)?;
         Ok((stream, filter, after))
+    }
+
+    /// Refuses a token of a listing that is older than its life.
+    pub(super) fn check_token_life(&self, issued_at: u64, now: u64) -> Result<(), ApiError> {
+        if now.saturating_sub(issued_at) > self.config.next_token_life_ms {
+            let message = format!("The NextToken was issued at {issued_at} and has expired by {now}. List from the start.");
+            return Err(ApiError::new(ErrorCode::ExpiredNextToken, message));
+        }
+        Ok(())
     }
 
     /// The stream that a token or an iterator was given out for, if it is still that one.

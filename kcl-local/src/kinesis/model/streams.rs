@@ -79,21 +79,33 @@ impl Model {
         Ok(())
     }
 
-    /// DeleteStream. The stream is DELETING for the configured time.
+    /// DeleteStream. The stream is DELETING for the configured time. Its consumers are deregistered now.
     ///
     /// # Errors
-    /// ResourceNotFound; ResourceInUse while it is being created or deleted.
+    /// ResourceNotFound; ResourceInUse while it is being created or deleted, and if it has consumers that are not to be
+    /// deleted with it.
     pub fn delete_stream(&mut self, now: u64, input: DeleteStreamInput) -> Result<(), ApiError> {
         let now = self.tick(now);
-        let until = now + self.config.deleting_ms;
+        let (until, consumers_until) = (now + self.config.deleting_ms, now + self.config.consumer_deleting_ms);
         let stream = self.find(input.stream_name.as_deref(), input.stream_arn.as_deref(), now)?;
         let status = stream.status();
         if matches!(status, StreamStatus::Creating | StreamStatus::Deleting) {
             let (name, account) = (&stream.name, &stream.account);
             return Err(ApiError::in_use(format!("Stream {name} under account {account} can't be deleted in state {status}")));
         }
+        if !stream.consumers.is_empty() && input.enforce_consumer_deletion != Some(true) {
+            let (name, account) = (&stream.name, &stream.account);
+            return Err(ApiError::in_use(format!(
+                "Stream {name} under account {account} has {} registered consumers: deregister them first, or set \
+                 EnforceConsumerDeletion.",
+                stream.consumers.len()
+            )));
+        }
         stream.delete(until);
         let name = Arc::clone(&stream.name);
+        for consumer in self.streams.get_mut(&name).into_iter().flat_map(|stream| stream.consumers.values_mut()) {
+            consumer.delete(consumers_until, &mut self.retired_seconds);
+        }
         self.settle_stream(&name, now);
         self.changed.insert(name);
         Ok(())
@@ -153,7 +165,7 @@ impl Model {
             enhanced_monitoring: vec![EnhancedMetrics::default()],
             encryption_type: EncryptionType::None,
             open_shard_count: if creating { 0 } else { stream.open_shards() },
-            consumer_count: 0,
+            consumer_count: u32::try_from(stream.consumers.len()).expect("the limit of consumers is 32 bits"),
             max_record_size_in_kib: stream.max_record_size_kib,
         };
         Ok(DescribeStreamSummaryOutput { stream_description_summary })

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 
+use super::subscriptions::Subscriber;
 use super::*;
 
 #[test]
@@ -45,6 +46,56 @@ fn thirty_two_writers_and_three_tailing_readers_every_record_once_in_order() {
         assert_eq!(seen.len(), expected.len());
         assert!(seen == expected);
     }
+}
+
+#[test]
+fn sixteen_writers_and_subscriptions_that_end_at_random_through_reshards_every_record_once_in_order() {
+    const WRITERS: usize = 16;
+    const EACH: usize = 250;
+    let fixture = Fixture::with(KinesisConfig { resubscribe_ms: 0, ..Default::default() }, 2);
+    let mut subscriber = Subscriber::new(&fixture);
+    let mut random = fastrand::Rng::with_seed(7);
+    let count = AtomicUsize::new(0);
+    let writer = |writer: usize| {
+        let put = |index: usize| {
+            let text = format!("{writer} {index}");
+            let put = fixture.put(&text, &text);
+            count.fetch_add(1, Ordering::SeqCst);
+            (number(&put.shard_id), put.sequence_number, text)
+        };
+        (0..EACH).map(put).collect::<Vec<_>>()
+    };
+    let written = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS).map(|index| scope.spawn(move || writer(index))).collect();
+        scope.spawn(|| {
+            // Spread over the writing.
+            for (step, target) in [4, 3, 6, 3, 2, 1].into_iter().enumerate() {
+                while count.load(Ordering::SeqCst) < step * WRITERS * EACH / 7 {
+                    thread::yield_now();
+                }
+                fixture.resize(target).unwrap();
+            }
+        });
+        while subscriber.read.values().map(Vec::len).sum::<usize>() < WRITERS * EACH {
+            for number in subscriber.reading.keys().copied().collect::<Vec<_>>() {
+                if subscriber.pull(number) {
+                    thread::yield_now();
+                }
+                if random.u8(..4) == 0 {
+                    subscriber.leave(number);
+                }
+            }
+        }
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
+    });
+    let mut expected: BTreeMap<u32, Vec<(SequenceNumber, String)>> = BTreeMap::new();
+    for (shard, number, text) in written {
+        expected.entry(shard).or_default().push((number, text));
+    }
+    expected.values_mut().for_each(|records| records.sort_unstable());
+    subscriber.drain();
+    subscriber.read.retain(|_, records| !records.is_empty());
+    assert!(subscriber.read == expected);
 }
 
 #[derive(Default)]
@@ -92,6 +143,30 @@ fn a_listener_hears_of_writes_reshards_and_what_time_brings() {
     drop(listener);
     assert!(held.upgrade().is_none(), "the handle doesn't keep a listener alive");
     fixture.create("orders", 1).unwrap();
+}
+
+#[test]
+fn a_listener_hears_of_what_ends_subscriptions() {
+    let fixture = Fixture::with(KinesisConfig { consumer_creating_ms: 100, consumer_deleting_ms: 100, ..Default::default() }, 1);
+    let listener = Arc::new(Counter::default());
+    fixture.kinesis.listen(weak(&listener));
+    let arn = fixture.register("billing");
+    assert_eq!(listener.take(), ["orders"]);
+    fixture.time.advance(100);
+    fixture.kinesis.with(Model::settle);
+    assert_eq!(listener.take(), ["orders"], "ACTIVE");
+    let subscribe = || fixture.subscribe(&arn, 0, ShardIteratorType::Latest, None);
+    let first = subscribe().unwrap();
+    fixture.event(first);
+    assert_eq!(listener.take(), Vec::<String>::new(), "nobody's subscription ended");
+    fixture.time.advance(5_000);
+    subscribe().unwrap();
+    assert_eq!(listener.take(), ["orders"], "taken over");
+    fixture.deregister(&arn).unwrap();
+    assert_eq!(listener.take(), ["orders"]);
+    fixture.time.advance(100);
+    fixture.kinesis.with(Model::settle);
+    assert_eq!(listener.take(), ["orders"], "gone");
 }
 
 #[test]

@@ -93,6 +93,82 @@ fn a_stream_s_life() {
 }
 
 #[test]
+fn a_consumer_s_life() {
+    let fixture = Fixture::new(1);
+    fixture.time.advance(123);
+    let kinesis = &fixture.kinesis;
+    let arn = format!("{ARN}/consumer/billing:1790000000");
+    let consumer = json!({
+        "ConsumerName": "billing", "ConsumerARN": arn, "ConsumerStatus": "ACTIVE", "ConsumerCreationTimestamp": 1_790_000_000.123
+    });
+    let register = json!({"StreamARN": ARN, "ConsumerName": "billing", "Tags": {"team": "a"}, "StreamId": "ignored"});
+    assert_eq!(call(kinesis, "RegisterStreamConsumer", &register), json!({"Consumer": consumer}));
+    let mut description = consumer.clone();
+    description["StreamARN"] = ARN.into();
+    for by in [json!({"ConsumerARN": arn}), json!({"StreamARN": ARN, "ConsumerName": "billing"})] {
+        assert_eq!(call(kinesis, "DescribeStreamConsumer", &by), json!({"ConsumerDescription": description}));
+    }
+    assert_eq!(call(kinesis, "ListStreamConsumers", &json!({"StreamARN": ARN})), json!({"Consumers": [consumer]}));
+    call(kinesis, "RegisterStreamConsumer", &json!({"StreamARN": ARN, "ConsumerName": "other"}));
+    let page = call(kinesis, "ListStreamConsumers", &json!({"StreamARN": ARN, "MaxResults": 1}));
+    let rest = call(kinesis, "ListStreamConsumers", &json!({"StreamARN": ARN, "NextToken": page["NextToken"]}));
+    assert_eq!((&rest["Consumers"][0]["ConsumerName"], rest.get("NextToken")), (&json!("other"), None));
+    let summary = call(kinesis, "DescribeStreamSummary", &json!({"StreamName": "orders"}));
+    assert_eq!(summary["StreamDescriptionSummary"]["ConsumerCount"], 2);
+
+    let refused = error(kinesis, "DeleteStream", r#"{"StreamName": "orders"}"#);
+    assert_eq!(refused["__type"], "ResourceInUseException");
+    assert_eq!(call(kinesis, "DeregisterStreamConsumer", &json!({"ConsumerARN": arn})), Value::Null);
+    let gone = error(kinesis, "DescribeStreamConsumer", &json!({"ConsumerARN": arn}).to_string());
+    let expected = format!("Consumer {arn} under stream orders not found for account 000000000000.");
+    assert_eq!(gone, json!({"__type": "ResourceNotFoundException", "message": expected}));
+    assert_eq!(call(kinesis, "DeleteStream", &json!({"StreamName": "orders", "EnforceConsumerDeletion": true})), Value::Null);
+}
+
+#[test]
+fn a_subscription_s_input_and_events() {
+    let fixture = Fixture::with(KinesisConfig { resubscribe_ms: 0, ..Default::default() }, 1);
+    let arn = fixture.register("billing");
+    let position = json!({"Type": "AT_TIMESTAMP", "Timestamp": 1_790_000_000.0});
+    let body = json!({"ConsumerARN": arn, "ShardId": "shardId-000000000000", "StartingPosition": position, "StreamId": "ignored"});
+    let subscribe = |body: &Value| api::input::<SubscribeToShardInput>(body.to_string().as_bytes());
+    let event = |id| serde_json::to_value(fixture.event(id)).unwrap();
+
+    let id = fixture.kinesis.call(subscribe(&body).unwrap()).unwrap();
+    let start = fixture.shards()[0].sequence_number_range.starting_sequence_number.to_string();
+    assert_eq!(event(id), json!({"Records": [], "ContinuationSequenceNumber": start, "MillisBehindLatest": 0}));
+    let number = fixture.put("k", "hello").sequence_number.to_string();
+    let record = json!({
+        "SequenceNumber": number, "ApproximateArrivalTimestamp": 1_790_000_000.0, "Data": "aGVsbG8=", "PartitionKey": "k"
+    });
+    assert_eq!(event(id), json!({"Records": [record], "ContinuationSequenceNumber": number, "MillisBehindLatest": 0}));
+    fixture.split(0, 1 << 127).unwrap();
+    let child = |number: u32, first: u128, last: u128| {
+        let range = json!({"StartingHashKey": first.to_string(), "EndingHashKey": last.to_string()});
+        json!({"ShardId": shard(number), "ParentShards": ["shardId-000000000000"], "HashKeyRange": range})
+    };
+    let half = 1_u128 << 127;
+    let children = json!([child(1, 0, half - 1), child(2, half, u128::MAX)]);
+    assert_eq!(event(id), json!({"Records": [], "MillisBehindLatest": 0, "ChildShards": children}));
+
+    let mut after = body.clone();
+    after["StartingPosition"] = json!({"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": number});
+    assert_eq!(subscribe(&after).unwrap().starting_position.sequence_number, Some(number));
+    for (position, expected) in [
+        (json!({}), "1 validation error detected: Value null at 'type' failed to satisfy constraint: Member must not be null"),
+        (json!({"Type": "SOMEWHERE"}), "unknown variant `SOMEWHERE`"),
+    ] {
+        let mut bad = body.clone();
+        bad["StartingPosition"] = position;
+        let error = subscribe(&bad).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Validation);
+        assert!(error.message.starts_with(expected), "{error}");
+    }
+    let call = api::call(&fixture.kinesis, "SubscribeToShard", body.to_string().as_bytes());
+    assert_eq!(call.unwrap_err().code, ErrorCode::UnknownOperation, "its answer is no JSON");
+}
+
+#[test]
 fn errors_have_the_service_s_names() {
     let fixture = Fixture::new(1);
     for (operation, body, expected) in [

@@ -1,6 +1,7 @@
 //! What a user of the model relies on, operation by operation.
 
 mod concurrency;
+mod consumers;
 mod json;
 mod listing;
 mod properties;
@@ -8,6 +9,7 @@ mod reading;
 mod resharding;
 mod retention;
 mod streams;
+mod subscriptions;
 mod writing;
 
 use std::collections::BTreeMap;
@@ -136,6 +138,45 @@ impl Fixture {
     /// The payloads from here.
     pub(super) fn read(&self, iterator: &str) -> Vec<String> {
         texts(&self.get(iterator).unwrap().records)
+    }
+
+    /// Registers a consumer of `orders` and gives its ARN.
+    pub(super) fn register(&self, name: &str) -> String {
+        let input = RegisterStreamConsumerInput { stream_arn: ARN.to_owned(), consumer_name: name.to_owned() };
+        self.kinesis.call(input).unwrap().consumer.consumer_arn
+    }
+
+    pub(super) fn deregister(&self, arn: &str) -> Result<(), ApiError> {
+        self.kinesis.call(DeregisterStreamConsumerInput { consumer_arn: Some(arn.to_owned()), ..Default::default() })
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        arn: &str,
+        shard_number: u32,
+        kind: ShardIteratorType,
+        number: Option<&str>,
+    ) -> Result<SubscriptionId, ApiError> {
+        let starting_position = StartingPosition { position_type: kind, sequence_number: number.map(str::to_owned), timestamp: None };
+        self.kinesis.call(SubscribeToShardInput { consumer_arn: arn.to_owned(), shard_id: shard(shard_number), starting_position })
+    }
+
+    /// What the subscriber gets, which must be an event.
+    #[track_caller]
+    pub(super) fn event(&self, id: SubscriptionId) -> SubscribeToShardEvent {
+        match self.kinesis.next_event(id) {
+            NextEvent::Event(event) => event,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Until when the subscriber waits, which it must.
+    #[track_caller]
+    pub(super) fn waits(&self, id: SubscriptionId) -> u64 {
+        match self.kinesis.next_event(id) {
+            NextEvent::Wait { until } => until - START,
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(super) fn split(&self, number: u32, at: u128) -> Result<(), ApiError> {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::subscriptions::Subscriber;
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -13,15 +14,18 @@ enum Step {
     Wait { millis: u64 },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
         8 => any::<u128>().prop_map(|hash_key| Step::Put { hash_key }),
         2 => (any::<prop::sample::Index>(), any::<u128>()).prop_map(|(shard, at)| Step::Split { shard, at }),
         2 => any::<prop::sample::Index>().prop_map(|shard| Step::Merge { shard }),
         1 => any::<prop::sample::Index>().prop_map(|target| Step::Resize { target }),
         2 => (0_u64..2_000).prop_map(|millis| Step::Wait { millis }),
-    ];
-    prop::collection::vec(step, 1..80)
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 1..80)
 }
 
 /// Does a step; one that the service would refuse is refused and leaves all as it was.
@@ -75,6 +79,34 @@ proptest! {
         for (shard, records) in read {
             prop_assert_eq!(records, written.remove(&shard).unwrap_or_default());
         }
+    }
+
+    #[test]
+    fn every_record_is_given_once_in_order_by_subscriptions_that_end_at_random(
+        shards in 1_u32..5,
+        steps in prop::collection::vec((step(), prop::collection::vec((any::<prop::sample::Index>(), any::<bool>()), 0..4)), 1..80),
+    ) {
+        // Short lives, so that time ends subscriptions too.
+        let config = KinesisConfig { resubscribe_ms: 0, heartbeat_ms: 300, subscription_life_ms: 2_500, updating_ms: 0, ..Default::default() };
+        let fixture = Fixture::with(config, shards);
+        let mut subscriber = Subscriber::new(&fixture);
+        let mut written: BTreeMap<u32, Vec<(SequenceNumber, String)>> = BTreeMap::new();
+        for (index, (step, pulls)) in steps.iter().enumerate() {
+            if let Some(put) = apply(&fixture, step, &index.to_string()) {
+                written.entry(number(&put.shard_id)).or_default().push((put.sequence_number, index.to_string()));
+            }
+            for (shard, leave) in pulls {
+                let number = *subscriber.reading.keys().nth(shard.index(subscriber.reading.len())).unwrap();
+                subscriber.pull(number);
+                if *leave {
+                    subscriber.leave(number);
+                }
+            }
+        }
+        subscriber.drain();
+        prop_assert_eq!(subscriber.read.len(), fixture.shards().len(), "every shard is reached from the first ones");
+        subscriber.read.retain(|_, records| !records.is_empty());
+        prop_assert_eq!(subscriber.read, written);
     }
 
     #[test]

@@ -5,10 +5,14 @@
 //! stream is named, `stream_name` or `stream_arn` must be there, and both must agree. Members that AWS marks as
 //! reserved, such as `StreamId`, are ignored in JSON.
 
+mod consumers;
 mod records;
 mod shards;
 mod streams;
+mod subscriptions;
 
+pub use consumers::*;
 pub use records::*;
 pub use shards::*;
 pub use streams::*;
+pub use subscriptions::*;

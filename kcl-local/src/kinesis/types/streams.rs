@@ -68,6 +68,8 @@ pub struct DeleteStreamInput {
     /// The stream by ARN.
     #[serde(rename = "StreamARN")]
     pub stream_arn: Option<String>,
+    /// Whether its consumers are deleted with it; a stream that has any is not deleted without.
+    pub enforce_consumer_deletion: Option<bool>,
 }
 
 /// Describes a stream with its shards.
