@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kcl_efo::FanOutError;
 use kcl_lease::{ShardId, TableError};
 
 use crate::dead_letter::DeadLetterError;
@@ -62,6 +63,9 @@ pub enum WorkerError {
     /// Kinesis did not answer as needed.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The stream can't be read by enhanced fan-out.
+    #[error(transparent)]
+    FanOut(#[from] FanOutError),
     /// The lease table can't be used.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -84,6 +88,7 @@ impl WorkerError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Stream(error) => error.is_retryable(),
+            Self::FanOut(error) => error.is_retryable(),
             Self::Table(error) => error.is_retryable(),
             Self::DeadLetter(error) => matches!(error, DeadLetterError::Unavailable { .. }),
             _ => false,

@@ -39,7 +39,7 @@
 //! | [`processor`] | what users implement, and what they are handed |
 //! | [`record`] | records and batches |
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
-//! | [`retrieval`] | the retrieval port, and polling |
+//! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
 //! | [`dead_letter`] | the dead-letter queue port, and SQS |
 //! | [`status`] | how a worker stands, for displays and health checks |
@@ -65,6 +65,7 @@ pub use bytes::Bytes;
 pub use kcl_checkpoint::{
     Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, SequenceNumber, Timestamp,
 };
+pub use kcl_efo::{FanOutApi, FanOutError};
 pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
 
 pub use self::consumer::{Checkpointing, RetryPolicy, TrimmedData};
@@ -72,7 +73,7 @@ pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDea
 pub use self::error::{ConfigError, WorkerError};
 pub use self::processor::{Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo};
 pub use self::record::{Record, RecordBatch};
-pub use self::retrieval::PollingConfig;
+pub use self::retrieval::{ConsumerChoice, FanOutConfig, PollingConfig, RetrievalMode};
 pub use self::shutdown::shutdown_signal;
 pub use self::status::{ShardState, ShardStatus, WorkerStatus};
 pub use self::worker::{Worker, WorkerBuilder, WorkerHandle};

@@ -106,6 +106,11 @@ impl Life {
         Self { position: start, generation: 0, phase: Phase::Between(None), failures: 0, look: false }
     }
 
+    /// No first attempt before this time.
+    pub(crate) fn hold_until(&mut self, time: Instant) {
+        self.phase = Phase::Between(Some(time));
+    }
+
     /// Where the next record to give is.
     pub(crate) fn position(&self) -> StartingPosition {
         self.position

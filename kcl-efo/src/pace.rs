@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// Between two calls for one shard (AWS limit, and a margin for uneven networks and late calls).
-const PER_SHARD: Duration = Duration::from_millis(1_100);
+pub(crate) const PER_SHARD: Duration = Duration::from_millis(1_100);
 /// Calls of one consumer within [`WINDOW`] (AWS limit).
 const CALLS: usize = 5;
 /// The same margin.

@@ -17,6 +17,7 @@ use crate::api::{Event, EventStream};
 use crate::error::FanOutError;
 use crate::fan_out::Shared;
 use crate::life::{End, Life, Mark};
+use crate::pace::PER_SHARD;
 use crate::record::ChildShard;
 
 /// How long an attempt may take: the SDK's own timeouts end at the response's head, and its answer waits for the first frame.
@@ -36,6 +37,10 @@ pub trait Ownership: Send + Sync {
 
     /// Whether it is certain right now.
     fn is_certain(&self) -> bool;
+
+    /// Whether another worker may have subscribed to the shard within the last second, before it became this worker's. The first attempt then
+    /// leaves it that second, since the service's limit counts both.
+    fn is_inherited(&self) -> bool;
 }
 
 /// Of a reader that needs no lease, as nobody else reads the stream with its consumer.
@@ -50,6 +55,10 @@ impl Ownership for SoleReader {
 
     fn is_certain(&self) -> bool {
         true
+    }
+
+    fn is_inherited(&self) -> bool {
+        false
     }
 }
 
@@ -103,7 +112,11 @@ impl std::fmt::Debug for Subscriber {
 
 impl Subscriber {
     pub(crate) fn new(shared: Arc<Shared>, shard: &str, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Self {
-        Self { shared, shard: shard.into(), ownership, life: Life::new(start), stage: Stage::Idle, waited: Duration::ZERO }
+        let mut life = Life::new(start);
+        if ownership.is_inherited() {
+            life.hold_until(Instant::now() + PER_SHARD);
+        }
+        Self { shared, shard: shard.into(), ownership, life, stage: Stage::Idle, waited: Duration::ZERO }
     }
 
     /// Where the next record to give is.

@@ -58,6 +58,8 @@ pub struct Plan {
     pub release: Vec<Lease>,
     /// Free leases that this worker leaves: to workers with fewer leases, or because it may not own more.
     pub left: usize,
+    /// Workers that are alive as far as the leases tell, this one included.
+    pub workers: usize,
 }
 
 /// The leases that may be owned now: those that are not finished, and all of whose parents' leases are.
@@ -105,7 +107,7 @@ pub fn plan(view: &View<'_>, entropy: &Entropy) -> Plan {
     free.truncate(takes);
     let take = fleet.own.into_iter().chain(free).cloned().collect();
     let [request, release] = [request, fleet.asked_of_me].map(|leases| leases.into_iter().cloned().collect());
-    Plan { take, request, release, left }
+    Plan { take, request, release, left, workers: fleet.counts.len() }
 }
 
 /// Who has how many leases, and which of them could go elsewhere.

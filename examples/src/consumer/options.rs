@@ -5,9 +5,13 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
-use kcl_core::{InitialPosition, RetryPolicy, ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError};
+use kcl_core::{
+    ConsumerChoice, FanOutConfig, InitialPosition, RetryPolicy, ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker,
+    WorkerError,
+};
 
 use super::service::Service;
+use crate::retrieval::Retrieval;
 
 /// Consumes a Kinesis stream, together with all other processes that are started with the same application name.
 ///
@@ -31,6 +35,14 @@ pub(super) struct Options {
     /// Where to start in shards that have no checkpoint yet: trim-horizon, latest, or a time as 2026-01-31T12:00:00Z or in seconds since 1970
     #[arg(long, value_name = "POSITION", env = "KCL_INITIAL_POSITION", default_value = "trim-horizon", value_parser = position)]
     pub(super) initial_position: InitialPosition,
+
+    /// How the stream is read
+    #[arg(long, value_name = "HOW", env = "KCL_RETRIEVAL", default_value = "polling")]
+    pub(super) retrieval: Retrieval,
+
+    /// The stream consumer of enhanced fan-out: a name, which is registered if need be, or an ARN [default: the application's name]
+    #[arg(long, value_name = "NAME|ARN", env = "KCL_FAN_OUT_CONSUMER", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) fan_out_consumer: Option<String>,
 
     /// Another endpoint than AWS' own, e.g. http://127.0.0.1:4566 [env: AWS_ENDPOINT_URL]
     #[arg(long, value_name = "URL", value_parser = url)]
@@ -117,6 +129,8 @@ impl Options {
         let mut builder = Worker::builder(&self.application, &self.stream)
             .aws_config(&aws)
             .initial_position(self.initial_position)
+            .retrieval(self.retrieval.into())
+            .fan_out(FanOutConfig { consumer: self.fan_out_consumer.as_deref().map(ConsumerChoice::from), ..FanOutConfig::default() })
             .lease_duration(self.lease_duration)
             .worker_name(&self.worker_name)
             .shutdown_timeout(self.shutdown_timeout)
@@ -216,13 +230,14 @@ mod tests {
         Options::command().debug_assert();
         let options = parse(
             "--initial-position latest --endpoint-url http://127.0.0.1:4566 --region eu-west-1 --dead-letter-queue orders-dlq \
-             --lease-duration 2500ms --worker-name w --until-idle 1m --adopt-recreated-stream --trimmed-data skip --max-leases 3 \
+             --lease-duration 2500ms --worker-name w --retrieval fan-out --fan-out-consumer orders-efo --until-idle 1m --adopt-recreated-stream --trimmed-data skip --max-leases 3 \
              --shutdown-timeout 0s --print --log-format json",
         )
         .unwrap();
         assert_eq!(options.lease_duration, Duration::from_millis(2500));
         assert_eq!(options.until_idle, Some(Duration::from_secs(60)));
         assert!(options.print && options.adopt_recreated_stream);
+        assert_eq!(options.retrieval, Retrieval::FanOut);
     }
 
     #[test]
@@ -257,6 +272,7 @@ mod tests {
         for (flags, named) in [
             ("--initial-position nowhere", "--initial-position"),
             ("--lease-duration 10", "--lease-duration"),
+            ("--retrieval pull", "--retrieval"),
             ("--until-idle 10ms", "--until-idle"),
             ("--max-leases many", "--max-leases"),
             ("--trimmed-data lose", "--trimmed-data"),

@@ -10,6 +10,7 @@ use kcl_core::{Entropy, ShardContext, ShardId, ShardStatus, SqsDeadLetterQueue, 
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::processor::Clerk;
+use crate::retrieval::Retrieval;
 
 /// How each worker is built.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Recipe {
     pub queue_url: String,
     /// How long a killed worker's shards wait for another.
     pub lease_duration: Duration,
+    /// How they read.
+    pub retrieval: Retrieval,
     /// What processes the records.
     pub clerk: Clerk,
     /// Seeds the workers' own randomness.
@@ -150,13 +153,14 @@ fn name(number: u64) -> String {
 }
 
 async fn work(recipe: Recipe, number: u64, handle: &OnceLock<WorkerHandle>) -> Result<(), WorkerError> {
-    let Recipe { aws, application, stream, queue_url, lease_duration, clerk, seed } = recipe;
+    let Recipe { aws, application, stream, queue_url, lease_duration, retrieval, clerk, seed } = recipe;
     let worker = Worker::builder(application, stream)
         .aws_config(&aws)
         .processor(move |_shard: &ShardContext| clerk.clone())
         .dead_letter_queue(SqsDeadLetterQueue::new(&aws, queue_url))
         .worker_name(name(number))
         .lease_duration(lease_duration)
+        .retrieval(retrieval.into())
         .shard_sync_interval(Duration::from_secs(10))
         .entropy(Entropy::from_seed(seed.wrapping_add(number)))
         .build()

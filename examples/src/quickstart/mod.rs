@@ -117,6 +117,7 @@ async fn consume(
         stream: site.stream.clone(),
         queue_url: queue_url.clone(),
         lease_duration: site.lease_duration(),
+        retrieval: options.retrieval,
         clerk: Clerk { ledger: Arc::clone(ledger), source: Arc::clone(source) },
         seed: options.seed,
     });
@@ -223,12 +224,13 @@ fn introduction(options: &Options, source: &Source, site: &Site, schedule: Sched
     let Schedule { split, merge, kill, published } = schedule;
     let mut lines = vec![
         format!(
-            "quickstart: {} records of {} keys, {} shards, {} workers, seed {}",
+            "quickstart: {} records of {} keys, {} shards, {} workers, seed {}, read by {}",
             count(source.events.len()),
             count(source.keys.len()),
             options.shards,
             options.workers,
-            options.seed
+            options.seed,
+            options.retrieval
         ),
         format!("  where: {}", site.place()),
     ];

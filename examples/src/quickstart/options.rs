@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Parser;
 
 use super::source::Source;
+use crate::retrieval::Retrieval;
 
 /// Kinesis, three workers and every trouble they are made for, in about a minute, on this machine: no account, no containers.
 ///
@@ -29,6 +30,10 @@ pub struct Options {
     /// Records to publish, 1 to 10,000,000 [default: 20000]
     #[arg(long, value_name = "N", conflicts_with = "input", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub records: Option<u32>,
+
+    /// How the workers read the stream
+    #[arg(long, value_name = "HOW", default_value = "polling")]
+    pub retrieval: Retrieval,
 
     /// All that is random follows from it: records, keys, which are poison, which shards are split and merged, who is killed
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -102,7 +107,9 @@ mod tests {
     fn the_command_line_is_sound() {
         Options::command().debug_assert();
         let options = parse("").unwrap();
-        assert_eq!((options.workers, options.shards), (3, 4));
+        assert_eq!((options.workers, options.shards, options.retrieval), (3, 4, Retrieval::Polling));
+        assert_eq!(parse("--retrieval fan-out").unwrap().retrieval, Retrieval::FanOut);
+        parse("--retrieval auto").unwrap();
         parse("--workers 1 --shards 1 --records 1 --seed 18446744073709551615 --endpoint-url http://127.0.0.1:4566").unwrap();
         parse("--input events.jsonl --key customer --report out.json --aws").unwrap();
     }
@@ -115,6 +122,7 @@ mod tests {
             ("--records 0", "--records"),
             ("--records many", "--records"),
             ("--seed -1", "--seed"),
+            ("--retrieval pull", "--retrieval"),
             ("--key customer", "--input"),
             ("--records 5 --input events.jsonl", "--input"),
             ("--aws --endpoint-url http://127.0.0.1:4566", "--endpoint-url"),

@@ -74,7 +74,7 @@ impl Site {
     /// What is made there, in words.
     #[must_use]
     pub fn inventory(&self) -> String {
-        format!("stream {}, lease table {}, queue {}", self.stream, self.application, self.queue)
+        format!("stream {} and its consumers, lease table {}, queue {}", self.stream, self.application, self.queue)
     }
 
     /// How long a lease lasts: short where the table is near, so that nobody has to wait for long after the kill.

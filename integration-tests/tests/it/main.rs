@@ -3,6 +3,7 @@
 mod bad_input;
 mod checkpoints;
 mod dead_letters;
+mod fan_out;
 mod faults;
 mod life;
 #[cfg(unix)]

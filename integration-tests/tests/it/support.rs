@@ -259,11 +259,16 @@ impl Ledger {
     }
 
     pub(crate) fn record(&self, worker: &str, shard: &ShardContext, record: &Record) {
+        self.record_as(worker, shard, record, String::from_utf8(record.data().to_vec()).unwrap());
+    }
+
+    /// The same for a payload that says more than it must: this stands for it.
+    pub(crate) fn record_as(&self, worker: &str, shard: &ShardContext, record: &Record, payload: String) {
         self.0.lock().unwrap().deliveries.push(Delivery {
             worker: worker.to_owned(),
             shard: shard.shard_id().clone(),
             key: record.partition_key().unwrap_or_default().to_owned(),
-            payload: String::from_utf8(record.data().to_vec()).unwrap(),
+            payload,
             at: Instant::now(),
         });
     }

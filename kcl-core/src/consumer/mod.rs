@@ -5,6 +5,7 @@
 
 mod call;
 mod deliver;
+mod ownership;
 mod prefetch;
 mod retry;
 mod shard_end;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::call::guarded;
+use self::ownership::TermOwnership;
 pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
 pub use self::retry::RetryPolicy;
 use self::start::StartFilter;
@@ -201,7 +203,8 @@ impl ShardConsumer {
     async fn consume(&mut self) -> Stop {
         let mut position = start::starting_position(self.term.taken(), self.shared.initial);
         loop {
-            let reader = self.shared.retrieval.open(self.shard.shard_id(), position);
+            let ownership = Arc::new(TermOwnership { term: self.term.clone(), shared: Arc::clone(&self.shared) });
+            let reader = self.shared.retrieval.open(self.shard.shard_id(), position, ownership);
             let (prefetcher, mut prefetched) = prefetch::prefetch(reader, self.shared.budget.clone());
             let checkpoints = checkpoint_as_acked(
                 self.shared.checkpointing,

@@ -1,10 +1,18 @@
 //! Retrieval: batches of one shard in order, wherever they come from.
 
+#[cfg(test)]
+mod fake;
+pub mod fan_out;
 pub mod polling;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+pub use kcl_efo::{Ownership, SoleReader};
 use kcl_lease::ShardId;
 
+pub(crate) use self::fan_out::Intended;
+pub use self::fan_out::{ConsumerChoice, FanOutConfig, FanOutRetrieval, RetrievalMode};
 pub use self::polling::{Polling, PollingConfig};
 use crate::record::Record;
 use crate::stream::{ChildShard, StartingPosition, StreamError};
@@ -47,6 +55,11 @@ pub trait ShardReader: Send {
 
 /// A way to read shards.
 pub trait Retrieval: Send + Sync + std::fmt::Debug {
-    /// A reader of this shard. Does nothing yet.
-    fn open(&self, shard: &ShardId, start: StartingPosition) -> Box<dyn ShardReader>;
+    /// A reader of this shard for as long as this worker owns it. Does nothing yet.
+    fn open(&self, shard: &ShardId, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Box<dyn ShardReader>;
+
+    /// How many workers read the stream for this application now: what they share of the service's limits is shared among them.
+    fn share(&self, workers: usize) {
+        let _ = workers;
+    }
 }

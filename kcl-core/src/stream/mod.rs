@@ -5,11 +5,14 @@ mod sdk;
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use kcl_checkpoint::{SequenceNumber, Timestamp};
+pub use kcl_checkpoint::StartingPosition;
+use kcl_checkpoint::Timestamp;
+use kcl_efo::FanOutError;
 use kcl_lease::ShardId;
 pub use kcl_lease::shard_sync::{ChildShard, Shard};
 
 pub use self::sdk::KinesisStream;
+pub(crate) use self::sdk::child;
 use crate::record::Record;
 
 /// Whether a stream can be read.
@@ -49,21 +52,6 @@ pub enum ShardFilter {
     AtTrimHorizon,
     /// Those that were open at this time.
     AtTimestamp(Timestamp),
-}
-
-/// Where reading of a shard starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartingPosition {
-    /// The oldest record kept.
-    TrimHorizon,
-    /// After the newest record.
-    Latest,
-    /// The first record that arrived at this time or later.
-    AtTimestamp(Timestamp),
-    /// This record.
-    AtSequenceNumber(SequenceNumber),
-    /// The record after this one.
-    AfterSequenceNumber(SequenceNumber),
 }
 
 /// A place in a shard from which records can be read; lives five minutes.
@@ -157,6 +145,9 @@ pub enum StreamError {
         /// The service's own words.
         message: String,
     },
+    /// The stream can't be read by enhanced fan-out.
+    #[error(transparent)]
+    FanOut(FanOutError),
     /// No answer, or a failure of the service.
     #[error("{operation} on stream `{stream}` got no answer: {message}")]
     Unavailable {
@@ -173,7 +164,11 @@ impl StreamError {
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Throttled { .. } | Self::NotReady { .. } | Self::Unavailable { .. })
+        match self {
+            Self::Throttled { .. } | Self::NotReady { .. } | Self::Unavailable { .. } => true,
+            Self::FanOut(error) => error.is_retryable(),
+            _ => false,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use kcl_checkpoint::InitialPosition;
+use kcl_efo::{FanOutApi, KinesisFanOut};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{LeaseTiming, TermContext};
@@ -25,7 +26,7 @@ use crate::error::{ConfigError, WorkerError};
 use crate::metrics::Metrics;
 use crate::processor::RecordProcessorFactory;
 use crate::retrieval::polling::PollingConfigError;
-use crate::retrieval::{Polling, PollingConfig, Retrieval};
+use crate::retrieval::{FanOutConfig, Intended, Polling, PollingConfig, RetrievalMode};
 use crate::status::StatusBoard;
 use crate::stream::{KinesisStream, StreamApi, StreamDescription, StreamError, StreamStatus};
 
@@ -55,6 +56,8 @@ pub struct WorkerBuilder {
     max_leases: usize,
     checkpointing: Option<Checkpointing>,
     retry: RetryPolicy,
+    retrieval: RetrievalMode,
+    fan_out: FanOutConfig,
     polling: PollingConfig,
     prefetch_bytes: usize,
     trimmed: TrimmedData,
@@ -64,6 +67,7 @@ pub struct WorkerBuilder {
     entropy: Option<Entropy>,
     lease_table: Option<Arc<dyn LeaseTable>>,
     stream_api: Option<Arc<dyn StreamApi>>,
+    fan_out_api: Option<Arc<dyn FanOutApi>>,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -95,6 +99,8 @@ impl WorkerBuilder {
             max_leases: usize::MAX,
             checkpointing: None,
             retry: RetryPolicy::default(),
+            retrieval: RetrievalMode::default(),
+            fan_out: FanOutConfig::default(),
             polling: PollingConfig::default(),
             prefetch_bytes: 128 << 20,
             trimmed: TrimmedData::default(),
@@ -104,6 +110,7 @@ impl WorkerBuilder {
             entropy: None,
             lease_table: None,
             stream_api: None,
+            fan_out_api: None,
         }
     }
 
@@ -197,7 +204,19 @@ impl WorkerBuilder {
         self
     }
 
-    /// How shards are polled.
+    /// How the stream is read: by polling, which is the default, by enhanced fan-out, or by the latter where it can be had.
+    pub fn retrieval(mut self, mode: RetrievalMode) -> Self {
+        self.retrieval = mode;
+        self
+    }
+
+    /// Settings of enhanced fan-out: which consumer, and what reads a shard that can't be subscribed to.
+    pub fn fan_out(mut self, config: FanOutConfig) -> Self {
+        self.fan_out = config;
+        self
+    }
+
+    /// How shards are polled; also by the bridge of enhanced fan-out.
     pub fn polling(mut self, config: PollingConfig) -> Self {
         self.polling = config;
         self
@@ -253,7 +272,13 @@ impl WorkerBuilder {
         self
     }
 
-    /// Checks the settings, the stream, the dead-letter queue, and the lease table, which is made if there is none.
+    /// Other enhanced fan-out than Kinesis'.
+    pub fn fan_out_api(mut self, api: Arc<dyn FanOutApi>) -> Self {
+        self.fan_out_api = Some(api);
+        self
+    }
+
+    /// Checks the settings, the stream, the stream consumer (which is registered if need be), the dead-letter queue, and the lease table, which is made if there is none.
     ///
     /// # Errors
     /// [`WorkerError`] saying what is wrong with which of them. Nothing was read and no lease was taken.
@@ -271,15 +296,17 @@ impl WorkerBuilder {
             .ok_or_else(|| ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory"))?;
 
         let stream = self.wait_for_stream(stream_api.as_ref()).await?;
+        let intended = self.intended_retrieval(&stream, &entropy)?;
         if let Some(queue) = &self.dead_letter_queue {
             queue.check().await?;
         }
         table.ensure().await?;
         self.check_identity(table.as_ref(), &stream).await?;
 
+        let polling = Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&self.clock), entropy.clone());
+        // Last: nothing is registered for a worker that can't start.
+        let (retrieval, fan_out) = intended.establish(polling).await?;
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
-        let retrieval: Arc<dyn Retrieval> =
-            Arc::new(Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&self.clock), entropy.clone()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&meter, &self.application, &stream.name),
@@ -287,7 +314,7 @@ impl WorkerBuilder {
             worker: worker.clone(),
             retention_hours: AtomicU32::new(stream.retention_hours),
             factory,
-            retrieval,
+            retrieval: Arc::clone(&retrieval),
             stream_api,
             table: Arc::clone(&table),
             dead_letter_queue: self.dead_letter_queue,
@@ -314,6 +341,7 @@ impl WorkerBuilder {
             look_again: Arc::clone(&look_again),
             started: start,
             liveness: Liveness::new(self.lease_duration),
+            retrieval,
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
         };
@@ -331,6 +359,7 @@ impl WorkerBuilder {
             look_again,
             started,
             shutdown_timeout: self.shutdown_timeout,
+            deregister: fan_out.filter(|_| self.fan_out.deregister_at_end),
             asked_to_stop: CancellationToken::new(),
         })
     }
@@ -392,6 +421,21 @@ impl WorkerBuilder {
             Arc::new(DynamoDbLeaseTable::new(&aws_sdk_dynamodb::Client::new(aws), name, options, entropy))
         });
         Ok((stream, table))
+    }
+
+    fn intended_retrieval(&self, stream: &StreamDescription, entropy: &Entropy) -> Result<Intended, WorkerError> {
+        let api = match (&self.fan_out_api, &self.aws) {
+            (Some(api), _) => Some(Arc::clone(api)),
+            (None, Some(aws)) if self.retrieval != RetrievalMode::Polling => Some(Arc::new(KinesisFanOut::new(aws)) as Arc<dyn FanOutApi>),
+            (None, _) => None,
+        };
+        if api.is_none() && self.retrieval == RetrievalMode::FanOut {
+            let rule = "needs `aws_config` or `fan_out_api`: the stream given by `stream_api` has no subscriptions";
+            return Err(ConfigError::new("retrieval", self.retrieval, rule).into());
+        }
+        // Without anything to subscribe with, automatic means polling.
+        let mode = if api.is_some() { self.retrieval } else { RetrievalMode::Polling };
+        Ok(Intended::new(mode, &self.fan_out, &self.application, &stream.arn, api, entropy)?)
     }
 
     /// Describes the stream, and waits for one that is being made.

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::WorkerError;
+use crate::retrieval::Retrieval;
 
 /// Takes and requests that are under way at once.
 const CONCURRENT_WRITES: usize = 16;
@@ -63,6 +64,8 @@ pub(super) struct Coordinator {
     pub(super) look_again: Arc<Notify>,
     pub(super) started: mpsc::Sender<(Term, Box<TermKeeper>)>,
     pub(super) liveness: Liveness,
+    /// To be told how many workers there are.
+    pub(super) retrieval: Arc<dyn Retrieval>,
     /// Whether another worker was faster in this round: then the sum has changed, and is done again soon.
     pub(super) outrun: AtomicBool,
     /// The items that could not be read when the table was last looked at, each told once.
@@ -131,6 +134,7 @@ impl Coordinator {
             },
             &self.terms.entropy,
         );
+        self.retrieval.share(plan.workers);
         self.carry_out(&plan).await?;
         let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
         let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());

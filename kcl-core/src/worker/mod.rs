@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use kcl_efo::FanOut;
 use kcl_lease::term::{Term, TermEnd, TermKeeper};
 use kcl_lease::{ShardId, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -44,6 +45,8 @@ pub struct Worker {
     look_again: Arc<Notify>,
     started: mpsc::Receiver<(Term, Box<TermKeeper>)>,
     shutdown_timeout: Duration,
+    /// The consumer to deregister at the end.
+    deregister: Option<FanOut>,
     /// Cancelled by a handle.
     asked_to_stop: CancellationToken,
 }
@@ -103,10 +106,11 @@ impl Worker {
     /// [`WorkerError::StreamRecreated`] if the stream was replaced by another one of the same name. In all cases the leases were
     /// freed as far as the table could be reached.
     ///
+    ///
     /// # Cancel safety
     /// Dropping the future stops everything at once, see [`Worker`].
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, asked_to_stop } = self;
+        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, deregister, asked_to_stop } = self;
         let mut fleet = Fleet { shared, held, look_again, consumers: JoinSet::new(), keepers: JoinSet::new() };
         let stop_looking = CancellationToken::new();
         let mut coordinator = std::pin::pin!(coordinator.run(stop_looking.clone()));
@@ -145,6 +149,13 @@ impl Worker {
                     let timed_out = WorkerError::ShutdownTimedOut { timeout: shutdown_timeout, shards: fleet.give_up().await };
                     return result.and(Err(timed_out));
                 }
+            }
+        }
+        if let Some(fan_out) = deregister {
+            match tokio::time::timeout(LAST_WRITES, fan_out.deregister()).await {
+                Ok(Ok(())) => tracing::info!(stream = fan_out.stream_arn(), "the stream consumer is deregistered"),
+                Ok(Err(error)) => tracing::warn!(%error, "the stream consumer could not be deregistered"),
+                Err(_) => tracing::warn!("the stream consumer could not be deregistered within {LAST_WRITES:?}"),
             }
         }
         tracing::info!(worker = %fleet.shared.worker, "worker stopped");

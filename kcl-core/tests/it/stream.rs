@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ScalingType};
-use kcl_core::retrieval::{Fetched, Polling, Retrieval};
+use kcl_core::retrieval::{Fetched, Polling, Retrieval, SoleReader};
 use kcl_core::stream::{KinesisStream, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamError, StreamStatus};
 use kcl_core::{Entropy, PollingConfig, ShardId, SystemClock, Timestamp};
 use kcl_local::LocalAws;
@@ -51,7 +51,7 @@ impl Aws {
     async fn drain(&self, shard: &ShardId) -> (Vec<String>, Vec<ShardId>) {
         let config = PollingConfig { max_records: 40, ..PollingConfig::default() };
         let polling = Polling::new(Arc::new(self.stream()), config, Arc::new(SystemClock), Entropy::from_seed(1));
-        let mut reader = polling.open(shard, StartingPosition::TrimHorizon);
+        let mut reader = polling.open(shard, StartingPosition::TrimHorizon, Arc::new(SoleReader));
         let mut payloads = Vec::new();
         loop {
             match reader.next().await.unwrap() {

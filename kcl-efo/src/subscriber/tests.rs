@@ -446,6 +446,10 @@ impl Ownership for Lease {
     fn is_certain(&self) -> bool {
         self.certain.load(Ordering::Relaxed) && !self.lost.load(Ordering::Relaxed)
     }
+
+    fn is_inherited(&self) -> bool {
+        false
+    }
 }
 
 fn leased(fake: &Fake, lease: &Arc<Lease>) -> Subscriber {

@@ -107,11 +107,8 @@ impl FanOutApi for ModelFanOut {
     }
 
     async fn subscribe(&self, consumer_arn: &str, shard: &str, start: StartingPosition) -> Result<Box<dyn EventStream>, FanOutError> {
-        let input = SubscribeToShardInput {
-            consumer_arn: consumer_arn.to_owned(),
-            shard_id: shard.to_owned(),
-            starting_position: position(start),
-        };
+        let input =
+            SubscribeToShardInput { consumer_arn: consumer_arn.to_owned(), shard_id: shard.to_owned(), starting_position: position(start) };
         // arn:aws:kinesis:REGION:ACCOUNT:stream/NAME/consumer/NAME:SECONDS; one that isn't is refused by the model.
         let changed = self.subscribers.changes_of(consumer_arn.split('/').nth(1).unwrap_or_default());
         let id = self.kinesis.call(input).map_err(|error| refused(SUBSCRIBE, error))?;

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use kcl_lease::{Clock, Entropy, ShardId};
 
 pub use self::pace::{PollingConfig, PollingConfigError};
-use self::reader::Reader;
-use super::{Retrieval, ShardReader};
+pub(crate) use self::reader::Reader;
+use super::{Ownership, Retrieval, ShardReader};
 use crate::stream::{StartingPosition, StreamApi};
 
 /// Reads shards by polling.
@@ -36,6 +36,11 @@ impl Polling {
     pub fn new(api: Arc<dyn StreamApi>, config: PollingConfig, clock: Arc<dyn Clock>, entropy: Entropy) -> Self {
         Self { api, config, clock, entropy }
     }
+
+    /// See [`Retrieval::open`]: what is read here does not depend on who owns the shard.
+    pub(crate) fn reader(&self, shard: &ShardId, start: StartingPosition) -> Reader {
+        Reader::new(self, shard.clone(), start)
+    }
 }
 
 impl Retrieval for Polling {
@@ -45,7 +50,7 @@ impl Retrieval for Polling {
     /// more than the five minutes of an iterator's life before any record was given, the reader goes on at the time when it had asked for
     /// that place, less five minutes: a second "latest" would skip what arrived in between. So records of those five minutes may be
     /// given although they were there before.
-    fn open(&self, shard: &ShardId, start: StartingPosition) -> Box<dyn ShardReader> {
-        Box::new(Reader::new(self, shard.clone(), start))
+    fn open(&self, shard: &ShardId, start: StartingPosition, _: Arc<dyn Ownership>) -> Box<dyn ShardReader> {
+        Box::new(self.reader(shard, start))
     }
 }

@@ -47,7 +47,7 @@ enum Answer {
     Listed(Result<Vec<Shard>, StreamError>),
 }
 
-pub(super) struct Reader {
+pub(crate) struct Reader {
     shard: ShardId,
     api: Arc<dyn StreamApi>,
     clock: Arc<dyn Clock>,

@@ -18,6 +18,7 @@ use aws_sdk_kinesis::config::{Builder, StalledStreamProtectionConfig};
 use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use kcl_lease::ShardId;
 
+pub(crate) use self::convert::child;
 use self::errors::Call;
 use super::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 
@@ -136,7 +137,7 @@ impl StreamApi for KinesisStream {
 
     async fn shard_iterator(&self, shard: &ShardId, start: StartingPosition) -> Result<ShardIterator, StreamError> {
         let call = self.call("kinesis:GetShardIterator");
-        let (kind, sequence_number, timestamp) = convert::start(start);
+        let (kind, sequence_number, timestamp) = kcl_efo::convert::start(start);
         let request = self
             .client
             .get_shard_iterator()

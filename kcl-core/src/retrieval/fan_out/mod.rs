@@ -1,0 +1,54 @@
+//! Enhanced fan-out: shards read by push, and by polling while they can't be subscribed to.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `settings` | the settings, and the choice between fan-out and polling |
+//! | `reader` | one shard: its subscriptions, and the bridge between them |
+//!
+//! What a subscription is, and when there may be one, is `kcl-efo`'s.
+
+mod reader;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use kcl_efo::FanOut;
+use kcl_lease::ShardId;
+
+use self::reader::Reader;
+pub(crate) use self::settings::Intended;
+pub use self::settings::{ConsumerChoice, FanOutConfig, RetrievalMode};
+use super::{Ownership, Polling, Retrieval, ShardReader};
+use crate::stream::StartingPosition;
+
+/// Reads shards by subscriptions.
+#[derive(Clone, Debug)]
+pub struct FanOutRetrieval {
+    fan_out: FanOut,
+    /// What reads a shard while it has no subscription.
+    bridge: Option<Polling>,
+}
+
+impl FanOutRetrieval {
+    /// Reads with these subscriptions, and with `bridge` while a shard has none; without one such a shard waits.
+    #[must_use]
+    pub fn new(fan_out: FanOut, bridge: Option<Polling>) -> Self {
+        Self { fan_out, bridge }
+    }
+}
+
+impl Retrieval for FanOutRetrieval {
+    /// A reader that starts here.
+    ///
+    /// Opened at [`StartingPosition::Latest`], the place is fixed by the first event of a subscription: there is no bridge before it.
+    fn open(&self, shard: &ShardId, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Box<dyn ShardReader> {
+        let subscriber = self.fan_out.subscriber(shard.as_str(), start, ownership);
+        Box::new(Reader::new(self.fan_out.stream_arn(), shard.clone(), subscriber, self.bridge.clone()))
+    }
+
+    fn share(&self, workers: usize) {
+        self.fan_out.share(workers);
+    }
+}
