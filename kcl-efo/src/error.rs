@@ -23,7 +23,10 @@ pub enum FanOutError {
         stream: String,
     },
     /// The name can't be a consumer's.
-    #[error("`{name}` can't be the name of a stream consumer: it must be 1 to 128 of the characters a-z A-Z 0-9 _ . -")]
+    #[error(
+        "`{name}` can't be the name of a stream consumer: it must be 1 to 128 of the characters a-z A-Z 0-9 _ . - (by default it is the \
+         application's name; `FanOutConfig::consumer` sets another)"
+    )]
     InvalidName {
         /// The name.
         name: String,
