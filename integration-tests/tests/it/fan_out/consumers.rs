@@ -88,10 +88,10 @@ async fn a_consumer_given_by_arn_is_never_registered_anew_and_its_shards_are_pol
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_are_polled_while_their_consumer_is_being_made() {
-    const CREATING: Duration = Duration::from_secs(3);
+    const CREATING: Duration = Duration::from_secs(6);
     join_all([true, false].map(async |bridge| {
         let name = if bridge { "in creation" } else { "in creation, no bridge" };
-        let mut scene = Scene::new(2, KinesisConfig { consumer_creating_ms: 3_000, ..strict() }).await;
+        let mut scene = Scene::new(2, KinesisConfig { consumer_creating_ms: 6_000, ..strict() }).await;
         scene.bridge = bridge;
         scene.publish(100).await;
         let began = Instant::now();

@@ -635,3 +635,274 @@ async fn a_reader_that_nobody_asks_makes_no_attempts() {
     assert_eq!(seen, service.shard.all()[5..]);
     assert_eq!((service.calls(), service.reads()), (2, 0), "its subscription was over");
 }
+
+/// Reads for this long; the numbers of the records, and the errors.
+async fn read_for(reader: &mut dyn ShardReader, duration: Duration) -> (Vec<SequenceNumber>, Vec<StreamError>) {
+    let (mut seen, mut errors, end) = (Vec::new(), Vec::new(), Instant::now() + duration);
+    while let Ok(fetched) = tokio::time::timeout_at(end, reader.next()).await {
+        match fetched {
+            Ok(fetched) => seen.extend(numbers(fetched)),
+            Err(error) => errors.push(error),
+        }
+    }
+    (seen, errors)
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn after_a_handoff_the_shard_is_polled_until_it_may_be_subscribed_to_and_then_no_more() {
+    let service = Service::new(20);
+    // The last owner's subscription is younger than five seconds.
+    service.taken_over();
+    let mut reader = service.open(true, StartingPosition::AtSequenceNumber(30.into()));
+    let began = Instant::now();
+    let (seen, errors) = read_for(reader.as_mut(), Duration::from_secs(1)).await;
+    assert_eq!(seen, service.shard.all()[2..], "all there was, by polling, within a second: {errors:?}");
+    assert_eq!((service.push().accepted.len(), service.push().events), (1, 0));
+    while service.push().accepted.len() < 2 {
+        reader.next().await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    let reads = service.reads();
+    (0..5).for_each(|_| service.shard.put(10));
+    assert_eq!(numbers(reader.next().await.unwrap()), service.shard.all()[20..]);
+    assert_eq!(read_for(reader.as_mut(), 10 * MINUTE).await.0, []);
+    assert_eq!(service.reads(), reads, "nothing is polled any more");
+    // The attempts begin where the bridge stood.
+    let last = StartingPosition::AfterSequenceNumber(200.into());
+    assert_eq!(service.push().calls[0].1, StartingPosition::AtSequenceNumber(30.into()));
+    assert!(service.push().calls[1..].iter().all(|call| call.1 >= last));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_neither_polls_nor_waits() {
+    let service = Service::new(1);
+    let mut reader = service.open(true, StartingPosition::TrimHorizon);
+    let mut seen = Vec::new();
+    for _ in 0..60 {
+        seen.extend(read_for(reader.as_mut(), MINUTE).await.0);
+        service.shard.put(10);
+        let put = Instant::now();
+        seen.extend(numbers(reader.next().await.unwrap()));
+        assert!(put.elapsed() < Duration::from_millis(100), "{:?}", put.elapsed());
+    }
+    assert_eq!(seen, service.shard.all());
+    assert_eq!((service.reads(), service.shard.count(Operation::Open)), (0, 0));
+    assert!((12..=13).contains(&service.calls()), "one each five minutes: {}", service.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tip_is_never_polled_as_its_place_is_not_known_before_the_first_event() {
+    let service = Service::new(3);
+    service.refuse(refusals().swap_remove(5));
+    let mut reader = service.open(true, StartingPosition::Latest);
+    let (seen, errors) = read_for(reader.as_mut(), 2 * MINUTE).await;
+    assert!(seen.is_empty() && errors.is_empty(), "{seen:?} {errors:?}");
+    // Nothing else reads it, so what does not pass is told.
+    service.refuse(refusals().swap_remove(7));
+    let error = reader.next().await.unwrap_err();
+    assert!(matches!(error, StreamError::FanOut(FanOutError::AccessDenied { .. })), "{error:?}");
+    service.push().fate = Box::new(|| Fate::Accepted);
+    assert!(numbers(reader.next().await.unwrap()).is_empty());
+    assert_eq!(service.shard.count(Operation::Open), 0);
+    // From the first event on there is a place to poll from, and nothing after it is missed.
+    service.refuse(refusals().swap_remove(7));
+    service.taken_over();
+    service.shard.put(10);
+    assert_eq!(read_for(reader.as_mut(), MINUTE).await.0, [40.into()]);
+    assert!(service.reads() > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_bridge_a_shard_waits_for_what_passes_and_is_not_polled() {
+    for passing in refusals().into_iter().filter(FanOutError::is_retryable) {
+        let service = Service::new(9);
+        service.refuse(passing.clone());
+        let mut reader = service.open(false, StartingPosition::TrimHorizon);
+        let (seen, errors) = read_for(reader.as_mut(), 5 * MINUTE).await;
+        assert!(seen.is_empty() && errors.is_empty(), "{passing:?}: {seen:?} {errors:?}");
+        service.push().fate = Box::new(|| Fate::Accepted);
+        let (seen, _) = read_for(reader.as_mut(), MINUTE).await;
+        assert_eq!(seen, service.shard.all(), "{passing:?}");
+        assert_eq!(service.shard.count(Operation::Open), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_pass_is_told_unless_the_bridge_reads_on() {
+    for lasting in refusals().into_iter().filter(|error| !error.is_retryable()) {
+        let service = Service::new(9);
+        service.refuse(lasting.clone());
+        let (seen, errors) = read_for(service.open(false, StartingPosition::TrimHorizon).as_mut(), MINUTE).await;
+        assert!(seen.is_empty() && (3..=60).contains(&errors.len()), "{lasting:?}: {} errors", errors.len());
+        for error in errors {
+            match error {
+                StreamError::FanOut(error) => assert_eq!(error, lasting),
+                StreamError::NotFound { stream, .. } | StreamError::InvalidArgument { stream, .. } => assert_eq!(stream, STREAM),
+                other => panic!("{lasting:?} is told as {other:?}"),
+            }
+        }
+        let service = Service::new(9);
+        service.refuse(lasting.clone());
+        let mut reader = service.open(true, StartingPosition::TrimHorizon);
+        let (mut seen, errors) = read_for(reader.as_mut(), MINUTE).await;
+        service.shard.put(10);
+        seen.extend(read_for(reader.as_mut(), MINUTE).await.0);
+        assert_eq!((seen, errors.len()), (service.shard.all(), 0), "{lasting:?}: {errors:?}");
+        service.push().fate = Box::new(|| Fate::Accepted);
+        read_for(reader.as_mut(), MINUTE).await;
+        assert_eq!(service.push().live, 1, "{lasting:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_gone_is_told_if_it_was_given_by_arn_and_registered_again_if_by_name() {
+    for bridge in [false, true] {
+        for by_arn in [false, true] {
+            let service = Service::new(9);
+            let choice = if by_arn { ConsumerChoice::Arn(service.push().arn()) } else { ConsumerChoice::Named("app".into()) };
+            let polling = service.retrieval(bridge, 0).bridge;
+            let retrieval = FanOutRetrieval::new(service.fan_out(choice, 0), polling);
+            let mut reader = retrieval.open(&PARENT.into(), StartingPosition::TrimHorizon, Arc::new(SoleReader));
+            assert_eq!(read_for(reader.as_mut(), MINUTE).await.0, service.shard.all());
+            // Somebody deregisters it, which ends its subscriptions.
+            service.push().active = None;
+            service.taken_over();
+            service.shard.put(10);
+            let (seen, errors) = read_for(reader.as_mut(), MINUTE).await;
+            let gone = |error: &StreamError| matches!(error, StreamError::FanOut(FanOutError::ConsumerNotFound { .. }));
+            assert!(errors.iter().all(gone), "{errors:?}");
+            assert_eq!(seen.len(), usize::from(bridge || !by_arn), "bridge {bridge}, by ARN {by_arn}");
+            match (bridge, by_arn) {
+                (true, _) => assert_eq!(errors.len(), 0, "{errors:?}"),
+                (false, false) => assert!(errors.len() <= 1, "{errors:?}"),
+                (false, true) => assert!((3..=60).contains(&errors.len()), "{errors:?}"),
+            }
+            assert_eq!(service.push().registered, if by_arn { 1 } else { 2 });
+            assert_eq!(service.push().live, usize::from(!by_arn));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_starting_position_is_told_as_the_stream_s_refusal() {
+    let table = [(9, Failure::Invalid), (4, Failure::NotFound)];
+    for (refused, by_polling) in table {
+        for bridge in [false, true] {
+            let service = Service::new(9);
+            service.refuse(refusals().swap_remove(refused));
+            service.shard.script().fault = Box::new(move |_| Some(error(by_polling)));
+            let mut reader = service.open(bridge, StartingPosition::AtSequenceNumber(30.into()));
+            for _ in 0..3 {
+                let told = reader.next().await.unwrap_err();
+                match by_polling {
+                    Failure::Invalid => assert!(matches!(told, StreamError::InvalidArgument { .. }), "bridge {bridge}: {told:?}"),
+                    _ => assert!(matches!(told, StreamError::NotFound { .. }), "bridge {bridge}: {told:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bridge_that_may_not_read_says_so_and_stops_no_subscription() {
+    let service = Service::new(9);
+    service.shard.script().fault = Box::new(|_| Some(error(Failure::Denied)));
+    service.taken_over();
+    let mut reader = service.open(true, StartingPosition::TrimHorizon);
+    let (seen, errors) = read_for(reader.as_mut(), MINUTE).await;
+    assert_eq!(seen, service.shard.all());
+    assert!(!errors.is_empty() && errors.iter().all(|error| matches!(error, StreamError::AccessDenied { .. })), "{errors:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_in_creation_is_bridged() {
+    let service = Service::new(9);
+    (service.push().active, service.push().creation) = (None, Duration::from_secs(20));
+    let mut reader = service.open(true, StartingPosition::TrimHorizon);
+    let (seen, errors) = read_for(reader.as_mut(), Duration::from_secs(2)).await;
+    assert_eq!((seen, errors.len()), (service.shard.all(), 0));
+    service.shard.put(10);
+    assert_eq!(read_for(reader.as_mut(), Duration::from_secs(13)).await.0, [100.into()]);
+    assert_eq!((service.calls(), service.push().registered), (0, 2));
+    read_for(reader.as_mut(), Duration::from_secs(15)).await;
+    assert_eq!((service.calls(), service.push().live), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_lasting_error_makes_a_hot_loop() {
+    type Fault = (String, Box<dyn Fn(&mut Push)>);
+    let mut faults: Vec<Fault> = Vec::new();
+    for error in refusals() {
+        let (refused, sought) = (error.clone(), error.clone());
+        let refuse = move |push: &mut Push| {
+            let error = refused.clone();
+            push.fate = Box::new(move || Fate::Refused(error.clone()));
+        };
+        faults.push((format!("refused: {error}"), Box::new(refuse)));
+        for operation in ["find", "register"] {
+            let sought = sought.clone();
+            let seek = move |push: &mut Push| {
+                let error = sought.clone();
+                push.active = None;
+                push.consumer_fault = Box::new(move |asked| (asked == operation).then(|| error.clone()));
+            };
+            faults.push((format!("{operation}: {error}"), Box::new(seek)));
+        }
+    }
+    faults.push(("hangs".into(), Box::new(|push| push.fate = Box::new(|| Fate::Hangs))));
+    faults.push(("answers are lost".into(), Box::new(|push| push.fate = Box::new(|| Fate::AnswerLost))));
+    for ending in [Ending::InOrder, Ending::Broken, Ending::Silent] {
+        for after in [Duration::ZERO, Duration::from_millis(1), Duration::from_secs(6)] {
+            faults.push((format!("{ending:?} after {after:?}"), Box::new(move |push| push.ending = Box::new(move || (after, ending)))));
+        }
+    }
+    for (name, fault) in faults {
+        for (bridge, by_polling) in [(false, None), (true, None), (true, Some(Failure::Denied)), (true, Some(Failure::Throttled))] {
+            for patience in [Duration::from_millis(30), Duration::from_secs(600)] {
+                let of = (&name, bridge, by_polling, patience);
+                let service = Service::new(1);
+                fault(&mut service.push());
+                service.shard.script().fault = Box::new(move |_| by_polling.map(error));
+                let mut reader = service.open(bridge, StartingPosition::TrimHorizon);
+                let (mut given, end) = (0, Instant::now() + 5 * MINUTE);
+                while Instant::now() < end {
+                    if timeout(patience.min(end - Instant::now()), reader.next()).await.is_ok() {
+                        given += 1;
+                    }
+                }
+                service.assert_within_budget(&of);
+                let (subscribed, looked) = (service.calls(), service.push().looks.len());
+                assert!(subscribed + looked >= 8 && subscribed <= 290, "{of:?}: {subscribed} calls, {looked} looks");
+                assert!(given <= 5 * 300 + subscribed, "{of:?}: {given} answers");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_not_asked_does_nothing_and_goes_on_with_one_subscription() {
+    for started in [false, true] {
+        let service = Service::new(3);
+        let mut reader = service.open(true, StartingPosition::TrimHorizon);
+        let mut seen = Vec::new();
+        if started {
+            seen.extend(numbers(reader.next().await.unwrap()));
+            assert!(timeout(Duration::from_millis(10), reader.next()).await.is_err());
+        }
+        let before = (service.push().events, service.calls(), service.reads());
+        for _ in 0..60 {
+            sleep(Duration::from_secs(10)).await;
+            service.shard.put(10);
+        }
+        assert_eq!((service.push().events, service.calls(), service.reads()), before, "nothing was fetched that nobody asked for");
+        let asked = Instant::now();
+        while seen.len() < 63 {
+            seen.extend(numbers(reader.next().await.unwrap()));
+        }
+        assert_eq!(seen, service.shard.all());
+        assert_eq!((service.calls(), service.reads()), (before.1 + 1, 0));
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+}
