@@ -49,7 +49,6 @@ impl Pace {
             }
             let turn = self.lock().reserve(shard, Instant::now());
             wait_until(turn).await;
-            self.lock().made(shard, turn, Instant::now());
             if Instant::now() <= turn + LATE {
                 return turn + LATE;
             }
@@ -83,16 +82,6 @@ impl Calls {
         self.shards.retain(|_, last| *last + PER_SHARD > now);
         self.shards.insert(shard.to_owned(), turn);
         turn
-    }
-
-    /// A busy machine makes a call later than its turn: the next ones keep their distance from the call.
-    fn made(&mut self, shard: &str, turn: Instant, now: Instant) {
-        if let Some(call) = self.recent.iter_mut().find(|call| **call == turn) {
-            *call = now;
-        }
-        if let Some(call) = self.shards.get_mut(shard) {
-            *call = now;
-        }
     }
 }
 
