@@ -61,8 +61,8 @@ async fn a_stream_of_dynamodb_is_polled_or_refused_in_words() {
     let refused = build(RetrievalMode::FanOut).await.unwrap_err();
     assert!(matches!(&refused, WorkerError::FanOut(FanOutError::Unsupported { stream }) if stream == arn), "{refused:?}");
     assert_eq!(refused.to_string(), format!("stream `{arn}` has no enhanced fan-out: only Kinesis data streams have; read it by polling"));
-    build(RetrievalMode::Auto).await.unwrap();
-    build(RetrievalMode::Polling).await.unwrap();
+    drop(build(RetrievalMode::Auto).await.unwrap());
+    drop(build(RetrievalMode::Polling).await.unwrap());
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn a_stream_port_without_subscriptions_is_polled_or_refused_in_words() {
     let refused = build(RetrievalMode::FanOut).await.unwrap_err();
     assert!(matches!(&refused, WorkerError::Config(error) if error.setting == "retrieval"), "{refused:?}");
     assert!(refused.to_string().contains("`fan_out_api`"), "{refused}");
-    build(RetrievalMode::Auto).await.unwrap();
+    drop(build(RetrievalMode::Auto).await.unwrap());
 }
 
 #[tokio::test]
@@ -94,5 +94,5 @@ async fn what_is_the_users_mistake_is_refused_in_automatic_mode_too_and_nothing_
     }
     let summary = DescribeStreamSummaryInput { stream_name: Some("orders".into()), ..Default::default() };
     assert_eq!(aws.kinesis().call(summary).unwrap().stream_description_summary.consumer_count, 0);
-    build(&long, RetrievalMode::FanOut, Some("orders-efo".into())).await.unwrap();
+    drop(build(&long, RetrievalMode::FanOut, Some("orders-efo".into())).await.unwrap());
 }
