@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
+use crate::planted::{Bug, is_planted};
 use crate::position::Checkpoint;
 use crate::sequence_number::ExtendedSequenceNumber;
 
@@ -88,7 +89,7 @@ impl fmt::Display for Delivered {
 /// Moves the checkpoint of one shard forward, for as long as this worker owns it.
 ///
 /// Clones share their state. A checkpoint is accepted from the last one written up to the last record delivered, and, once the
-/// shard has ended, SHARD_END.
+/// shard has ended, SHARD_END. What failed, and is to be delivered again, counts as not delivered.
 #[derive(Clone)]
 pub struct Checkpointer {
     state: Arc<Mutex<State>>,
@@ -162,6 +163,14 @@ impl Checkpointer {
     pub fn note_delivered(&self, record: ExtendedSequenceNumber) {
         let mut state = self.lock();
         state.delivered = state.delivered.max(Some(record));
+    }
+
+    /// Notes that what was delivered after this record has failed and will be delivered again: it must not be checkpointed before.
+    /// For whoever delivers records.
+    pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {
+        if !is_planted(Bug::FailedMayBeCheckpointed) {
+            self.lock().delivered = finished;
+        }
     }
 
     /// Notes that the shard has ended and all its records were delivered, so that SHARD_END may be checkpointed.
@@ -243,6 +252,20 @@ mod tests {
         checkpointer.checkpoint_at(record(10, 2)).await.unwrap();
         checkpointer.checkpoint_at(record(11, 0)).await.unwrap();
         assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(11, 0))]);
+    }
+
+    #[tokio::test]
+    async fn what_failed_is_not_checkpointed_before_it_is_delivered_again() {
+        let (checkpointer, written) = start_at(Checkpoint::At(record(1, 0)));
+        checkpointer.note_delivered(record(9, 0));
+        checkpointer.note_failed_after(Some(record(4, 0)));
+        assert!(matches!(checkpointer.checkpoint_at(record(9, 0)).await, Err(CheckpointError::BeyondDelivered { .. })));
+        checkpointer.note_delivered(record(5, 0));
+        checkpointer.checkpoint().await.unwrap();
+        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(5, 0))]);
+        checkpointer.note_failed_after(None);
+        checkpointer.checkpoint().await.unwrap();
+        assert_eq!(written.checkpoints.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -27,6 +27,8 @@
 
 pub mod acked_prefix;
 pub mod checkpointer;
+#[doc(hidden)]
+pub mod planted;
 pub mod position;
 pub mod sequence_number;
 

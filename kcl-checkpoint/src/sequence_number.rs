@@ -3,17 +3,35 @@
 //! Kinesis writes sequence numbers as decimal text of up to 56 digits (186 bits). They are compared as integers: as text,
 //! "10" would come before "9".
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 use ethnum::U256;
 
+use crate::planted::{Bug, is_planted};
+
 /// The number that Kinesis gave a record; unique within its shard and growing with time.
 ///
 /// Ordered as the integer that it is. Sequence numbers of different shards are comparable but say nothing about each other,
 /// but for one thing: a child shard's numbers are above its parents'.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SequenceNumber(U256);
+
+impl Ord for SequenceNumber {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if is_planted(Bug::NumbersAsText) {
+            return self.to_string().cmp(&other.to_string());
+        }
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for SequenceNumber {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// The text is no sequence number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +50,20 @@ impl FromStr for SequenceNumber {
             return Err(refuse());
         }
         U256::from_str_radix(text, 10).map(Self).map_err(|_| refuse())
+    }
+}
+
+impl SequenceNumber {
+    /// The number of these upper and lower 128 bits.
+    #[must_use]
+    pub const fn from_words(high: u128, low: u128) -> Self {
+        Self(U256::from_words(high, low))
+    }
+
+    /// Its upper and lower 128 bits.
+    #[must_use]
+    pub const fn into_words(self) -> (u128, u128) {
+        self.0.into_words()
     }
 }
 

@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
+
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, WorkerId};
 
@@ -30,6 +32,8 @@ pub struct View<'a> {
     pub overdue: &'a dyn Fn(&Lease) -> bool,
     /// How many leases this worker may own.
     pub max_leases: usize,
+    /// This worker could do nothing with the leases that it had: it takes only what everybody else has left, and asks for nothing.
+    pub resting: bool,
 }
 
 impl fmt::Debug for View<'_> {
@@ -40,6 +44,7 @@ impl fmt::Debug for View<'_> {
             .field("leases", &self.leases.len())
             .field("held", &self.held.len())
             .field("max_leases", &self.max_leases)
+            .field("resting", &self.resting)
             .finish_non_exhaustive()
     }
 }
@@ -68,7 +73,9 @@ pub struct Plan {
 #[must_use]
 pub fn startable(leases: &[Lease]) -> Vec<&Lease> {
     let unfinished: BTreeSet<_> = leases.iter().filter(|lease| !lease.is_finished()).map(|lease| &lease.shard_id).collect();
-    let may_start = |lease: &&Lease| !lease.is_finished() && lease.parents.iter().all(|parent| !unfinished.contains(parent));
+    let may_start = |lease: &&Lease| {
+        !lease.is_finished() && (is_planted(Bug::ChildBeforeParent) || lease.parents.iter().all(|parent| !unfinished.contains(parent)))
+    };
     leases.iter().filter(may_start).collect()
 }
 
@@ -90,12 +97,12 @@ pub fn plan(view: &View<'_>, entropy: &Entropy) -> Plan {
     entropy.shuffle(&mut free);
     free.sort_by_key(|lease| !(view.overdue)(lease));
     let overdue = free.iter().filter(|lease| (view.overdue)(lease)).count();
-    let share = level.saturating_sub(mine).max(overdue);
+    let share = if view.resting { overdue } else { level.saturating_sub(mine).max(overdue) };
     let takes = share.min(view.max_leases.saturating_sub(mine)).min(free.len());
     let left = free.len() - takes;
 
     let (asked, even) = deal(line, view.me, &fleet.movable);
-    let wanted = even.min(view.max_leases).saturating_sub(mine + takes);
+    let wanted = if view.resting { 0 } else { even.min(view.max_leases).saturating_sub(mine + takes) };
     let request = match fleet.known {
         true => asked.into_iter().take(wanted).collect(),
         // The others that join now do this sum with themselves in this worker's place: a random choice tells them apart.
@@ -138,7 +145,10 @@ impl<'a> Fleet<'a> {
         for lease in startable(view.leases) {
             let owner = lease.owner.as_ref();
             let held = view.held.contains(&lease.shard_id);
-            let belongs_to = if alive(lease) && lease.checkpoint_owner.is_some() {
+            let belongs_to = if is_planted(Bug::HandoffNotAwaited) && !held && owner == Some(view.me) {
+                fleet.own.push(lease);
+                owner
+            } else if alive(lease) && lease.checkpoint_owner.is_some() {
                 if !held && lease.actual_owner() == Some(view.me) {
                     fleet.asked_of_me.push(lease);
                 }

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kcl_checkpoint::planted::{Bug, is_planted};
+
 use crate::lease::{Lease, ShardId};
 
 /// The leases that may be deleted now, in the order given. The deletion itself is conditional on the row as seen.
@@ -32,7 +34,7 @@ pub fn deletable(leases: &[Lease], listed: &dyn Fn(&ShardId) -> bool) -> Vec<Lea
     let may_go = |lease: &&Lease| {
         let trimmed = !listed(&lease.shard_id);
         let past = |child: &ShardId| match rows.get(child) {
-            Some(child) => !child.checkpoint.is_initial(),
+            Some(child) => !child.checkpoint.is_initial() || is_planted(Bug::DeletedBeforeChildrenBegan),
             None => trimmed && !listed(child),
         };
         lease.is_finished()

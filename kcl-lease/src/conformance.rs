@@ -285,7 +285,8 @@ pub async fn a_checkpoint_is_stored_as_told<T: LeaseTable>(table: &T) {
     let mut seen = owned(Some("a"), None);
     put(table, &seen).await;
     for (id, checkpoint) in (0..).zip([at(9, 0), at(10, 0), at(10, 4), at(9, 9), Checkpoint::TrimHorizon, Checkpoint::ShardEnd]) {
-        seen = applied(table.write(&LeaseWrite::checkpoint(&seen, checkpoint, WriteId(id))).await.unwrap());
+        let write = LeaseWrite { checkpoint: Some(checkpoint), ..LeaseWrite::checkpoint(&seen, checkpoint, WriteId(id)) };
+        seen = applied(table.write(&write).await.unwrap());
         assert_eq!((seen.checkpoint, seen.owner_switches_since_checkpoint), (checkpoint, 0));
         assert_eq!(row(table).await.as_ref(), Some(&seen));
     }

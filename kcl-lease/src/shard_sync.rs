@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, InitialPosition, SequenceNumber, Timestamp};
 
 use crate::lease::{HashKeyRange, Lease, ShardId};
@@ -144,14 +145,19 @@ pub fn missing_leases(shards: &[Shard], leases: &[Lease], initial: InitialPositi
 
 /// The leases of the children of a shard that has ended. They are created before the parent is noted as finished, so that a crash in
 /// between leaves no hole. Children start at TRIM_HORIZON whatever the initial position: nothing of them has been read.
+///
+/// `watermark`: all records of the parent that arrived before are finished. No child has older ones, so that it holds for them as well: should
+/// they be begun only after the stream has trimmed their first records, that is noticed.
 #[must_use]
-pub fn child_leases(parent: &Lease, children: &[ChildShard]) -> Vec<Lease> {
+pub fn child_leases(parent: &Lease, children: &[ChildShard], watermark: Option<Timestamp>) -> Vec<Lease> {
+    let checkpoint = if is_planted(Bug::ChildrenAtLatest) { Checkpoint::Latest } else { Checkpoint::TrimHorizon };
     let lease = |child: &ChildShard| Lease {
         parents: child.parents.iter().chain([&parent.shard_id]).cloned().collect(),
         hash_range: Some(child.hash_range),
         initial_timestamp: parent.initial_timestamp,
+        watermark,
         stream_created: parent.stream_created,
-        ..Lease::new(child.shard_id.clone(), Checkpoint::TrimHorizon)
+        ..Lease::new(child.shard_id.clone(), checkpoint)
     };
     children.iter().map(lease).collect()
 }

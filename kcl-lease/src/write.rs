@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, Timestamp};
 
 use crate::lease::{Lease, ShardId, WorkerId};
@@ -97,16 +98,18 @@ impl LeaseWrite {
         Self::of_term(held, write_id)
     }
 
-    /// Moves the checkpoint, and proves that the owner is alive.
+    /// Moves the checkpoint, and proves that the owner is alive. Never back: of two that were asked for at once, or one after another that
+    /// was not confirmed, the lower may come last.
     #[must_use]
     pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
-        Self { checkpoint: Some(checkpoint), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
+        Self { checkpoint: Some(checkpoint.max(held.checkpoint)), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
     }
 
     /// Ends the owner's term: hands the lease to its next owner if a handoff is under way, else frees it. With a last checkpoint
     /// and, for a shard that has ended, the children.
     #[must_use]
     pub fn release(held: &Lease, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, write_id: WriteId) -> Self {
+        let checkpoint = checkpoint.map(|checkpoint| checkpoint.max(held.checkpoint));
         let next = held.next_owner().cloned();
         let finished = checkpoint.unwrap_or(held.checkpoint).is_shard_end();
         let changed = u64::from(next.is_some() && !finished);
@@ -163,6 +166,7 @@ impl LeaseWrite {
     #[must_use]
     pub fn is_in_effect(&self, row: &Lease) -> bool {
         match self.write_id {
+            Some(_) if is_planted(Bug::OwnWriteNotRecognised) => false,
             Some(id) => row.write_id == Some(id) && self.expected.counter.map(|counter| counter + 1) == Some(row.counter),
             None => row.owner == self.owner && row.checkpoint_owner == self.checkpoint_owner,
         }
@@ -171,7 +175,7 @@ impl LeaseWrite {
     /// What the write makes of a row: the new row, or `None` if the row is not as expected.
     #[must_use]
     pub fn apply(&self, row: &Lease) -> Option<Lease> {
-        let expected = self.expected.counter.is_none_or(|counter| counter == row.counter)
+        let expected = (is_planted(Bug::CounterNotChecked) || self.expected.counter.is_none_or(|counter| counter == row.counter))
             && self.expected.owner == row.owner
             && self.expected.checkpoint_owner == row.checkpoint_owner;
         expected.then(|| Lease {
@@ -288,6 +292,18 @@ mod tests {
         held.owner_switches_since_checkpoint = 3;
         assert_eq!(LeaseWrite::renew(&held, WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 3);
         assert_eq!(LeaseWrite::checkpoint(&held, at(1), WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 0);
+    }
+
+    #[test]
+    fn a_checkpoint_never_moves_back() {
+        let held = Lease { checkpoint: at(5), ..owned_by(Some("a"), None) };
+        for (asked, written) in [(at(4), at(5)), (at(5), at(5)), (at(6), at(6)), (Checkpoint::ShardEnd, Checkpoint::ShardEnd)] {
+            for write in
+                [LeaseWrite::checkpoint(&held, asked, WriteId(1)), LeaseWrite::release(&held, Some(asked), BTreeSet::new(), WriteId(1))]
+            {
+                assert_eq!(write.apply(&held).unwrap().checkpoint, written, "{asked} after {}", held.checkpoint);
+            }
+        }
     }
 
     #[test]

@@ -46,13 +46,14 @@ struct Case {
     dead: BTreeSet<WorkerId>,
     overdue: bool,
     max_leases: usize,
+    resting: bool,
 }
 
 impl Case {
     /// Worker `me` holds all that it owns.
     fn new(leases: Vec<Lease>) -> Self {
         let held = leases.iter().filter(|lease| lease.actual_owner() == Some(&worker("me"))).map(|lease| lease.shard_id.clone()).collect();
-        Self { leases, held, dead: BTreeSet::new(), overdue: false, max_leases: usize::MAX }
+        Self { leases, held, dead: BTreeSet::new(), overdue: false, max_leases: usize::MAX, resting: false }
     }
 
     fn dead(mut self, name: &str) -> Self {
@@ -68,6 +69,7 @@ impl Case {
             expired: &|lease| lease.actual_owner().is_some_and(|owner| self.dead.contains(owner)),
             overdue: &|_| self.overdue,
             max_leases: self.max_leases,
+            resting: self.resting,
         };
         plan(&view, &Entropy::from_seed(1))
     }
@@ -122,6 +124,15 @@ fn a_free_lease_that_others_leave_is_taken_whoever_turn_it_is() {
 }
 
 #[test]
+fn a_worker_that_rests_takes_only_what_others_have_left_and_asks_for_nothing() {
+    let mut case = Case::new(leases(&[("me", 1), ("b", 7), ("", 4)]));
+    case.resting = true;
+    assert_eq!(case.counts(), (0, 0, 4));
+    case.overdue = true;
+    assert_eq!(case.counts(), (4, 0, 0));
+}
+
+#[test]
 fn leases_of_one_another_are_asked_for_until_it_is_even() {
     for (counts, requests) in [
         // (mine, theirs)
@@ -154,7 +165,7 @@ fn workers_that_saw_the_same_ask_for_different_leases() {
     for me in ["a", "b", "c"] {
         let (me, held) =
             (worker(me), BTreeSet::from([table.iter().find(|lease| lease.owner == Some(worker(me))).unwrap().shard_id.clone()]));
-        let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: 64 };
+        let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: 64, resting: false };
         let request = plan(&view, &Entropy::from_seed(1)).request;
         assert_eq!(request.len(), 15);
         asked.extend(request.into_iter().map(|lease| lease.shard_id));
@@ -330,7 +341,7 @@ impl Fleet {
         for (me, held) in &self.held {
             let leases = if self.sluggish && self.chance(0.3) { &self.round_ago } else { &now };
             let expired = |lease: &Lease| lease.actual_owner().is_some_and(|owner| self.dead.contains(owner));
-            let view = View { me, leases, held, expired: &expired, overdue: &NONE, max_leases: self.max_leases };
+            let view = View { me, leases, held, expired: &expired, overdue: &NONE, max_leases: self.max_leases, resting: false };
             let plan = plan(&view, &self.entropy);
             self.check(&view, &plan);
             let id = || WriteId(self.entropy.u64());
@@ -529,7 +540,7 @@ proptest! {
         for (name, _) in &counts {
             let me = worker(name);
             let held = table.iter().filter(|lease| lease.owner.as_ref() == Some(&me)).map(|lease| lease.shard_id.clone()).collect();
-            let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: usize::MAX };
+            let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: usize::MAX, resting: false };
             taken += plan(&view, &Entropy::from_seed(1)).take.len();
         }
         prop_assert!(counts.is_empty() || (free <= taken && taken < free + counts.len()), "{taken} takes for {free} free leases");

@@ -153,14 +153,16 @@ fn what_is_missing_starts_at_the_instant_of_the_leases_that_are_there() {
 fn children_start_at_the_beginning_and_know_where_they_come_from() {
     let child = ChildShard { shard_id: "m".into(), parents: ["a".into(), "b".into()].into(), hash_range: ALL };
     let parent = Lease { initial_timestamp: Some(T0), stream_created: Some(T0), ..lease("a", &[], Checkpoint::Latest) };
+    let watermark = Timestamp::from_millis(7);
     let expected = Lease {
         hash_range: Some(ALL),
         initial_timestamp: Some(T0),
+        watermark: Some(watermark),
         stream_created: Some(T0),
         ..lease("m", &["a", "b"], Checkpoint::TrimHorizon)
     };
-    assert_eq!(child_leases(&parent, std::slice::from_ref(&child)), [expected]);
-    assert_eq!(child_leases(&parent, &[]), []);
+    assert_eq!(child_leases(&parent, std::slice::from_ref(&child), Some(watermark)), [expected]);
+    assert_eq!(child_leases(&parent, &[], None), []);
 
     let ready = |known: &[&str]| merge_is_ready(&"a".into(), std::slice::from_ref(&child), &|shard| known.contains(&shard.as_str()));
     assert_eq!(ready(&["b"]), Ok(()));
@@ -373,7 +375,7 @@ impl World {
         if merge_is_ready(&lease.shard_id, &children, &known).is_err() {
             return;
         }
-        let created = child_leases(lease, &children);
+        let created = child_leases(lease, &children, None);
         let complete = created.len() + 2 <= writes;
         created.into_iter().take(writes).for_each(|lease| self.create(lease));
         if complete {

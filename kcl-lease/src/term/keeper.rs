@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -53,6 +54,7 @@ impl TermKeeper {
     /// # Cancel safety
     /// Dropping the future stops all writes at once, like the death of the process: the lease expires.
     pub async fn run(mut self) -> TermEnd {
+        self.look_for_handoff();
         let end = loop {
             let (intent, reply) = self.next_intent().await;
             let releases = matches!(intent, Intent::Release(..));
@@ -107,7 +109,10 @@ impl TermKeeper {
             let (sent, sent_at) = (self.context.clock.boot_time(), Instant::now());
             match carry_out(&self.context, &write).await {
                 Ok(WriteOutcome::Applied(row)) => {
+                    let late = is_planted(Bug::StampAfterAnswer).then(|| (self.context.clock.boot_time(), Instant::now()));
+                    let (sent, sent_at) = late.unwrap_or((sent, sent_at));
                     self.held = *row;
+                    self.look_for_handoff();
                     self.next_renewal = sent_at + self.context.timing.renewal_interval();
                     self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
                     return Ok(());
@@ -117,7 +122,12 @@ impl TermKeeper {
                     // and the write expects none. So another one from the same counter is no guess.
                     Some(requested) => {
                         self.held = requested;
-                        self.note_handoff();
+                        self.look_for_handoff();
+                    }
+                    None if is_planted(Bug::RefusalIgnored) && matches!(intent, Intent::Renew) => {
+                        self.next_renewal = sent_at + self.context.timing.renewal_interval();
+                        self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
+                        return Ok(());
                     }
                     None => {
                         tracing::warn!(
@@ -147,8 +157,11 @@ impl TermKeeper {
         write
     }
 
-    fn note_handoff(&mut self) {
-        if self.handoff_deadline.is_none() {
+    /// Tells the holder once the row shows that another worker asked for it. Every row that an answer brings is looked at: a request that came
+    /// between a write and its repetition refuses neither.
+    fn look_for_handoff(&mut self) {
+        let overlooked = is_planted(Bug::RequestOverlooked);
+        if self.held.checkpoint_owner.as_ref() == Some(&self.context.worker) && self.handoff_deadline.is_none() && !overlooked {
             tracing::info!(shard = %self.held.shard_id, next_owner = self.held.next_owner().map(ToString::to_string), "handoff requested");
             self.handoff_deadline = Some(Instant::now() + self.context.timing.handoff_timeout);
             self.view.send_modify(|view| {
@@ -179,8 +192,9 @@ impl TermKeeper {
 pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
     let timing = &context.timing;
     let mut backoff = Backoff::new(Duration::from_millis(100), timing.lease_duration / 4, &context.entropy);
+    let mut write = write.clone();
     loop {
-        match context.table.write(write).await {
+        match context.table.write(&write).await {
             Ok(outcome) => return Ok(outcome),
             // Credentials that expire or a policy being changed must not cost the lease: nothing is delivered meanwhile, since
             // the validity runs out.
@@ -191,13 +205,17 @@ pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Resu
                 let wait = backoff.next_wait();
                 tracing::warn!(shard = %write.shard_id, %error, attempts = backoff.failures(), ?wait, "lease write failed; repeating it");
                 tokio::time::sleep(wait).await;
+                if is_planted(Bug::OtherWriteAfterLostAnswer) {
+                    write.write_id = write.write_id.map(|_| context.write_id());
+                }
             }
         }
     }
 }
 
-/// After a refused write: the row to go on with if all that has changed is that somebody asked for a handoff, else `None`: lost.
-fn after_refusal(held: &Lease, row: Option<&Lease>) -> Option<Lease> {
+/// After a refused write of a term: the row to go on with if all that has changed is that somebody asked for a handoff, else `None`: lost.
+#[must_use]
+pub fn after_refusal(held: &Lease, row: Option<&Lease>) -> Option<Lease> {
     row.filter(|row| row.counter == held.counter && held.checkpoint_owner.is_none() && row.checkpoint_owner == held.owner).cloned()
 }
 

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::keeper::TermKeeper;
+pub use self::keeper::{TermKeeper, after_refusal};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, WorkerId};

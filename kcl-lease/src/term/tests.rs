@@ -254,6 +254,43 @@ async fn a_handoff_lets_the_owner_finish_and_starts_the_next_term_at_its_last_ch
     assert_eq!(new.taken().checkpoint, at(3));
 }
 
+/// Whatever answer was lost, the request comes between the write and its repetition, and the row that settles the write shows it.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_while_an_answer_is_lost_is_noticed() {
+    for lost_by_the_take in [true, false] {
+        let mut world = World::new().await;
+        let (table, context, free) = (Arc::clone(&world.table), world.context("a"), world.row().await);
+        if lost_by_the_take {
+            table.next(&[Fate::AppliedAnswerLost]);
+        }
+        let owner = async {
+            let Acquired::Yes(term, keeper) = acquire(&context, &free).await.unwrap() else { panic!("not taken") };
+            world.tasks.spawn(keeper.run());
+            if !lost_by_the_take {
+                table.next(&[Fate::AppliedAnswerLost]);
+                term.write(at(1)).await.unwrap();
+            }
+            term
+        };
+        let asking = async {
+            let row = loop {
+                let row = table.get(&shard()).await.unwrap().unwrap();
+                if row.counter == 2 - u64::from(lost_by_the_take) {
+                    break row;
+                }
+                tokio::task::yield_now().await;
+            };
+            let request = LeaseWrite::request_handoff(&row, &"bb".into()).unwrap();
+            assert!(matches!(table.inner.write(&request).await.unwrap(), WriteOutcome::Applied(_)));
+        };
+        let (term, ()) = tokio::join!(owner, asking);
+        let status = tokio::time::timeout(DURATION, term.status_other_than(TermStatus::Held)).await;
+        assert_eq!(status, Ok(TermStatus::HandoffRequested), "lost by the take: {lost_by_the_take}");
+        term.release(None, BTreeSet::new()).await.unwrap();
+        assert_eq!(table.get(&shard()).await.unwrap().unwrap().actual_owner().map(WorkerId::as_str), Some("bb"));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_does_not_finish_a_handoff_lets_go_after_the_timeout() {
     let mut world = World::new().await;

@@ -1,0 +1,117 @@
+//! Bugs that are put in on purpose, one at a time, to show that the simulator finds them. Not part of the API.
+//!
+//! Each stands where the real one would: `if is_planted(Bug::X)`. Without the feature `planted-bugs` that is `false` to the compiler, and nothing
+//! of them is built.
+
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $bug:ident = $name:literal,)+) => {
+        /// A bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $bug,)+
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$bug,)+];
+
+            /// Its name, as on the command line.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$bug => $name,)+
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// The lease's validity counts from the answer to a renewal.
+    StampAfterAnswer = "stamp-after-answer",
+    /// Writes of a lease do not look at its counter.
+    CounterNotChecked = "counter-not-checked",
+    /// A write that is repeated does not recognise itself.
+    OwnWriteNotRecognised = "own-write-not-recognised",
+    /// After a lost answer another write is made.
+    OtherWriteAfterLostAnswer = "other-write-after-lost-answer",
+    /// A child shard does not wait for its parents.
+    ChildBeforeParent = "child-before-parent",
+    /// A shard is ended before its children have leases.
+    ParentEndedBeforeChild = "parent-ended-before-child",
+    /// The checkpoint may pass a record whose dead letter is not accepted yet.
+    FinishedBeforeDeadLetter = "finished-before-dead-letter",
+    /// A refused dead letter counts as accepted.
+    DeadLetterErrorIgnored = "dead-letter-error-ignored",
+    /// Sequence numbers are compared as text.
+    NumbersAsText = "numbers-as-text",
+    /// LATEST is resolved by each term anew.
+    LatestResolvedTwice = "latest-resolved-twice",
+    /// An event of a subscription that was given up is accepted.
+    StaleEventAccepted = "stale-event-accepted",
+    /// A shard that is not found counts as ended.
+    EndOnNotFound = "end-on-not-found",
+    /// Time in which an observer could not read counts against owners.
+    DeadInTheDark = "dead-in-the-dark",
+    /// Records are delivered without a look at the lease.
+    GateOpen = "gate-open",
+    /// A failed batch counts as done.
+    FailedBatchSkipped = "failed-batch-skipped",
+    /// A finished lease is deleted before its children have begun.
+    DeletedBeforeChildrenBegan = "deleted-before-children-began",
+    /// Children start at LATEST.
+    ChildrenAtLatest = "children-at-latest",
+    /// An expired iterator is replaced by one at the start of the term.
+    IteratorFromStart = "iterator-from-start",
+    /// A lease that was asked for is taken before it is handed over.
+    HandoffNotAwaited = "handoff-not-awaited",
+    /// Automatic checkpoints cover what is delivered.
+    DeliveredIsFinished = "delivered-is-finished",
+    /// A refused renewal counts as a renewal.
+    RefusalIgnored = "refusal-ignored",
+    /// Trimmed records are not noticed.
+    GapNotNoticed = "gap-not-noticed",
+    /// The stream's identity is not checked.
+    IdentityNotChecked = "identity-not-checked",
+    /// A request for a handoff that came between a write and its repetition is overlooked.
+    RequestOverlooked = "request-overlooked",
+    /// A processor may checkpoint what has failed.
+    FailedMayBeCheckpointed = "failed-may-be-checkpointed",
+    /// A worker that can't read the stream keeps its leases.
+    CutOffKeepsLeases = "cut-off-keeps-leases",
+    /// The machine's wall clock is believed.
+    WallClockBelieved = "wall-clock-believed",
+    /// What fails is tried again at once.
+    NoBackoff = "no-backoff",
+    /// A partition key is logged.
+    KeyLogged = "key-logged",
+    /// A lease is let go without its last checkpoint.
+    LastCheckpointForgotten = "last-checkpoint-forgotten",
+}
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Puts a bug into everything that runs on this thread from now on, or takes it out.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is put in.
+#[cfg(feature = "planted-bugs")]
+#[must_use]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is put in: never.
+#[cfg(not(feature = "planted-bugs"))]
+#[must_use]
+#[inline]
+pub const fn is_planted(_: Bug) -> bool {
+    false
+}
