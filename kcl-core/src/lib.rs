@@ -44,6 +44,7 @@
 //! | [`dead_letter`] | the dead-letter queue port, and SQS |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
+//! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
 
 pub mod consumer;
 pub mod dead_letter;
@@ -55,6 +56,8 @@ pub mod retrieval;
 pub mod shutdown;
 pub mod status;
 pub mod stream;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 pub mod worker;
 
 /// The macro that [`RecordProcessor`] implementations carry.

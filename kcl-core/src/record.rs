@@ -60,6 +60,12 @@ impl Record {
         self.arrival
     }
 
+    /// The same with a payload of its own, that holds no part of a larger buffer.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn detached(&self) -> Self {
+        Self { data: Bytes::copy_from_slice(&self.data), ..self.clone() }
+    }
+
     /// Bytes that the record counts with against read limits and buffers: data and partition key.
     #[must_use]
     pub fn size(&self) -> usize {

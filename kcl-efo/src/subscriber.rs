@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{SequenceNumber, StartingPosition};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -102,6 +103,8 @@ pub struct Subscriber {
     stage: Stage,
     /// How long an event has been waited for. Time in which nobody waits is no silence: what came then may still be unread.
     waited: Duration,
+    /// A subscription that was given up: to be dropped at once, unless a bug is planted.
+    given_up: Option<Box<dyn EventStream>>,
 }
 
 impl std::fmt::Debug for Subscriber {
@@ -116,7 +119,7 @@ impl Subscriber {
         if ownership.is_inherited() {
             life.hold_until(Instant::now() + PER_SHARD);
         }
-        Self { shared, shard: shard.into(), ownership, life, stage: Stage::Idle, waited: Duration::ZERO }
+        Self { shared, shard: shard.into(), ownership, life, stage: Stage::Idle, waited: Duration::ZERO, given_up: None }
     }
 
     /// Where the next record to give is.
@@ -202,8 +205,14 @@ impl Subscriber {
                         Err(error) => return self.failed(generation, error),
                     }
                 }
-                Stage::Live(generation, stream) => {
+                Stage::Live(generation, _) => {
                     let generation = *generation;
+                    if let Some(Some(Ok(Some(event)))) = self.given_up.as_mut().map(|stale| stale.next().now_or_never())
+                        && let Some(event) = self.take(generation, event)
+                    {
+                        return Next::Event(event);
+                    }
+                    let Stage::Live(_, stream) = &mut self.stage else { continue };
                     let wait = Wait::of(&mut self.waited);
                     let received = tokio::select! {
                         biased;
@@ -251,6 +260,11 @@ impl Subscriber {
     }
 
     fn failed(&mut self, generation: u64, error: FanOutError) -> Next {
+        if is_planted(Bug::StaleEventAccepted)
+            && let Stage::Live(_, stream) = std::mem::replace(&mut self.stage, Stage::Idle)
+        {
+            self.given_up = Some(stream);
+        }
         self.life.over(generation, End::from(&error), Instant::now(), self.shared.jitter());
         self.stage = Stage::Idle;
         self.tell(&error);

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use kcl_checkpoint::Timestamp;
+use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_lease::Clock;
 use tokio::time::Instant;
 
 use super::call::{CallFailure, guarded};
@@ -48,10 +50,13 @@ impl ShardConsumer {
             let fetched = tokio::select! {
                 biased;
                 stop = self.interrupted() => return Err(stop),
-                fetched = self.next(ahead) => fetched,
+                fetched = self.next(ahead) => fetched?,
             };
-            if fetched.is_ok() && self.paused_for_long() {
-                return Err(self.read_anew());
+            if fetched.is_ok() {
+                self.shared.reading.succeeded(self.shared.clock.boot_time());
+                if self.paused_for_long() {
+                    return Err(self.read_anew());
+                }
             }
             match fetched {
                 Ok(Fetched::Records { records, millis_behind_latest }) => self.take_in(records, millis_behind_latest).await?,
@@ -84,16 +89,26 @@ impl ShardConsumer {
     }
 
     /// The next answer. A reader retries by itself what may pass; when that takes long, the shard says so.
-    async fn next(&self, ahead: &mut Prefetched) -> Result<Fetched, StreamError> {
+    async fn next(&self, ahead: &mut Prefetched) -> Result<Result<Fetched, StreamError>, Stop> {
         loop {
             match tokio::time::timeout(REMINDER, ahead.next()).await {
-                Ok(fetched) => return fetched,
+                Ok(fetched) => return Ok(fetched),
                 Err(_) => {
                     tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
                     self.state(ShardState::ReadFailing);
+                    self.not_cut_off()?;
                 }
             }
         }
+    }
+
+    /// `Err`: nothing of the stream reaches this worker, and another one may do better.
+    fn not_cut_off(&self) -> Result<(), Stop> {
+        if !is_planted(Bug::CutOffKeepsLeases) && self.shared.reading.is_cut_off(self.looked, self.shared.clock.boot_time()) {
+            tracing::error!("this worker reads nothing of the stream; the shard is left to another one");
+            return Err(Stop::LetGo);
+        }
+        Ok(())
     }
 
     async fn take_in(&mut self, mut records: Vec<Record>, behind: Option<u64>) -> Result<(), Stop> {
@@ -102,16 +117,20 @@ impl ShardConsumer {
             self.shared.metrics.behind(millis);
         }
         let (now, retention) = (self.shared.clock.wall_time(), self.shared.retention());
-        if let Err(gap) = self.filter.admit(&mut records, now, retention) {
+        if let Err(gap) = self.filter.admit(&mut records, behind == Some(0), now, retention) {
             self.after_gap(gap).await?;
         }
-        let last_arrival = records.iter().rev().find_map(Record::approximate_arrival);
+        // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
+        // arrived before now. A closed shard's last answer has records, and says nothing of now: its children's have been arriving meanwhile.
+        let watermark = match records.last() {
+            Some(_) => records.iter().rev().find_map(Record::approximate_arrival),
+            None => Some(now).filter(|_| behind == Some(0)),
+        };
         if !records.is_empty() {
             self.process(records, behind).await?;
         }
-        // All that arrived before the last finished record, or before now if that was the newest, is finished.
         if self.prefix.is_complete()
-            && let Some(watermark) = if behind == Some(0) { Some(now) } else { last_arrival }
+            && let Some(watermark) = watermark
         {
             self.term.set_watermark(watermark);
             self.filter.watched_until(watermark);
@@ -131,7 +150,8 @@ impl ShardConsumer {
             self.ensure_processor().await?;
             let count = if alone > 0 { 1 } else { rest.len() };
             let batch = RecordBatch::new(rest.drain(..count).collect(), behind);
-            let Err(failure) = self.call(&batch).await else {
+            let called = self.call(&batch).await;
+            let Err(failure) = called.or_else(|failure| if is_planted(Bug::FailedBatchSkipped) { Ok(()) } else { Err(failure) }) else {
                 self.finish(batch.records());
                 alone = alone.saturating_sub(count);
                 head = Head::default();
@@ -147,6 +167,8 @@ impl ShardConsumer {
             self.shared.metrics.retried();
             let unfinished = batch.into_records();
             self.finish(&unfinished[..verdict.done]);
+            // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
+            self.shard.checkpointer.note_failed_after(self.prefix.acked());
             alone = alone.saturating_sub(verdict.done);
             for record in unfinished.into_iter().skip(verdict.done).rev() {
                 rest.push_front(record);
@@ -157,6 +179,9 @@ impl ShardConsumer {
             }
             head.failures = verdict.failures;
             let first_failure = *head.first_failure.get_or_insert(now);
+            if is_planted(Bug::KeyLogged) {
+                tracing::warn!(key = rest.front().and_then(Record::partition_key), "processing failed");
+            }
             tracing::warn!(
                 %failure,
                 failures = verdict.failures,
@@ -172,6 +197,10 @@ impl ShardConsumer {
                 Step::Isolate => alone = count,
                 Step::DeadLetter if self.shared.dead_letter_queue.is_some() => {
                     let record = rest.pop_front().expect("invariant: the failed record is at the head of the rest");
+                    if is_planted(Bug::FinishedBeforeDeadLetter) {
+                        self.shard.checkpointer.note_delivered(record.position());
+                        self.finish(std::slice::from_ref(&record));
+                    }
                     self.dead_letter(&record, &failure, head.failures, first_failure, now).await?;
                     self.finish(std::slice::from_ref(&record));
                     alone = alone.saturating_sub(1);
@@ -213,7 +242,7 @@ impl ShardConsumer {
         for record in records {
             self.prefix.ack(record.position());
         }
-        let acked = self.prefix.acked();
+        let acked = if is_planted(Bug::DeliveredIsFinished) { self.prefix.delivered() } else { self.prefix.acked() };
         self.acked.send_if_modified(|before| std::mem::replace(before, acked) != acked);
         let bytes: usize = records.iter().map(Record::size).sum();
         self.shared.metrics.finished(records.len() as u64, bytes as u64);
@@ -263,6 +292,7 @@ impl ShardConsumer {
                     self.shared.status.update(self.shard.shard_id(), |status| status.dead_letters += 1);
                     return Ok(());
                 }
+                Err(_) if is_planted(Bug::DeadLetterErrorIgnored) => return Ok(()),
                 Err(error) => {
                     self.state(ShardState::WaitingForDeadLetterQueue);
                     let wait = backoff.next_wait();
@@ -304,6 +334,9 @@ impl ShardConsumer {
             self.after_gap(gap).await?;
             return Err(Stop::Reopen(StartingPosition::TrimHorizon));
         }
+        if is_planted(Bug::EndOnNotFound) && matches!(error, StreamError::NotFound { .. }) {
+            return Err(Stop::ShardEnd(self.children_of_trimmed().await.unwrap_or_default()));
+        }
         if matches!(error, StreamError::NotFound { .. })
             && let Some(children) = self.children_of_trimmed().await
         {
@@ -314,7 +347,7 @@ impl ShardConsumer {
         // The reader paces itself; the shard is never ended because something was not found.
         tracing::error!(%error, "the shard can't be read; trying again");
         self.state(ShardState::ReadFailing);
-        Ok(())
+        self.not_cut_off()
     }
 
     /// The children of a shard that was closed longer ago than the stream keeps records: it is listed no more, and they are. A listing that lags

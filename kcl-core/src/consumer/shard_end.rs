@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use kcl_checkpoint::Checkpoint;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::{Lease, ShardId, TableError, shard_sync};
 
 use super::call::guarded;
@@ -20,6 +21,11 @@ impl ShardConsumer {
                 let names: BTreeSet<ShardId> = children.iter().map(|child| child.shard_id.clone()).collect();
                 tracing::info!(children = ?names, "shard ended");
                 self.release(Some(Checkpoint::ShardEnd), names).await;
+                if is_planted(Bug::ParentEndedBeforeChild) {
+                    for lease in shard_sync::child_leases(self.term.taken(), &children, None) {
+                        let _ = self.shared.table.create(&lease).await;
+                    }
+                }
                 Stop::ShardEnd(Vec::new())
             }
             Err(stop) => stop,
@@ -28,8 +34,10 @@ impl ShardConsumer {
 
     async fn end_steps(&mut self, children: &[ChildShard]) -> Result<(), Stop> {
         self.wait_for_other_parents(children).await?;
-        for lease in shard_sync::child_leases(self.term.taken(), children) {
-            self.create_lease(&lease).await?;
+        for lease in shard_sync::child_leases(self.term.taken(), children, self.watermark) {
+            if !is_planted(Bug::ParentEndedBeforeChild) {
+                self.create_lease(&lease).await?;
+            }
         }
         self.gate().await?;
         self.shard.checkpointer.note_shard_end();

@@ -2,10 +2,12 @@
 //!
 //! Reading starts **at** the checkpoint's record, not after it. So the first record proves that nothing in between is gone: if it is the
 //! checkpoint's own, the shard is whole. If it is a later one, the checkpoint's record was trimmed, and whether records after it
-//! were trimmed too depends on how long nobody was there to see them arrive.
+//! were trimmed too depends on how long nobody was there to see them arrive. The same is asked of a lease without a checkpoint that was watched
+//! before: records may have come and gone since.
 
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::Lease;
 
@@ -22,6 +24,7 @@ pub(crate) fn starting_position(lease: &Lease, initial: InitialPosition) -> Star
         Checkpoint::At(record) => StartingPosition::AtSequenceNumber(record.sequence_number),
         Checkpoint::TrimHorizon => StartingPosition::TrimHorizon,
         // The instant that LATEST or AT_TIMESTAMP meant when the lease was made; the take has noted it if nobody had.
+        Checkpoint::Latest if is_planted(Bug::LatestResolvedTwice) => StartingPosition::Latest,
         Checkpoint::Latest => lease.initial_timestamp.map_or(StartingPosition::Latest, StartingPosition::AtTimestamp),
         Checkpoint::AtTimestamp => match (lease.initial_timestamp, initial) {
             (Some(time), _) | (None, InitialPosition::AtTimestamp(time)) => StartingPosition::AtTimestamp(time),
@@ -37,8 +40,10 @@ pub(crate) fn starting_position(lease: &Lease, initial: InitialPosition) -> Star
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StartFilter {
     finished: Option<ExtendedSequenceNumber>,
+    /// All that arrived before is finished, as far as the lease tells.
     watermark: Option<Timestamp>,
-    seen_checkpoint: bool,
+    /// Nothing can have been missed: the checkpoint's record was seen, or the first record after it was let through.
+    whole: bool,
 }
 
 /// Records between the checkpoint and the first record that the stream still holds may have been trimmed unread.
@@ -49,14 +54,16 @@ pub(crate) struct Gap {
 
 impl StartFilter {
     pub(crate) fn new(lease: &Lease) -> Self {
-        Self { finished: lease.checkpoint.record(), watermark: lease.watermark, seen_checkpoint: false }
+        // What arrived before the instant that LATEST meant was never asked for.
+        let begun = lease.initial_timestamp.filter(|_| lease.checkpoint == Checkpoint::Latest);
+        Self { finished: lease.checkpoint.record(), watermark: lease.watermark.or(begun), whole: false }
     }
 
     /// Of a term that reads on at the last record that it has finished. `watermark` as in the lease.
     pub(crate) fn after(finished: ExtendedSequenceNumber, watermark: Option<Timestamp>) -> Self {
         // All of it is finished, were it an aggregate.
         let finished = ExtendedSequenceNumber::whole(finished.sequence_number);
-        Self { finished: Some(finished), watermark, seen_checkpoint: false }
+        Self { finished: Some(finished), watermark, whole: false }
     }
 
     /// All that arrived before `time` was seen and is finished.
@@ -66,46 +73,51 @@ impl StartFilter {
 
     /// The shard has ended. `Err`: it may have ended with records that nobody has seen.
     pub(crate) fn end(&self, now: Timestamp, retention: Duration) -> Result<(), Gap> {
-        match self.refused() {
-            Some(gap) if self.may_have_missed(now, retention) => Err(gap),
-            _ => Ok(()),
-        }
+        if self.may_have_missed(now, retention) { Err(Gap { first_kept: None }) } else { Ok(()) }
     }
 
-    /// Takes the finished records off the head of what was read. `Err`: a gap must be dealt with before anything is delivered.
-    pub(crate) fn admit(&mut self, records: &mut Vec<Record>, now: Timestamp, retention: Duration) -> Result<(), Gap> {
-        let Some(checkpoint) = self.finished else { return Ok(()) };
-        self.seen_checkpoint |= records.iter().any(|record| record.sequence_number() == checkpoint.sequence_number);
-        // A checkpoint inside an aggregate leaves the aggregate's later records unfinished: the record comes again as a whole.
-        let finished = |record: &Record| match record.sequence_number().cmp(&checkpoint.sequence_number) {
-            std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
-            std::cmp::Ordering::Greater => false,
-        };
-        let first_unfinished = records.iter().position(|record| !finished(record)).unwrap_or(records.len());
-        records.drain(..first_unfinished);
-        let Some(first) = records.first() else { return Ok(()) };
-        if !self.seen_checkpoint && self.may_have_missed(now, retention) {
-            return Err(Gap { first_kept: Some(first.position()) });
+    /// Takes the finished records off the head of what was read. `at_tip`: nothing comes after these now. `Err`: a gap must be dealt with before
+    /// anything is delivered.
+    pub(crate) fn admit(&mut self, records: &mut Vec<Record>, at_tip: bool, now: Timestamp, retention: Duration) -> Result<(), Gap> {
+        if let Some(checkpoint) = self.finished {
+            self.whole |= records.iter().any(|record| record.sequence_number() == checkpoint.sequence_number);
+            // A checkpoint inside an aggregate leaves the aggregate's later records unfinished: the record comes again as a whole.
+            let finished = |record: &Record| match record.sequence_number().cmp(&checkpoint.sequence_number) {
+                std::cmp::Ordering::Less => true,
+                std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
+                std::cmp::Ordering::Greater => false,
+            };
+            let first_unfinished = records.iter().position(|record| !finished(record)).unwrap_or(records.len());
+            records.drain(..first_unfinished);
         }
-        self.finished = None;
+        let first = records.first().map(Record::position);
+        // A shard without records is no proof either: all may have been trimmed, the checkpoint's included.
+        if (first.is_some() || at_tip) && self.may_have_missed(now, retention) {
+            return Err(Gap { first_kept: first });
+        }
+        if first.is_some() {
+            self.accept_gap();
+        }
         Ok(())
     }
 
     /// Goes on after a gap: whatever comes first is the first.
     pub(crate) fn accept_gap(&mut self) {
-        self.finished = None;
+        (self.finished, self.whole) = (None, true);
     }
 
     /// The gap that a refusal of the starting position means, unless reading has begun.
     pub(crate) fn refused(&self) -> Option<Gap> {
-        self.finished.filter(|_| !self.seen_checkpoint).map(|_| Gap { first_kept: None })
+        self.finished.filter(|_| !self.whole).map(|_| Gap { first_kept: None })
     }
 
     /// Whether a record that arrived after all were finished may be older than what the stream keeps.
+    ///
+    /// A lease without checkpoint and without watermark has not begun: then the oldest record that is kept is where it begins.
     fn may_have_missed(&self, now: Timestamp, retention: Duration) -> bool {
         let kept_since = now.as_millis().saturating_sub(millis(retention.saturating_sub(RETENTION_MARGIN)));
-        self.watermark.is_none_or(|watermark| watermark.as_millis() < kept_since)
+        let unwatched = self.watermark.map_or(self.finished.is_some(), |watermark| watermark.as_millis() < kept_since);
+        !self.whole && unwatched && !is_planted(Bug::GapNotNoticed)
     }
 }
 
@@ -138,7 +150,7 @@ mod tests {
 
     fn admitted(filter: &mut StartFilter, numbers: impl IntoIterator<Item = u128>) -> Result<Vec<u128>, Gap> {
         let mut records = records(numbers);
-        filter.admit(&mut records, NOW, DAY)?;
+        filter.admit(&mut records, false, NOW, DAY)?;
         Ok(records.iter().map(|record| record.sequence_number().to_string().parse().unwrap()).collect())
     }
 
@@ -190,6 +202,45 @@ mod tests {
             assert_eq!(filter.end(NOW, DAY), Ok(()), "the checkpoint's own record was seen");
         }
         assert_eq!(StartFilter::new(&lease(Checkpoint::TrimHorizon, None)).end(NOW, DAY), Ok(()));
+    }
+
+    #[test]
+    fn an_empty_shard_is_no_proof_that_nothing_was_trimmed() {
+        let hour = Duration::from_secs(3600);
+        let at_tip = |filter: &mut StartFilter| filter.admit(&mut Vec::new(), true, NOW, DAY);
+        for (checkpoint, age, gap) in [
+            (at(5, 0), Some(48 * hour), true),
+            (at(5, 0), None, true),
+            (at(5, 0), Some(hour), false),
+            (Checkpoint::TrimHorizon, Some(48 * hour), true),
+            (Checkpoint::TrimHorizon, Some(hour), false),
+            (Checkpoint::TrimHorizon, None, false),
+        ] {
+            let mut filter = StartFilter::new(&lease(checkpoint, age));
+            assert_eq!(at_tip(&mut filter).is_err(), gap, "{checkpoint:?} {age:?}");
+        }
+        let mut seen = StartFilter::new(&lease(at(5, 0), Some(48 * hour)));
+        assert_eq!(admitted(&mut seen, [5]), Ok(vec![]));
+        assert_eq!(at_tip(&mut seen), Ok(()));
+    }
+
+    #[test]
+    fn a_lease_without_a_checkpoint_that_was_watched_long_ago_may_have_a_gap() {
+        let hour = Duration::from_secs(3600);
+        for (checkpoint, age, gap) in [
+            (Checkpoint::TrimHorizon, None, false),
+            (Checkpoint::TrimHorizon, Some(hour), false),
+            (Checkpoint::TrimHorizon, Some(48 * hour), true),
+            (Checkpoint::AtTimestamp, None, false),
+            (Checkpoint::AtTimestamp, Some(48 * hour), true),
+        ] {
+            let mut filter = StartFilter::new(&lease(checkpoint, age));
+            assert_eq!(filter.end(NOW, DAY).is_err(), gap, "{checkpoint:?} {age:?}");
+            assert_eq!(admitted(&mut filter, [9]).is_err(), gap, "{checkpoint:?} {age:?}");
+        }
+        let begun = Timestamp::from_millis(NOW.as_millis() - millis(48 * hour));
+        let latest = Lease { initial_timestamp: Some(begun), ..lease(Checkpoint::Latest, None) };
+        assert!(admitted(&mut StartFilter::new(&latest), [9]).is_err(), "all that came since LATEST was resolved is asked for");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The stream port: what is asked of Kinesis, as plain data.
 
 mod sdk;
+mod time;
 
 use std::collections::BTreeSet;
 
@@ -13,6 +14,7 @@ pub use kcl_lease::shard_sync::{ChildShard, Shard};
 
 pub use self::sdk::KinesisStream;
 pub(crate) use self::sdk::child;
+pub(crate) use self::time::ServiceClock;
 use crate::record::Record;
 
 /// Whether a stream can be read.
@@ -39,6 +41,8 @@ pub struct StreamDescription {
     pub created: Timestamp,
     /// How long records are kept, in hours (24 to 8,760).
     pub retention_hours: u32,
+    /// The service's own time when it answered, perhaps in whole seconds. `None`: it has not told, and the machine's wall clock is all that there is.
+    pub time: Option<Timestamp>,
 }
 
 /// Which shards are asked for. See `ShardFilter` in the Kinesis API.

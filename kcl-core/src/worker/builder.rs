@@ -6,30 +6,35 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
+use futures::future::BoxFuture;
 use kcl_checkpoint::InitialPosition;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_efo::{FanOutApi, KinesisFanOut};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{LeaseTiming, TermContext};
-use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, SystemClock, WorkerId};
+use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, SystemClock, TableError, WorkerId};
 use opentelemetry::metrics::Meter;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 use super::coordinator::{Coordinator, Held};
+use super::machine::Machine;
 use super::settings::{self, within};
 use super::shard_sync::ShardSync;
-use crate::consumer::{Checkpointing, Factory, LARGEST_ANSWER, PrefetchBudget, RetryPolicy, Shared, TrimmedData};
-use crate::dead_letter::DeadLetterQueue;
+use crate::consumer::{Checkpointing, Factory, LARGEST_ANSWER, PrefetchBudget, Reading, RetryPolicy, Shared, TrimmedData};
+use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
 use crate::metrics::Metrics;
 use crate::processor::RecordProcessorFactory;
 use crate::retrieval::polling::PollingConfigError;
 use crate::retrieval::{FanOutConfig, Intended, Polling, PollingConfig, RetrievalMode};
 use crate::status::StatusBoard;
-use crate::stream::{KinesisStream, StreamApi, StreamDescription, StreamError, StreamStatus};
+use crate::stream::{KinesisStream, ServiceClock, StreamApi, StreamDescription, StreamError, StreamStatus};
 
+/// How often a call is repeated that fails before the worker has started.
+const HICCUPS: u32 = 5;
 /// How long a stream that is being made is waited for.
 const STREAM_READY: Duration = Duration::from_secs(120);
 
@@ -68,6 +73,7 @@ pub struct WorkerBuilder {
     lease_table: Option<Arc<dyn LeaseTable>>,
     stream_api: Option<Arc<dyn StreamApi>>,
     fan_out_api: Option<Arc<dyn FanOutApi>>,
+    machine: Machine,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -111,6 +117,7 @@ impl WorkerBuilder {
             lease_table: None,
             stream_api: None,
             fan_out_api: None,
+            machine: Machine::default(),
         }
     }
 
@@ -278,6 +285,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// The simulated host whose power the worker's tasks need.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn power(mut self, power: crate::test_util::Power) -> Self {
+        self.machine = Machine::with(power);
+        self
+    }
+
     /// Checks the settings, the stream, the stream consumer (which is registered if need be), the dead-letter queue, and the lease table, which is made if there is none.
     ///
     /// # Errors
@@ -295,15 +309,17 @@ impl WorkerBuilder {
             .take()
             .ok_or_else(|| ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory"))?;
 
-        let stream = self.wait_for_stream(stream_api.as_ref()).await?;
+        let clock = Arc::new(ServiceClock::new(Arc::clone(&self.clock)));
+        let stream = self.wait_for_stream(stream_api.as_ref(), &clock).await?;
         let intended = self.intended_retrieval(&stream, &entropy)?;
         if let Some(queue) = &self.dead_letter_queue {
-            queue.check().await?;
+            patiently(|| queue.check(), |error| matches!(error, DeadLetterError::Unavailable { .. })).await?;
         }
-        table.ensure().await?;
+        patiently(|| table.ensure(), TableError::is_retryable).await?;
         self.check_identity(table.as_ref(), &stream).await?;
 
-        let polling = Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&self.clock), entropy.clone());
+        let as_clock: Arc<dyn Clock> = Arc::<ServiceClock>::clone(&clock);
+        let polling = Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&as_clock), entropy.clone());
         // Last: nothing is registered for a worker that can't start.
         let (retrieval, fan_out) = intended.establish(polling).await?;
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
@@ -318,13 +334,14 @@ impl WorkerBuilder {
             stream_api,
             table: Arc::clone(&table),
             dead_letter_queue: self.dead_letter_queue,
-            clock: Arc::clone(&self.clock),
+            clock,
             entropy: entropy.clone(),
             retry: self.retry,
             checkpointing: self.checkpointing.unwrap_or(Checkpointing::Automatic { interval: timing.renewal_interval().mul_f64(0.9) }),
             trimmed: self.trimmed,
             initial: self.initial,
             budget: PrefetchBudget::new(self.prefetch_bytes),
+            reading: Arc::new(Reading::default()),
             status: StatusBoard::default(),
             let_go: CancellationToken::new(),
             stream,
@@ -333,7 +350,7 @@ impl WorkerBuilder {
         // A few takes may be ahead of the worker that starts them; more would only wait in memory.
         let (start, started) = mpsc::channel(16);
         let coordinator = Coordinator {
-            terms: TermContext { table, clock: self.clock, entropy, worker, timing, stream_created: Some(shared.stream.created) },
+            terms: TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) },
             application: shared.application.clone(),
             stream: shared.stream.arn.clone(),
             max_leases: self.max_leases,
@@ -342,6 +359,7 @@ impl WorkerBuilder {
             started: start,
             liveness: Liveness::new(self.lease_duration),
             retrieval,
+            reading: Arc::clone(&shared.reading),
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
         };
@@ -361,6 +379,7 @@ impl WorkerBuilder {
             shutdown_timeout: self.shutdown_timeout,
             deregister: fan_out.filter(|_| self.fan_out.deregister_at_end),
             asked_to_stop: CancellationToken::new(),
+            machine: self.machine,
         })
     }
 
@@ -439,12 +458,12 @@ impl WorkerBuilder {
     }
 
     /// Describes the stream, and waits for one that is being made.
-    async fn wait_for_stream(&self, api: &dyn StreamApi) -> Result<StreamDescription, WorkerError> {
+    async fn wait_for_stream(&self, api: &dyn StreamApi, clock: &ServiceClock) -> Result<StreamDescription, WorkerError> {
         let deadline = tokio::time::Instant::now() + STREAM_READY;
         let mut failures = 0;
         loop {
             let overdue = tokio::time::Instant::now() >= deadline;
-            match api.describe().await {
+            match clock.describe(api).await {
                 Ok(stream) => match stream.status {
                     StreamStatus::Active => return Ok(stream),
                     StreamStatus::Deleting => return Err(WorkerError::StreamDeleting { stream: stream.arn }),
@@ -461,7 +480,7 @@ impl WorkerBuilder {
                     return Err(WorkerError::StreamNotFound { stream: self.stream.clone(), region });
                 }
                 // A hiccup is no reason to refuse; an endpoint that never answers is.
-                Err(error) if error.is_retryable() && failures < 5 && !overdue => failures += 1,
+                Err(error) if error.is_retryable() && failures < HICCUPS && !overdue => failures += 1,
                 Err(error) => return Err(error.into()),
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -471,10 +490,13 @@ impl WorkerBuilder {
     /// Refuses leases that another stream of the same name has left, or deletes them if that is allowed.
     async fn check_identity(&self, table: &dyn LeaseTable, stream: &StreamDescription) -> Result<(), WorkerError> {
         let strangers: Vec<Lease> = {
-            let listing = table.list().await?;
+            let listing = patiently(|| table.list(), TableError::is_retryable).await?;
             let strange = |lease: &Lease| lease.stream_created.is_some_and(|created| created != stream.created);
             listing.leases.into_iter().filter(strange).collect()
         };
+        if is_planted(Bug::IdentityNotChecked) {
+            return Ok(());
+        }
         if !strangers.is_empty() && !self.adopt {
             return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: stream.arn.clone() });
         }
@@ -487,6 +509,18 @@ impl WorkerBuilder {
             );
         }
         Ok(())
+    }
+}
+
+/// Makes a call, and again some times if that may help: a hiccup is no reason to refuse.
+async fn patiently<'a, T, E>(call: impl Fn() -> BoxFuture<'a, Result<T, E>>, is_retryable: impl Fn(&E) -> bool) -> Result<T, E> {
+    let mut failures = 0;
+    loop {
+        match call().await {
+            Err(error) if is_retryable(&error) && failures < HICCUPS => failures += 1,
+            result => return result,
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod builder;
 mod coordinator;
+mod machine;
 mod settings;
 mod shard_sync;
 
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::builder::WorkerBuilder;
 use self::coordinator::{Coordinator, Held};
+use self::machine::Machine;
 use self::shard_sync::ShardSync;
 use crate::consumer::{ShardConsumer, Shared};
 use crate::error::WorkerError;
@@ -49,6 +51,7 @@ pub struct Worker {
     deregister: Option<FanOut>,
     /// Cancelled by a handle.
     asked_to_stop: CancellationToken,
+    machine: Machine,
 }
 
 /// Watches and stops a worker from elsewhere. Clones are of the same worker.
@@ -110,8 +113,9 @@ impl Worker {
     /// # Cancel safety
     /// Dropping the future stops everything at once, see [`Worker`].
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, deregister, asked_to_stop } = self;
-        let mut fleet = Fleet { shared, held, look_again, consumers: JoinSet::new(), keepers: JoinSet::new() };
+        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, deregister, asked_to_stop, machine } =
+            self;
+        let mut fleet = Fleet { shared, held, look_again, machine, consumers: JoinSet::new(), keepers: JoinSet::new() };
         let stop_looking = CancellationToken::new();
         let mut coordinator = std::pin::pin!(coordinator.run(stop_looking.clone()));
         let (mut shard_sync, mut shutdown) = (std::pin::pin!(shard_sync.run()), std::pin::pin!(shutdown));
@@ -168,6 +172,7 @@ struct Fleet {
     shared: Arc<Shared>,
     held: Held,
     look_again: Arc<Notify>,
+    machine: Machine,
     // Before the consumers, so that a drop stops the keepers first: one that saw its consumer go would free the lease, and a
     // dropped worker writes nothing more.
     keepers: JoinSet<TermEnd>,
@@ -178,14 +183,14 @@ impl Fleet {
     fn start(&mut self, term: Term, keeper: TermKeeper) {
         let shard = term.taken().shard_id.clone();
         let consumer = ShardConsumer::new(Arc::clone(&self.shared), term);
-        self.keepers.spawn(keeper.run());
-        self.consumers.spawn(async move {
+        self.keepers.spawn(self.machine.run(keeper.run()));
+        self.consumers.spawn(self.machine.run(async move {
             // Users' panics are caught where their code is called. One that gets here is ours: the shard is given up, and taken anew.
             if AssertUnwindSafe(consumer.run()).catch_unwind().await.is_err() {
                 tracing::error!(%shard, "the shard's consumer has panicked; the shard is taken anew");
             }
             shard
-        });
+        }));
     }
 
     fn ended(&self, shard: Option<ShardId>) {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, InitialPosition, Timestamp};
 use kcl_lease::backoff::Backoff;
-use kcl_lease::{Lease, LeaseListing, ShardId, TableError, WorkerId, cleanup, shard_sync};
+use kcl_lease::{Clock, Lease, LeaseListing, ShardId, TableError, WorkerId, cleanup, shard_sync};
 use tokio::sync::Notify;
 
 use crate::consumer::Shared;
@@ -70,10 +71,11 @@ impl ShardSync {
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
         // Every worker must know that the stream is still the same, and how long it keeps records.
-        let stream = self.shared.stream_api.describe().await?;
-        if stream.created != self.shared.stream.created {
+        let stream = self.shared.clock.describe(self.shared.stream_api.as_ref()).await?;
+        if stream.created != self.shared.stream.created && !is_planted(Bug::IdentityNotChecked) {
             return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
         }
+        self.shared.reading.reached(self.shared.clock.boot_time());
         self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);
         if self.suspected.is_empty() && !leads(&self.list().await?.leases, &self.shared.worker) {
             return Ok(self.interval);

@@ -30,7 +30,14 @@ struct Described(&'static str);
 impl StreamApi for Described {
     async fn describe(&self) -> Result<StreamDescription, StreamError> {
         let created = Timestamp::from_millis(1_700_000_000_000);
-        Ok(StreamDescription { name: "orders".into(), arn: self.0.into(), status: StreamStatus::Active, created, retention_hours: 24 })
+        Ok(StreamDescription {
+            name: "orders".into(),
+            arn: self.0.into(),
+            status: StreamStatus::Active,
+            created,
+            retention_hours: 24,
+            time: None,
+        })
     }
 
     async fn list_shards(&self, _: ShardFilter) -> Result<Vec<Shard>, StreamError> {

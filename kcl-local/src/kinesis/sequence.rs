@@ -30,6 +30,14 @@ const MASK_36: u64 = (1 << 36) - 1;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceNumber(U256);
 
+impl SequenceNumber {
+    /// Its upper and lower 128 bits.
+    #[must_use]
+    pub const fn into_words(self) -> (u128, u128) {
+        self.0.into_words()
+    }
+}
+
 /// What a sequence number is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parts {

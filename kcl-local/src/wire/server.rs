@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format as DateFormat;
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::HeaderValue;
+use http::header::{CONTENT_TYPE, DATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -147,11 +150,24 @@ impl Server {
 
         let call = Arc::new(call);
         match self.carry_out(Arc::clone(&call)).await {
-            Outcome::Answered(reply) => Ok(call.response(reply)),
+            Outcome::Answered(reply) => {
+                let mut response = call.response(reply);
+                if let Some(date) = self.date(call.service) {
+                    response.headers_mut().insert(DATE, date);
+                }
+                Ok(response)
+            }
             Outcome::Cut => Err(Cut),
             // Until the caller gives up or the server stops: both drop this future.
             Outcome::Withheld(_reply) => match pending::<Infallible>().await {},
         }
+    }
+
+    /// What time it is for a service whose time is handed in; the others' is the machine's, which the connection tells by itself.
+    fn date(&self, service: Service) -> Option<HeaderValue> {
+        let now = (service == Service::Kinesis).then(|| self.kinesis.with(|_, now| now))?;
+        let date = DateTime::from_millis(i64::try_from(now).ok()?).fmt(DateFormat::HttpDate).ok()?;
+        HeaderValue::from_str(&date).ok()
     }
 
     /// Decides the request's fate and fulfils it.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kcl_checkpoint::Timestamp;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::{Clock, ShardId};
 use tokio::time::{Instant, sleep_until};
@@ -148,7 +149,7 @@ impl Reader {
         let bytes = records.iter().map(|record| record.size() as u64).sum();
         self.next_read = Some(Instant::now() + self.config.wait_after(bytes, records.len(), behind));
         self.replaced = false;
-        if let Some(last) = records.last() {
+        if let Some(last) = records.last().filter(|_| !is_planted(Bug::IteratorFromStart)) {
             self.resume = StartingPosition::AfterSequenceNumber(last.sequence_number());
         }
         let ended = next.is_none();

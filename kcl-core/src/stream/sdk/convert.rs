@@ -2,13 +2,14 @@
 
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::types::{self, ShardFilterType};
+use kcl_checkpoint::Timestamp;
 use kcl_efo::convert::{self, Problem};
 use kcl_lease::{HashKeyRange, ShardId};
 
 use crate::record::Record;
 use crate::stream::{ChildShard, RecordsPage, Shard, ShardFilter, ShardIterator, StreamDescription, StreamStatus};
 
-pub(super) fn description(summary: types::StreamDescriptionSummary) -> Result<StreamDescription, Problem> {
+pub(super) fn description(summary: types::StreamDescriptionSummary, time: Option<Timestamp>) -> Result<StreamDescription, Problem> {
     let status = match summary.stream_status {
         types::StreamStatus::Creating => StreamStatus::Creating,
         types::StreamStatus::Active | types::StreamStatus::Updating => StreamStatus::Active,
@@ -25,6 +26,7 @@ pub(super) fn description(summary: types::StreamDescriptionSummary) -> Result<St
         created: created.ok_or("no creation time")?,
         retention_hours: u32::try_from(summary.retention_period_hours)
             .map_err(|_| format!("a retention of {} hours", summary.retention_period_hours))?,
+        time,
     })
 }
 

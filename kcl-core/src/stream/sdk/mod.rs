@@ -1,6 +1,7 @@
 //! The stream port over the AWS SDK: which request is made for which call. One attempt each, bounded in time.
 
 mod convert;
+mod date;
 mod errors;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use kcl_lease::ShardId;
 
 pub(crate) use self::convert::child;
+use self::date::Date;
 use self::errors::Call;
 use super::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 
@@ -120,10 +122,11 @@ impl StreamApi for KinesisStream {
     async fn describe(&self) -> Result<StreamDescription, StreamError> {
         let call = self.call("kinesis:DescribeStreamSummary");
         let request = self.client.describe_stream_summary().set_stream_name(self.name()).set_stream_arn(self.arn());
-        let answer = request.customize().config_override(one_attempt(self.call_timeout)).send().await;
+        let date = Date::default();
+        let answer = request.customize().config_override(one_attempt(self.call_timeout)).interceptor(date.clone()).send().await;
         let summary = answer.map_err(|error| call.failed(&error))?.stream_description_summary;
         let summary = summary.ok_or_else(|| call.malformed("no description"))?;
-        convert::description(summary).map_err(|problem| call.malformed(problem))
+        convert::description(summary, date.seen()).map_err(|problem| call.malformed(problem))
     }
 
     async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, StreamError> {

@@ -101,6 +101,7 @@ async fn a_stream_is_described_by_its_name_or_its_arn() {
         // As floating point this is a little less than .123.
         created: Timestamp::from_millis(1_500_000_000_123),
         retention_hours: 24,
+        time: None,
     };
     assert_eq!(described, expected);
     wire.stream(ARN).describe().await.unwrap();

@@ -1,0 +1,123 @@
+//! Whether this worker can read the stream at all: one that can't, while others may, lets go of its shards and rests.
+//!
+//! A worker that reaches the lease table and not Kinesis would renew its leases for ever and read nothing. Its shards are better off with another
+//! worker. If nobody can read, leases move from one to the next now and then, which does no harm.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long nothing at all may have been read, by any shard, until this worker is cut off.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same if it knows of no other worker: there may be one, as only owners of leases are known.
+const PATIENCE_ALONE: Duration = Duration::from_secs(300);
+/// The first rest, and the longest one: each is twice as long as the one before, unless something was read in between.
+const FIRST_REST: Duration = Duration::from_secs(120);
+const LONGEST_REST: Duration = Duration::from_secs(3600);
+
+/// What is known of a worker's reading. Times are boot time.
+#[derive(Debug, Default)]
+pub(crate) struct Reading(Mutex<State>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    /// When anything was read last.
+    read: Duration,
+    /// Workers that there are, this one included.
+    workers: usize,
+    rests: u32,
+    rest_from: Duration,
+    rest_until: Duration,
+    /// When the service has answered last, whatever it was asked.
+    reached: Duration,
+}
+
+impl Reading {
+    /// Something was read, if only that there is nothing new.
+    pub(crate) fn succeeded(&self, now: Duration) {
+        let mut state = self.lock();
+        (state.read, state.rests) = (now, 0);
+    }
+
+    /// The service has answered something else.
+    pub(crate) fn reached(&self, now: Duration) {
+        self.lock().reached = now;
+    }
+
+    /// So many workers are alive.
+    pub(crate) fn share(&self, workers: usize) {
+        self.lock().workers = workers;
+    }
+
+    /// Whether the worker is cut off from the stream, as far as a shard can tell that was read, or begun, at `since`. Then it rests from now on.
+    pub(crate) fn is_cut_off(&self, since: Duration, now: Duration) -> bool {
+        let mut state = self.lock();
+        let patience = if state.workers > 1 { PATIENCE } else { PATIENCE_ALONE };
+        let cut_off = now.saturating_sub(since.max(state.read)) >= patience;
+        if cut_off && state.rest_until <= now {
+            state.rest_from = now;
+            state.rest_until = now + FIRST_REST.saturating_mul(1 << state.rests.min(10)).min(LONGEST_REST);
+            state.rests += 1;
+        }
+        cut_off
+    }
+
+    /// Whether it takes no leases now, but those that nobody else takes. A rest does not end before the service has answered anything at all.
+    pub(crate) fn rests(&self, now: Duration) -> bool {
+        let state = *self.lock();
+        now < state.rest_until || (state.rests > 0 && state.reached.max(state.read) < state.rest_from)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Plain data that no panic leaves half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_worker_that_reads_nothing_rests_ever_longer_until_it_reads() {
+        let reading = Reading::default();
+        reading.share(2);
+        reading.succeeded(at(100));
+        reading.reached(at(9_999));
+        assert!(!reading.is_cut_off(at(90), at(159)) && !reading.rests(at(159)));
+        assert!(reading.is_cut_off(at(90), at(160)) && reading.rests(at(160)));
+        // all shards find out in the same moment: one rest
+        assert!(reading.is_cut_off(at(95), at(161)) && reading.rests(at(279)) && !reading.rests(at(280)));
+        assert!(reading.is_cut_off(at(300), at(400)) && reading.rests(at(639)) && !reading.rests(at(640)));
+        reading.succeeded(at(700));
+        assert!(reading.is_cut_off(at(700), at(800)) && reading.rests(at(919)) && !reading.rests(at(920)));
+    }
+
+    #[test]
+    fn no_rest_ends_before_the_service_has_answered() {
+        let reading = Reading::default();
+        reading.share(2);
+        assert!(reading.is_cut_off(at(0), at(100)) && reading.rests(at(10_000)));
+        reading.reached(at(9_000));
+        assert!(!reading.rests(at(10_000)));
+    }
+
+    #[test]
+    fn a_shard_that_was_begun_just_now_has_its_time() {
+        let reading = Reading::default();
+        reading.share(2);
+        assert!(!reading.is_cut_off(at(1_000), at(1_059)));
+        assert!(reading.is_cut_off(at(1_000), at(1_060)));
+    }
+
+    #[test]
+    fn a_worker_that_knows_of_no_other_is_more_patient() {
+        let reading = Reading::default();
+        reading.share(1);
+        assert!(!reading.is_cut_off(at(0), at(299)));
+        assert!(reading.is_cut_off(at(0), at(300)));
+    }
+}

@@ -1,0 +1,71 @@
+//! A dead-letter queue in memory, behind the fault layer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::events::Event;
+use super::faults::Service;
+use super::network::{Asked, Failure, Link};
+use crate::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue};
+
+/// A queue's letters, in the order of acceptance; whoever reaches it. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Letters(Arc<Mutex<Vec<DeadLetter>>>);
+
+impl Letters {
+    pub(super) fn all(&self) -> Vec<DeadLetter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A dead-letter queue as one host reaches it.
+#[derive(Clone, Debug)]
+pub struct SimulatedDeadLetterQueue {
+    name: String,
+    letters: Letters,
+    link: Link,
+    timeout: Duration,
+}
+
+impl SimulatedDeadLetterQueue {
+    pub(super) fn new(name: &str, letters: Letters, link: Link, timeout: Duration) -> Self {
+        Self { name: name.to_owned(), letters, link, timeout }
+    }
+
+    fn asked(&self, operation: &'static str) -> Asked<'static> {
+        let errors = &["QueueDoesNotExist", "AccessDenied", "InternalFailure"];
+        Asked { service: Service::DeadLetters, operation, shard: "", may_be_stale: false, errors, timeout: self.timeout }
+    }
+
+    fn error(&self, operation: &'static str, failure: Failure) -> DeadLetterError {
+        let (queue, message) = (self.name.clone(), "a simulated fault".to_owned());
+        match failure {
+            Failure::Refused("QueueDoesNotExist") => DeadLetterError::NotFound { queue, message },
+            Failure::Refused("AccessDenied") => DeadLetterError::AccessDenied { queue, operation, message },
+            Failure::Throttled | Failure::Refused(_) | Failure::NoAnswer => DeadLetterError::Unavailable { queue, message },
+        }
+    }
+}
+
+#[async_trait]
+impl DeadLetterQueue for SimulatedDeadLetterQueue {
+    async fn check(&self) -> Result<(), DeadLetterError> {
+        const OPERATION: &str = "sqs:GetQueueAttributes";
+        self.link.read(self.asked(OPERATION), |_| ()).await.map_err(|failure| self.error(OPERATION, failure))
+    }
+
+    async fn send(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
+        const OPERATION: &str = "sqs:SendMessage";
+        let (letters, link, letter) = (self.letters.clone(), self.link.clone(), letter.clone());
+        let sent = self.link.write(self.asked(OPERATION), move || {
+            // Kept as it was, but without its hold on the sender's memory.
+            let mut kept = letter.clone();
+            kept.record = letter.record.detached();
+            letters.0.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
+            link.network.observers.tell(&Event::DeadLetterAccepted { host: &link.host, letter: &letter });
+        });
+        sent.await.map_err(|failure| self.error(OPERATION, failure))
+    }
+}

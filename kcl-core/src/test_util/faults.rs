@@ -1,0 +1,411 @@
+//! Faults as plain data: which there are, how often, and what becomes of one call.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kcl_lease::Entropy;
+
+/// What a call goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Service {
+    /// Kinesis.
+    Stream,
+    /// The lease table.
+    LeaseTable,
+    /// The dead-letter queue.
+    DeadLetters,
+    /// The blob store.
+    Blobs,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Stream, Self::LeaseTable, Self::DeadLetters, Self::Blobs];
+
+    /// Its name, as in traces.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "kinesis",
+            Self::LeaseTable => "dynamodb",
+            Self::DeadLetters => "sqs",
+            Self::Blobs => "s3",
+        }
+    }
+}
+
+/// The kinds of faults of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// Slower than usual, perhaps slower than the caller waits.
+    Slow,
+    /// Refused with an error that the service documents.
+    Error,
+    /// Refused as over a limit.
+    Throttled,
+    /// Lost before it was applied.
+    Dropped,
+    /// Applied, and the answer lost.
+    LostAnswer,
+    /// Given up by the caller and applied later, up to 25 s.
+    AppliedLate,
+    /// Applied twice, the second time up to 10 s later.
+    AppliedTwice,
+    /// Answered with what was true before: a listing that lags, a scan that is torn.
+    Stale,
+    /// A subscription that breaks, falls silent, or ends early.
+    BrokenStream,
+    /// The service is away for all.
+    Outage,
+    /// One machine can't reach the service, or isn't reached by its answers.
+    Partition,
+}
+
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Slow,
+        Self::Error,
+        Self::Throttled,
+        Self::Dropped,
+        Self::LostAnswer,
+        Self::AppliedLate,
+        Self::AppliedTwice,
+        Self::Stale,
+        Self::BrokenStream,
+        Self::Outage,
+        Self::Partition,
+    ];
+
+    /// Its name, as in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Error => "error",
+            Self::Throttled => "throttled",
+            Self::Dropped => "dropped",
+            Self::LostAnswer => "lost answer",
+            Self::AppliedLate => "applied late",
+            Self::AppliedTwice => "applied twice",
+            Self::Stale => "stale",
+            Self::BrokenStream => "broken stream",
+            Self::Outage => "outage",
+            Self::Partition => "partition",
+        }
+    }
+}
+
+/// How often each kind of fault happens to a call: a probability from 0 to 1 each. Their sum should stay well below 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct FaultRates {
+    /// See [`FaultKind::Slow`].
+    pub slow: f64,
+    /// See [`FaultKind::Error`].
+    pub error: f64,
+    /// See [`FaultKind::Throttled`].
+    pub throttled: f64,
+    /// See [`FaultKind::Dropped`].
+    pub dropped: f64,
+    /// See [`FaultKind::LostAnswer`].
+    pub lost_answer: f64,
+    /// See [`FaultKind::AppliedLate`]. A call that only reads is lost instead.
+    pub applied_late: f64,
+    /// See [`FaultKind::AppliedTwice`]. A call that only reads is answered once.
+    pub applied_twice: f64,
+    /// See [`FaultKind::Stale`]. For what is not read consistently; other calls are answered as usual.
+    pub stale: f64,
+    /// See [`FaultKind::BrokenStream`]. Of each event of a subscription.
+    pub broken_stream: f64,
+}
+
+impl FaultRates {
+    /// The rate of one kind; `None` for kinds that are not drawn by the call.
+    pub fn of(&mut self, kind: FaultKind) -> Option<&mut f64> {
+        Some(match kind {
+            FaultKind::Slow => &mut self.slow,
+            FaultKind::Error => &mut self.error,
+            FaultKind::Throttled => &mut self.throttled,
+            FaultKind::Dropped => &mut self.dropped,
+            FaultKind::LostAnswer => &mut self.lost_answer,
+            FaultKind::AppliedLate => &mut self.applied_late,
+            FaultKind::AppliedTwice => &mut self.applied_twice,
+            FaultKind::Stale => &mut self.stale,
+            FaultKind::BrokenStream => &mut self.broken_stream,
+            FaultKind::Outage | FaultKind::Partition => return None,
+        })
+    }
+}
+
+/// What a partition cuts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// What the machine sends is lost.
+    Requests,
+    /// What the machine sends is applied, and the answers are lost.
+    Answers,
+}
+
+/// The faults in force. Times are since the start of the services, see [`SimulatedAws::elapsed`](super::SimulatedAws::elapsed).
+#[derive(Debug, Default)]
+pub struct Faults {
+    rates: BTreeMap<Service, FaultRates>,
+    outages: BTreeMap<Service, Duration>,
+    partitions: BTreeMap<(String, Service), (Cut, Duration)>,
+    latency: Option<(Duration, Duration)>,
+    pub(super) counts: BTreeMap<FaultKind, u64>,
+}
+
+/// A call, as far as its fate depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) service: Service,
+    pub(super) machine: &'a str,
+    /// Changes something.
+    pub(super) writes: bool,
+    /// May be answered with what was true before.
+    pub(super) may_be_stale: bool,
+    /// Errors that the service documents for it.
+    pub(super) errors: &'static [&'static str],
+    /// How long the caller waits.
+    pub(super) timeout: Duration,
+}
+
+/// What becomes of a call. Durations are from its sending, but for `back` and `again`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fate {
+    /// Applied after `there`, answered `back` after that; `stale`: with what was true so long before.
+    Answered { there: Duration, back: Duration, again: Option<Duration>, stale: Option<Duration> },
+    /// Not applied, and answered with this error of the service. `None`: throttled.
+    Refused { back: Duration, error: Option<&'static str> },
+    /// The caller hears nothing but that the connection broke, `given_up` after it sent; applied after `there`, if at all.
+    Lost { there: Option<Duration>, given_up: Duration },
+}
+
+impl Faults {
+    /// The rates for calls to all services from now on.
+    pub fn set_rates(&mut self, rates: FaultRates) {
+        for service in Service::ALL {
+            self.rates.insert(service, rates);
+        }
+    }
+
+    /// The rates for calls to one service from now on.
+    pub fn set_rates_of(&mut self, service: Service, rates: FaultRates) {
+        self.rates.insert(service, rates);
+    }
+
+    /// How long an ordinary call takes there, and the same again back. Default: 1 to 5 ms.
+    pub fn set_latency(&mut self, low: Duration, high: Duration) {
+        self.latency = Some((low, high));
+    }
+
+    /// The service answers nobody until this time.
+    pub fn outage(&mut self, service: Service, until: Duration) {
+        self.outages.insert(service, until);
+    }
+
+    /// A machine and a service are cut from each other, one way, until this time.
+    pub fn partition(&mut self, machine: &str, service: Service, cut: Cut, until: Duration) {
+        self.partitions.insert((machine.to_owned(), service), (cut, until));
+    }
+
+    /// Ends all faults.
+    pub fn clear(&mut self) {
+        self.rates.clear();
+        self.outages.clear();
+        self.partitions.clear();
+    }
+
+    /// How often each kind has happened.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<FaultKind, u64> {
+        self.counts.clone()
+    }
+
+    pub(super) fn count(&mut self, kind: FaultKind) {
+        *self.counts.entry(kind).or_default() += 1;
+    }
+
+    /// What becomes of a call that is sent now.
+    pub(super) fn fate(&mut self, call: Call<'_>, now: Duration, entropy: &Entropy) -> (Fate, Option<FaultKind>) {
+        let (fate, kind) = self.decide(call, now, entropy);
+        if let Some(kind) = kind {
+            self.count(kind);
+        }
+        (fate, kind)
+    }
+
+    fn decide(&self, call: Call<'_>, now: Duration, entropy: &Entropy) -> (Fate, Option<FaultKind>) {
+        let millis = Duration::from_millis;
+        let (low, high) = self.latency.unwrap_or((millis(1), millis(5)));
+        let (there, back) = (entropy.between(low, high), entropy.between(low, high));
+        // A broken connection is noticed at once, or never: then the caller's patience ends it.
+        let given_up = |entropy: &Entropy| {
+            if entropy.fraction() < 0.5 { entropy.between(millis(1), millis(200)).min(call.timeout) } else { call.timeout }
+        };
+        if self.outages.get(&call.service).is_some_and(|until| now < *until) {
+            return (Fate::Lost { there: None, given_up: given_up(entropy) }, Some(FaultKind::Outage));
+        }
+        if let Some((cut, _)) = self.partitions.get(&(call.machine.to_owned(), call.service)).filter(|(_, until)| now < *until) {
+            let there = (*cut == Cut::Answers).then_some(there);
+            return (Fate::Lost { there, given_up: given_up(entropy) }, Some(FaultKind::Partition));
+        }
+        let answered = |there, back| Fate::Answered { there, back, again: None, stale: None };
+        let usual = (answered(there, back), None);
+        let Some(rates) = self.rates.get(&call.service) else { return usual };
+        let mut drawn = entropy.fraction();
+        let mut falls = |rate: f64| {
+            let falls = (0.0..rate).contains(&drawn);
+            drawn -= rate;
+            falls
+        };
+        if falls(rates.slow) {
+            let (there, back) = (entropy.between(millis(5), millis(4_000)), entropy.between(millis(5), millis(4_000)));
+            let fate =
+                if there + back < call.timeout { answered(there, back) } else { Fate::Lost { there: Some(there), given_up: call.timeout } };
+            return (fate, Some(FaultKind::Slow));
+        }
+        if falls(rates.error) && !call.errors.is_empty() {
+            let error = call.errors[index(entropy, call.errors.len())];
+            return (Fate::Refused { back: there + back, error: Some(error) }, Some(FaultKind::Error));
+        }
+        if falls(rates.throttled) {
+            return (Fate::Refused { back: there + back, error: None }, Some(FaultKind::Throttled));
+        }
+        if falls(rates.dropped) {
+            return (Fate::Lost { there: None, given_up: given_up(entropy) }, Some(FaultKind::Dropped));
+        }
+        if falls(rates.lost_answer) {
+            return (Fate::Lost { there: Some(there), given_up: given_up(entropy) }, Some(FaultKind::LostAnswer));
+        }
+        if falls(rates.applied_late) {
+            let there = call.writes.then(|| entropy.between(millis(100), millis(25_000)));
+            let kind = if call.writes { FaultKind::AppliedLate } else { FaultKind::Dropped };
+            return (Fate::Lost { there, given_up: given_up(entropy) }, Some(kind));
+        }
+        if falls(rates.applied_twice) && call.writes {
+            let again = Some(entropy.between(millis(1), millis(10_000)));
+            return (Fate::Answered { there, back, again, stale: None }, Some(FaultKind::AppliedTwice));
+        }
+        if falls(rates.stale) && call.may_be_stale {
+            let stale = Some(entropy.between(millis(100), millis(4_000)));
+            return (Fate::Answered { there, back, again: None, stale }, Some(FaultKind::Stale));
+        }
+        usual
+    }
+
+    /// Whether an event of a subscription comes to nothing, and how.
+    pub(super) fn breaks(&mut self, machine: &str, now: Duration, entropy: &Entropy) -> Option<Break> {
+        let away = self.outages.get(&Service::Stream).is_some_and(|until| now < *until);
+        let cut = self.partitions.get(&(machine.to_owned(), Service::Stream)).filter(|(_, until)| now < *until);
+        let kind = match (away, cut) {
+            (true, _) => FaultKind::Outage,
+            (_, Some(_)) => FaultKind::Partition,
+            _ if entropy.fraction() < self.rates.get(&Service::Stream).map_or(0.0, |rates| rates.broken_stream) => FaultKind::BrokenStream,
+            _ => return None,
+        };
+        self.count(kind);
+        Some(match index(entropy, 4) {
+            0 => Break::Silent,
+            1 => Break::Ended,
+            2 => Break::Late(entropy.between(Duration::from_secs(30), Duration::from_secs(50))),
+            _ => Break::Broken,
+        })
+    }
+}
+
+/// How a subscription comes to its end before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Break {
+    /// The connection breaks.
+    Broken,
+    /// It ends as if in order.
+    Ended,
+    /// Nothing comes any more.
+    Silent,
+    /// The event comes so late that it may have been given up.
+    Late(Duration),
+}
+
+fn index(entropy: &Entropy, length: usize) -> usize {
+    usize::try_from(entropy.u64() % length.max(1) as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALL: Call<'static> = Call {
+        service: Service::LeaseTable,
+        machine: "a",
+        writes: true,
+        may_be_stale: false,
+        errors: &["AccessDenied"],
+        timeout: Duration::from_secs(2),
+    };
+
+    fn fates(faults: &mut Faults, call: Call<'_>, now: u64) -> Vec<(Fate, Option<FaultKind>)> {
+        let entropy = Entropy::from_seed(1);
+        (0..2_000).map(|_| faults.fate(call, Duration::from_secs(now), &entropy)).collect()
+    }
+
+    #[test]
+    fn without_faults_every_call_is_answered() {
+        let answered = |fate: &Fate| matches!(fate, Fate::Answered { again: None, stale: None, .. });
+        assert!(fates(&mut Faults::default(), CALL, 0).iter().all(|(fate, kind)| kind.is_none() && answered(fate)));
+    }
+
+    #[test]
+    fn each_kind_happens_as_often_as_it_is_set_to() {
+        for kind in FaultKind::ALL {
+            let mut rates = FaultRates::default();
+            let Some(rate) = rates.of(kind).filter(|_| kind != FaultKind::BrokenStream) else { continue };
+            *rate = 0.25;
+            let mut faults = Faults::default();
+            faults.set_rates(rates);
+            let call = Call { may_be_stale: kind == FaultKind::Stale, ..CALL };
+            let hit = fates(&mut faults, call, 0).iter().filter(|(_, happened)| *happened == Some(kind)).count();
+            assert!((400..600).contains(&hit), "{kind:?}: {hit} of 2000");
+            assert_eq!(faults.counts()[&kind], hit as u64);
+        }
+    }
+
+    #[test]
+    fn a_call_that_only_reads_is_never_applied_late_or_twice() {
+        let mut faults = Faults::default();
+        faults.set_rates(FaultRates { applied_late: 0.3, applied_twice: 0.3, stale: 0.3, ..FaultRates::default() });
+        for (fate, kind) in fates(&mut faults, Call { writes: false, ..CALL }, 0) {
+            assert!(matches!(fate, Fate::Answered { again: None, stale: None, .. } | Fate::Lost { there: None, .. }), "{fate:?} {kind:?}");
+        }
+    }
+
+    #[test]
+    fn outages_and_partitions_last_their_time_and_concern_only_theirs() {
+        let mut faults = Faults::default();
+        faults.outage(Service::LeaseTable, Duration::from_secs(10));
+        faults.partition("a", Service::Stream, Cut::Answers, Duration::from_secs(10));
+        let lost = |faults: &mut Faults, call, now| fates(faults, call, now).iter().all(|(fate, _)| matches!(fate, Fate::Lost { .. }));
+        let stream = Call { service: Service::Stream, ..CALL };
+        assert!(lost(&mut faults, CALL, 9) && !lost(&mut faults, CALL, 10));
+        assert!(lost(&mut faults, stream, 9) && !lost(&mut faults, stream, 10));
+        assert!(!lost(&mut faults, Call { machine: "b", ..stream }, 9));
+        assert!(
+            fates(&mut faults, stream, 9).iter().all(|(fate, _)| matches!(fate, Fate::Lost { there: Some(_), .. })),
+            "answers alone are cut"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_lost_and_the_write_stands() {
+        let mut faults = Faults::default();
+        faults.set_rates(FaultRates { slow: 1.0, ..FaultRates::default() });
+        let fates = fates(&mut faults, CALL, 0);
+        assert!(fates.iter().any(|(fate, _)| matches!(fate, Fate::Lost { there: Some(_), .. })));
+        for (fate, _) in fates {
+            if let Fate::Answered { there, back, .. } = fate {
+                assert!(there + back < CALL.timeout);
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A machine with one process on it: its clock, its connections, and its power.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use kcl_lease::{Clock, Entropy, LeaseTable};
+use tokio::sync::Notify;
+
+use super::aws::SimulatedAws;
+use super::clock::SimulatedClock;
+use super::network::Link;
+use super::{SimulatedDeadLetterQueue, SimulatedFanOut, SimulatedLeaseTable, SimulatedStream};
+use crate::stream::StreamApi;
+use crate::worker::{Worker, WorkerBuilder};
+
+/// One process on a machine. Made by [`SimulatedAws::host`]; clones are the same.
+///
+/// What runs on it, runs inside of [`run`](Self::run): the process itself, and by way of [`worker`](Self::worker) all tasks of a worker.
+#[derive(Clone, Debug)]
+pub struct Host {
+    aws: SimulatedAws,
+    link: Link,
+    clock: SimulatedClock,
+    entropy: Entropy,
+    power: Power,
+    held: Held,
+    call_timeout: Duration,
+}
+
+impl Host {
+    pub(super) fn new(aws: SimulatedAws, link: Link, clock: SimulatedClock, entropy: Entropy) -> Self {
+        let call_timeout = Duration::from_secs(2);
+        Self { aws, link, clock, entropy, power: Power::default(), held: Held::default(), call_timeout }
+    }
+
+    /// Its name: the machine's and the number of the process on it, as in `host-1#2`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.link.host
+    }
+
+    /// The machine's name, which partitions go by.
+    #[must_use]
+    pub fn machine(&self) -> &str {
+        &self.link.machine
+    }
+
+    /// The machine's clock.
+    #[must_use]
+    pub fn clock(&self) -> &SimulatedClock {
+        &self.clock
+    }
+
+    /// How long calls to the lease table, the queue and the blob store may take (default 2 s, what leases of 10 s come to).
+    #[must_use]
+    pub fn with_call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// A worker on this host, for an application that reads a simulated stream.
+    pub fn worker(&self, application: &str, stream: &str) -> WorkerBuilder {
+        let stream_api: Arc<dyn StreamApi> = Arc::new(self.stream(stream));
+        let table: Arc<dyn LeaseTable> = Arc::new(self.lease_table(application));
+        let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        Worker::builder(application, stream)
+            .worker_name(self.machine())
+            .stream_api(stream_api)
+            .lease_table(table)
+            .fan_out_api(Arc::new(self.fan_out()))
+            .clock(clock)
+            .entropy(self.entropy.clone())
+            .power(self.power.clone())
+    }
+
+    /// The stream, as this host reaches it.
+    #[must_use]
+    pub fn stream(&self, name: &str) -> SimulatedStream {
+        SimulatedStream::new(&self.aws, self.link.clone(), name, self.held.clone())
+    }
+
+    /// Enhanced fan-out, as this host reaches it.
+    #[must_use]
+    pub fn fan_out(&self) -> SimulatedFanOut {
+        SimulatedFanOut::new(&self.aws, self.link.clone(), self.held.clone())
+    }
+
+    /// The application's lease table, as this host reaches it.
+    #[must_use]
+    pub fn lease_table(&self, application: &str) -> SimulatedLeaseTable {
+        SimulatedLeaseTable::new(application, self.aws.table(application), self.link.clone(), self.call_timeout)
+    }
+
+    /// A dead-letter queue, as this host reaches it.
+    #[must_use]
+    pub fn dead_letter_queue(&self, name: &str) -> SimulatedDeadLetterQueue {
+        SimulatedDeadLetterQueue::new(name, self.aws.queue(name), self.link.clone(), self.call_timeout)
+    }
+
+    /// The blob store, as this host reaches it.
+    #[must_use]
+    pub fn blobs(&self) -> super::SimulatedBlobs {
+        super::SimulatedBlobs::new(self.aws.blob_store(), self.link.clone(), self.call_timeout)
+    }
+
+    /// Runs something on this host: it stands still while the host is frozen, and for ever once it is killed.
+    pub fn run<F: Future>(&self, process: F) -> Powered<F> {
+        Powered::new(process, Some(self.power.clone()))
+    }
+
+    /// Stops everything on this host where it is, as SIGSTOP or a paused virtual machine does. Boot time goes on.
+    pub fn freeze(&self) {
+        self.power.set(State::Frozen);
+    }
+
+    /// Lets everything go on.
+    pub fn thaw(&self) {
+        self.power.set(State::Running);
+    }
+
+    /// Ends everything on this host where it is, as SIGKILL does: nothing more is done, not even what follows the present await. Drop what
+    /// [`run`](Self::run) gave afterwards.
+    pub fn kill(&self) {
+        self.power.set(State::Dead);
+    }
+
+    /// Ends everything at the poll of this number from now on: at whichever await that is.
+    pub fn kill_at_poll(&self, number: u64) {
+        let mut power = self.power.lock();
+        power.dies_at = Some(power.polls + number.max(1));
+    }
+
+    /// Takes [`kill_at_poll`](Self::kill_at_poll) back.
+    pub fn spare(&self) {
+        self.power.lock().dies_at = None;
+    }
+
+    /// Whether it was killed.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.power.lock().state == State::Dead
+    }
+
+    /// Waits until it is killed.
+    pub async fn died(&self) {
+        loop {
+            let died = self.power.0.died.notified();
+            if self.is_dead() {
+                return;
+            }
+            died.await;
+        }
+    }
+
+    /// Bytes of payloads that were read by this process and are still in its memory, and the most there ever were.
+    #[must_use]
+    pub fn bytes_held(&self) -> (usize, usize) {
+        (self.held.0.now.load(Ordering::Relaxed), self.held.0.most.load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Running,
+    Frozen,
+    Dead,
+}
+
+#[derive(Debug, Default)]
+struct Switch {
+    state: State,
+    /// Who was to be polled meanwhile.
+    waiting: Vec<Waker>,
+    polls: u64,
+    dies_at: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    switch: Mutex<Switch>,
+    died: Notify,
+}
+
+/// The power switch of a host. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Power(Arc<Shared>);
+
+impl Power {
+    fn lock(&self) -> MutexGuard<'_, Switch> {
+        // Plain data that no panic leaves half changed.
+        self.0.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        let woken = {
+            let mut switch = self.lock();
+            // Nothing comes back from the dead.
+            if switch.state != State::Dead {
+                switch.state = state;
+            }
+            if switch.state == State::Running { std::mem::take(&mut switch.waiting) } else { Vec::new() }
+        };
+        woken.into_iter().for_each(Waker::wake);
+        if state == State::Dead {
+            self.0.died.notify_waiters();
+        }
+    }
+
+    fn may_run(&self, context: &Context<'_>) -> bool {
+        let dies = {
+            let mut switch = self.lock();
+            match switch.state {
+                State::Dead => return false,
+                State::Frozen => {
+                    switch.waiting.push(context.waker().clone());
+                    return false;
+                }
+                State::Running => {}
+            }
+            switch.polls += 1;
+            switch.dies_at.is_some_and(|at| at <= switch.polls)
+        };
+        if dies {
+            self.set(State::Dead);
+        }
+        !dies
+    }
+}
+
+/// A future that runs while its host does. See [`Host::run`].
+pub struct Powered<F: Future> {
+    future: Pin<Box<F>>,
+    power: Option<Power>,
+}
+
+impl<F: Future> Powered<F> {
+    pub(crate) fn new(future: F, power: Option<Power>) -> Self {
+        Self { future: Box::pin(future), power }
+    }
+}
+
+impl<F: Future> Future for Powered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        if self.power.as_ref().is_some_and(|power| !power.may_run(context)) {
+            return Poll::Pending;
+        }
+        let polled = self.future.as_mut().poll(context);
+        // Killed in the middle of it, nobody hears of the result.
+        if self.power.as_ref().is_some_and(|power| power.lock().state == State::Dead) { Poll::Pending } else { polled }
+    }
+}
+
+impl<F: Future> fmt::Debug for Powered<F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Powered").field("power", &self.power).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Bytes {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// Counts the bytes of payloads that a process holds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held(Arc<Bytes>);
+
+impl Held {
+    /// The payload, counted until its last clone is dropped.
+    pub(super) fn count(&self, data: bytes::Bytes) -> bytes::Bytes {
+        let now = self.0.now.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        self.0.most.fetch_max(now, Ordering::Relaxed);
+        bytes::Bytes::from_owner(Counted { data, held: self.clone() })
+    }
+}
+
+struct Counted {
+    data: bytes::Bytes,
+    held: Held,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.held.0.now.fetch_sub(self.data.len(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,31 @@
+//! What the tasks of a worker run on: the process itself, or a simulated host that can be frozen and killed at any await.
+
+#[cfg(feature = "test-util")]
+use crate::test_util::{Power, Powered};
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Machine {
+    #[cfg(feature = "test-util")]
+    power: Option<Power>,
+}
+
+impl Machine {
+    #[cfg(feature = "test-util")]
+    pub(super) fn with(power: Power) -> Self {
+        Self { power: Some(power) }
+    }
+
+    /// A task as it is to be spawned.
+    #[cfg(feature = "test-util")]
+    pub(super) fn run<F: Future>(&self, task: F) -> Powered<F> {
+        Powered::new(task, self.power.clone())
+    }
+
+    /// A task as it is to be spawned.
+    #[cfg(not(feature = "test-util"))]
+    #[expect(clippy::unused_self, reason = "there is only the process itself")]
+    pub(super) fn run<F: Future>(&self, task: F) -> F {
+        task
+    }
+}
