@@ -1,1 +1,5 @@
-//! Nothing but tests, see `tests/it`, and the program that those with real processes run.
+//! Whole fleets of workers: [`simulation`], in simulated time under every fault, which `tests/simulation` and the program `simulate` run; and `tests/it`, over the
+//! wire against local AWS. Also the
+//! program that tests with real processes run.
+
+pub mod simulation;

@@ -1,0 +1,178 @@
+//! Machines and the processes on them. What ends without being asked to is started again some seconds later, as a supervisor does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use kcl_core::test_util::{Host, SimulatedAws};
+use kcl_core::{Checkpointing, Entropy, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::oracle::{APPLICATION, Judge};
+use super::plan::Plan;
+use super::processor::Processor;
+use super::publisher::STREAM;
+
+/// The dead-letter queue's name in every run.
+pub(super) const QUEUE: &str = "orders-dlq";
+
+/// How a process ended.
+pub(super) enum Exit {
+    Killed,
+    Ended(Result<(), WorkerError>),
+}
+
+/// A process that is running.
+pub(super) struct Process {
+    pub(super) host: Host,
+    stop: CancellationToken,
+    handle: watch::Receiver<Option<WorkerHandle>>,
+    asked_to_stop: Option<Duration>,
+}
+
+impl Process {
+    /// The worker's shards, once it has been built.
+    pub(super) fn handle(&self) -> Option<WorkerHandle> {
+        self.handle.borrow().clone()
+    }
+}
+
+/// All machines.
+pub(super) struct Fleet {
+    pub(super) aws: SimulatedAws,
+    pub(super) judge: Judge,
+    pub(super) entropy: Entropy,
+    pub(super) plan: Arc<Plan>,
+    pub(super) processes: BTreeMap<usize, Process>,
+    /// Machines that are to have a process.
+    pub(super) in_service: BTreeMap<usize, bool>,
+    pub(super) exits: JoinSet<(usize, Exit)>,
+    /// How many more processes the killing record kills.
+    pub(super) deaths_left: Arc<AtomicU32>,
+    /// Whether trimmed records are skipped, by processes that start from now on.
+    pub(super) mended: Arc<AtomicBool>,
+    /// The most bytes that a process of the run held beyond what it may.
+    pub(super) hosts: Vec<Host>,
+}
+
+/// What worker settings the machines have that follow from the plan.
+const PREFETCH: usize = 12 << 20;
+
+/// How long a worker may take to stop.
+pub(super) const SHUTDOWN: Duration = Duration::from_secs(25);
+
+pub(super) fn machine(number: usize) -> String {
+    format!("m{number}")
+}
+
+impl Fleet {
+    /// Starts a process on a machine, unless there is one.
+    pub(super) fn start(&mut self, number: usize) {
+        if self.processes.contains_key(&number) {
+            return;
+        }
+        let host = self.aws.host(&machine(number)).with_call_timeout((self.plan.lease_duration / 5).min(Duration::from_secs(2)));
+        let (stop, (built, handle)) = (CancellationToken::new(), watch::channel(None));
+        let process = host.run(self.process(host.clone(), stop.clone(), built));
+        self.judge.tell(format_args!("{} starts", host.name()));
+        let killed = host.clone();
+        self.exits.spawn(async move {
+            tokio::select! {
+                biased;
+                () = killed.died() => (number, Exit::Killed),
+                ended = process => (number, Exit::Ended(ended)),
+            }
+        });
+        self.hosts.push(host.clone());
+        self.processes.insert(number, Process { host, stop, handle, asked_to_stop: None });
+    }
+
+    /// SIGTERM.
+    pub(super) fn terminate(&mut self, number: usize) {
+        let now = self.aws.elapsed();
+        if let Some(process) = self.processes.get_mut(&number) {
+            process.stop.cancel();
+            process.asked_to_stop.get_or_insert(now);
+        }
+    }
+
+    /// A process has ended. Returns the time after which the next one starts, if one should.
+    pub(super) fn ended(&mut self, number: usize, exit: &Exit) -> Option<Duration> {
+        let process = self.processes.remove(&number)?;
+        let now = self.aws.elapsed();
+        match exit {
+            Exit::Killed => self.judge.tell(format_args!("{} killed", process.host.name())),
+            Exit::Ended(Ok(())) => self.judge.tell(format_args!("{} ended", process.host.name())),
+            Exit::Ended(Err(error)) => self.judge.tell(format_args!("{} ended: {error}", process.host.name())),
+        }
+        if let Some(asked) = process.asked_to_stop
+            && now > asked + SHUTDOWN + Duration::from_secs(3)
+            && !process.host.is_dead()
+        {
+            // A machine that stood still can't keep time.
+            self.judge.tell(format_args!("{} took {:?} to stop", process.host.name(), now - asked));
+        }
+        let again = self.in_service.get(&number).copied().unwrap_or(false);
+        again.then(|| match process.asked_to_stop {
+            Some(_) => Duration::ZERO,
+            None => self.entropy.between(Duration::from_millis(100), Duration::from_secs(5)),
+        })
+    }
+
+    fn process(
+        &self,
+        host: Host,
+        stop: CancellationToken,
+        built: watch::Sender<Option<WorkerHandle>>,
+    ) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
+        let plan = Arc::clone(&self.plan);
+        let (judge, entropy, deaths_left) = (self.judge.clone(), self.entropy.clone(), Arc::clone(&self.deaths_left));
+        let trimmed = if self.mended.load(Ordering::Relaxed) { TrimmedData::SkipAndAudit } else { plan.trimmed };
+        async move {
+            let handling = plan.handling.clone();
+            let of_processors = host.clone();
+            let builder = host
+                .worker(APPLICATION, STREAM)
+                .lease_duration(plan.lease_duration)
+                .shutdown_timeout(SHUTDOWN)
+                .retrieval(plan.retrieval)
+                .initial_position(plan.initial)
+                .trimmed_data(trimmed)
+                .adopt_recreated_stream(true)
+                .prefetch_bytes(PREFETCH)
+                .polling(PollingConfig { idle_interval: plan.idle_interval, ..PollingConfig::default() })
+                .retry_policy(RetryPolicy {
+                    max_attempts: 3,
+                    first_backoff: Duration::from_millis(100),
+                    max_backoff: Duration::from_secs(5),
+                })
+                .processor(move |_: &ShardContext| Processor {
+                    judge: judge.clone(),
+                    host: of_processors.clone(),
+                    handling: handling.clone(),
+                    entropy: entropy.clone(),
+                    deaths_left: Arc::clone(&deaths_left),
+                    since_checkpoint: 0,
+                });
+            let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };
+            let builder = if plan.handling.queue { builder.dead_letter_queue(host.dead_letter_queue(QUEUE)) } else { builder };
+            let worker = builder.build().await?;
+            built.send_replace(Some(worker.handle()));
+            worker.run_until(stop.cancelled_owned()).await
+        }
+    }
+
+    /// Bytes of payloads that a process held beyond what it may.
+    pub(super) fn bytes_too_many(&self) -> Option<String> {
+        let oracle = self.judge.lock();
+        self.hosts.iter().find_map(|host| {
+            let (_, most) = host.bytes_held();
+            // What is read ahead by all, and for each shard an answer in work and one that came without being asked for by the budget.
+            let right = PREFETCH + oracle.most_held(host.name()).max(1) * 2 * (10 << 20);
+            (most > right).then(|| format!("{} held {most} bytes of payloads, {right} are right", host.name()))
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! Whole fleets of real workers in simulated time, under faults that follow from a seed, judged by an oracle that knows everything.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`plan`] | a run as plain data: fleet, traffic, faults, schedule, ending |
+//! | [`scenario`] | the scenarios, each of which makes a plan from a seed |
+//! | [`run`](mod@run) | carries a plan out |
+//! | `fleet` | machines and the processes on them, started again when they end |
+//! | `processor`, `publisher` | what the services of the fleet do, and what feeds them |
+//! | [`oracle`] | the invariants, checked at every step, and what is demanded at the end |
+//! | [`trace`] | what happened, byte for byte |
+//! | `logs` | the library's own log events |
+//! | [`memory`] | how much is allocated |
+//! | [`shrink`] | the shortest schedule that still fails |
+//! | [`report`] | results of many runs, printed and as JSON |
+
+mod fleet;
+mod logs;
+pub mod memory;
+pub mod oracle;
+pub mod plan;
+pub mod planted;
+mod processor;
+mod publisher;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod shrink;
+pub mod trace;
+
+pub use self::oracle::Violation;
+pub use self::plan::{Options, Plan};
+pub use self::processor::A_BUG_OF_THE_SERVICE;
+pub use self::run::{Detail, Outcome, run};
+pub use self::scenario::{SCENARIOS, Scenario};

@@ -1,0 +1,82 @@
+//! What is asked for in the end, and what a run comes to.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kcl_core::{Checkpoint, ShardId};
+
+use super::Oracle;
+
+impl Oracle {
+    pub(in crate::simulation) fn undone(&self) -> usize {
+        self.log.undone()
+    }
+
+    /// Which records are not done, in words.
+    pub(in crate::simulation) fn missing(&self) -> String {
+        let first: Vec<_> =
+            self.log.first_undone().take(5).map(|(shard, entry)| format!("{shard} {} ({:?})", entry.number, entry.kind)).collect();
+        format!("{} records, first of each shard: {}", self.undone(), first.join(", "))
+    }
+
+    /// The time since the oldest good record arrived that is not done, in shards without records that can't be processed.
+    pub(in crate::simulation) fn oldest_of_good_shards(&self, now: Duration) -> Duration {
+        use crate::simulation::publisher::Kind;
+        let good = |shard: &ShardId| self.log.shards[shard].entries.iter().all(|entry| entry.kind == Kind::Good);
+        self.log.first_undone().filter(|(shard, _)| good(shard)).map(|(_, entry)| now.saturating_sub(entry.put)).max().unwrap_or_default()
+    }
+
+    pub(in crate::simulation) fn takes_between(&self, from: Duration, to: Duration) -> u64 {
+        self.takes.iter().filter(|at| (from..to).contains(*at)).count() as u64
+    }
+
+    pub(in crate::simulation) fn moves_since(&self, from: Duration) -> usize {
+        self.takes.iter().chain(&self.requests).filter(|at| **at >= from).count()
+    }
+
+    pub(in crate::simulation) fn repeated(&self) -> u64 {
+        self.repeated
+    }
+
+    pub(in crate::simulation) fn slowest(&self) -> Duration {
+        self.slowest
+    }
+
+    pub(in crate::simulation) fn most_held(&self, host: &str) -> usize {
+        self.limits.most_held(host)
+    }
+
+    /// Leases by their owner, for those that are not finished and may be read.
+    pub(in crate::simulation) fn owners(&self) -> BTreeMap<ShardId, Option<String>> {
+        let startable = |parents: &std::collections::BTreeSet<ShardId>| {
+            parents.iter().all(|parent| self.rows.get(parent).is_none_or(|row| row.checkpoint.is_shard_end()))
+        };
+        let unfinished = self.rows.values().filter(|row| !row.checkpoint.is_shard_end() && startable(&row.parents));
+        unfinished.map(|row| (row.shard_id.clone(), row.actual_owner().map(ToString::to_string))).collect()
+    }
+
+    /// After all have stopped in order: every lease is free, and its checkpoint is all that there is.
+    pub(in crate::simulation) fn all_is_released(&mut self, checkpointed: bool) {
+        let mut wrong = None;
+        for row in self.rows.values().filter(|row| !row.checkpoint.is_shard_end()) {
+            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last());
+            if row.owner.is_some() {
+                wrong = Some(("L6", format!("{} still belongs to {:?} after all have stopped", row.shard_id, row.owner)));
+            } else if let (Some(last), Checkpoint::At(at), true) = (last, row.checkpoint, checkpointed)
+                && last.number != at.sequence_number
+            {
+                wrong = Some(("L6", format!("{} is finished up to {} and was left at {at}", row.shard_id, last.number)));
+            }
+        }
+        if let Some((invariant, message)) = wrong {
+            self.violated(invariant, message);
+        }
+    }
+
+    /// Every jump over trimmed records was told in the audit log.
+    pub(in crate::simulation) fn skips_are_audited(&mut self) {
+        if self.skipped_unread > 0 && self.audits == 0 {
+            self.violated("S1", format!("{} trimmed records were skipped and no audit event says so", self.skipped_unread));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The true log: what was published to which shard in which order, what of it is finished, and how the shards descend.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kcl_core::stream::Shard;
+use kcl_core::{SequenceNumber, ShardId, Timestamp};
+
+use crate::simulation::publisher::Kind;
+
+/// A published record.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) number: SequenceNumber,
+    pub(super) key: u64,
+    /// Grows with publication, over all keys.
+    pub(super) count: u64,
+    pub(super) kind: Kind,
+    pub(super) arrival: Timestamp,
+    pub(super) put: Duration,
+    /// Processed, dead-lettered, skipped as audited, or not asked for.
+    pub(super) done: bool,
+    pub(super) processed: bool,
+    /// The term in which it was finished last, and the process that had it.
+    pub(super) finished_in: Option<(String, u64)>,
+    pub(super) delivered: bool,
+}
+
+/// A shard's part of the log.
+#[derive(Debug, Default)]
+pub(super) struct ShardLog {
+    pub(super) entries: Vec<Entry>,
+    /// All entries before this one are done.
+    pub(super) done_to: usize,
+    pub(super) parents: BTreeSet<ShardId>,
+    pub(super) children: BTreeSet<ShardId>,
+    pub(super) closed: bool,
+}
+
+/// How a record was finished.
+pub(super) enum Finished {
+    First { put: Duration },
+    Again,
+}
+
+/// All shards.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) shards: BTreeMap<ShardId, ShardLog>,
+    /// Records that arrived before are not asked for.
+    scope: Option<Timestamp>,
+    undone: usize,
+    last_of_key: BTreeMap<u64, u64>,
+}
+
+impl ShardLog {
+    /// The index of the first record with this number or a higher one.
+    pub(super) fn at_or_after(&self, number: SequenceNumber) -> usize {
+        // As integers, by themselves: what the library makes of their order is not trusted.
+        self.entries.partition_point(|entry| entry.number.into_words() < number.into_words())
+    }
+
+    /// The index of the first record above this number.
+    pub(super) fn after(&self, number: SequenceNumber) -> usize {
+        self.entries.partition_point(|entry| entry.number.into_words() <= number.into_words())
+    }
+
+    /// The index of the first record that arrived at this time or later.
+    pub(super) fn since(&self, time: Timestamp) -> usize {
+        self.entries.iter().position(|entry| entry.arrival >= time).unwrap_or(self.entries.len())
+    }
+
+    fn settle(&mut self) {
+        while self.entries.get(self.done_to).is_some_and(|entry| entry.done) {
+            self.done_to += 1;
+        }
+    }
+}
+
+impl Log {
+    #[expect(clippy::too_many_arguments, reason = "a record is all of this")]
+    pub(super) fn put(
+        &mut self,
+        shard: ShardId,
+        number: SequenceNumber,
+        key: u64,
+        count: u64,
+        kind: Kind,
+        arrival: Timestamp,
+        put: Duration,
+    ) {
+        let done = self.scope.is_some_and(|scope| arrival < scope);
+        let log = self.shards.entry(shard).or_default();
+        log.entries.push(Entry { number, key, count, kind, arrival, put, done, processed: false, finished_in: None, delivered: false });
+        log.settle();
+        self.undone += usize::from(!done);
+    }
+
+    /// Records that arrived before this time are not asked for. The first word on it stands.
+    pub(super) fn begins(&mut self, time: Timestamp) {
+        if self.scope.is_some() {
+            return;
+        }
+        self.scope = Some(time);
+        for log in self.shards.values_mut() {
+            for entry in log.entries.iter_mut().filter(|entry| !entry.done && entry.arrival < time) {
+                entry.done = true;
+                self.undone -= 1;
+            }
+            log.settle();
+        }
+    }
+
+    pub(super) fn has_scope(&self) -> bool {
+        self.scope.is_some()
+    }
+
+    pub(super) fn resharded(&mut self, shards: &[Shard]) {
+        for shard in shards {
+            let log = self.shards.entry(shard.shard_id.clone()).or_default();
+            log.closed = !shard.is_open();
+            log.parents.clone_from(&shard.parents);
+            for parent in &shard.parents {
+                self.shards.entry(parent.clone()).or_default().children.insert(shard.shard_id.clone());
+            }
+        }
+    }
+
+    /// The stream is another one: nothing of the old one is asked for any more.
+    pub(super) fn recreated(&mut self) {
+        self.shards.clear();
+        self.undone = 0;
+        self.last_of_key.clear();
+    }
+
+    /// `None`: there is no such record.
+    pub(super) fn finish(&mut self, shard: &ShardId, number: SequenceNumber, term: Option<(String, u64)>) -> Option<Finished> {
+        let log = self.shards.get_mut(shard)?;
+        let index = log.at_or_after(number);
+        let entry = log.entries.get_mut(index).filter(|entry| entry.number == number)?;
+        entry.finished_in = term;
+        if std::mem::replace(&mut entry.processed, true) {
+            return Some(Finished::Again);
+        }
+        let put = entry.put;
+        if !std::mem::replace(&mut entry.done, true) {
+            self.undone -= 1;
+        }
+        log.settle();
+        Some(Finished::First { put })
+    }
+
+    /// Skips unfinished records from one index to another. Returns how many there were.
+    pub(super) fn skip(&mut self, shard: &ShardId, from: usize, to: usize) -> u64 {
+        let Some(log) = self.shards.get_mut(shard) else { return 0 };
+        let mut skipped = 0;
+        for entry in log.entries[from..to].iter_mut().filter(|entry| !entry.done) {
+            entry.done = true;
+            self.undone -= 1;
+            skipped += 1;
+        }
+        log.settle();
+        skipped
+    }
+
+    /// Notes a first delivery. `Err`: a later record of the same key was delivered before.
+    pub(super) fn first_delivery(&mut self, key: u64, count: u64) -> Result<(), u64> {
+        let last = self.last_of_key.entry(key).or_default();
+        if *last > count {
+            return Err(*last);
+        }
+        *last = count;
+        Ok(())
+    }
+
+    pub(super) fn kind(&self, shard: &ShardId, number: SequenceNumber) -> Option<Kind> {
+        let log = self.shards.get(shard)?;
+        log.entries.get(log.at_or_after(number)).filter(|entry| entry.number == number).map(|entry| entry.kind)
+    }
+
+    /// Records that are not done.
+    pub(super) fn undone(&self) -> usize {
+        self.undone
+    }
+
+    /// The first record that is not done of each shard that has one.
+    pub(super) fn first_undone(&self) -> impl Iterator<Item = (&ShardId, &Entry)> {
+        self.shards.iter().filter_map(|(shard, log)| Some((shard, log.entries.get(log.done_to)?)))
+    }
+}

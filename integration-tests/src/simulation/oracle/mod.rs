@@ -1,0 +1,283 @@
+//! The oracle: knows what is true, sees everything that takes effect, and checks every invariant at every step.
+//!
+//! | file | invariants |
+//! |---|---|
+//! | `log` | what was published, in the true order of each shard; what of it is finished |
+//! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
+//! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
+//! | `limits` | S11 bytes held; S12 calls per second |
+//! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
+//!
+//! S9 (a dead letter is accepted before the checkpoint passes it) is S1: a record is finished by a processor or by an accepted letter. S10 (no
+//! payload in any log) is checked where log events are seen. S13 (no safety property reads the wall clock) follows from runs whose wall clocks
+//! are wrong.
+
+mod deliveries;
+mod ending;
+mod leases;
+mod limits;
+mod log;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kcl_core::test_util::{Event, SimulatedAws};
+use kcl_core::{Record, SequenceNumber, ShardContext, ShardId, Timestamp};
+use kcl_lease::Lease;
+use tokio::sync::Notify;
+
+use self::limits::Limits;
+use self::log::Log;
+use super::plan::Plan;
+use super::publisher::Kind;
+use super::trace::Trace;
+
+/// The application's name in every run.
+pub(super) const APPLICATION: &str = "orders-app";
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its short name, such as `S1`.
+    pub invariant: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.invariant, self.message)
+    }
+}
+
+/// One term of a shard.
+#[derive(Clone, Debug)]
+struct Term {
+    token: u64,
+    host: String,
+    taken_at: Duration,
+    /// The first record that it may deliver, as an index in the shard's log, and the next that it has not delivered.
+    first: usize,
+    next: usize,
+    /// Not released and not taken by another.
+    open: bool,
+}
+
+/// What the oracle knows. Times are since the start of the services.
+pub(super) struct Oracle {
+    trimmed_may_be_skipped: bool,
+    retention: Duration,
+    log: Log,
+    limits: Limits,
+    /// Recent terms of each shard, the present one last.
+    terms: BTreeMap<ShardId, Vec<Term>>,
+    /// Rows as they are.
+    rows: BTreeMap<ShardId, Lease>,
+    /// Shards whose lease was finished once.
+    finished: BTreeSet<ShardId>,
+    /// Instants of takes.
+    takes: Vec<Duration>,
+    requests: Vec<Duration>,
+    states: BTreeMap<&'static str, u64>,
+    repeated: u64,
+    skipped_unread: u64,
+    /// When the stream was made, once it was made anew: rows of another one are none of its.
+    made_anew: Option<Timestamp>,
+    /// Terms of the stream before: host, shard, token.
+    old_terms: BTreeSet<(String, ShardId, u64)>,
+    audits: u64,
+    slowest: Duration,
+    violation: Option<Violation>,
+    pub(super) trace: Trace,
+}
+
+/// The oracle, as everybody reaches it. Clones share it.
+#[derive(Clone)]
+pub(super) struct Judge {
+    aws: SimulatedAws,
+    oracle: Arc<Mutex<Oracle>>,
+    /// Told at a violation.
+    pub(super) stopped: Arc<Notify>,
+}
+
+impl Judge {
+    pub(super) fn new(plan: &Plan, aws: &SimulatedAws, trace: Trace) -> Self {
+        let judge = Self {
+            aws: aws.clone(),
+            oracle: Arc::new(Mutex::new(Oracle {
+                trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
+                retention: Duration::from_secs(24 * 3600),
+                log: Log::default(),
+                limits: Limits::new(plan.handling.manual),
+                terms: BTreeMap::new(),
+                rows: BTreeMap::new(),
+                finished: BTreeSet::new(),
+                takes: Vec::new(),
+                requests: Vec::new(),
+                states: BTreeMap::new(),
+                repeated: 0,
+                skipped_unread: 0,
+                made_anew: None,
+                old_terms: BTreeSet::new(),
+                audits: 0,
+                slowest: Duration::ZERO,
+                violation: None,
+                trace,
+            })),
+            stopped: Arc::new(Notify::new()),
+        };
+        let told = judge.clone();
+        aws.observe(move |event| told.with(|oracle, now| oracle.event(event, now)));
+        judge
+    }
+
+    /// Does something with the oracle, now.
+    pub(super) fn with<R>(&self, action: impl FnOnce(&mut Oracle, Duration) -> R) -> R {
+        let now = self.aws.elapsed();
+        let (result, violated) = {
+            let mut oracle = self.lock();
+            let before = oracle.violation.is_some();
+            let result = action(&mut oracle, now);
+            (result, !before && oracle.violation.is_some())
+        };
+        if violated {
+            self.stopped.notify_waiters();
+        }
+        result
+    }
+
+    /// A record was published.
+    pub(super) fn put(&self, shard: ShardId, number: SequenceNumber, key: u64, count: u64, kind: Kind) {
+        let time = self.aws.time();
+        self.with(|oracle, now| {
+            oracle.trace.line(now, format_args!("put {shard} {number} key {key} record {count} {kind:?}"));
+            oracle.log.put(shard, number, key, count, kind, time, now);
+        });
+    }
+
+    /// A call of a processor begins.
+    pub(super) fn delivered(&self, host: &str, shard: &ShardContext, records: &[Record]) {
+        self.with(|oracle, now| oracle.delivered(host, shard.shard_id(), shard.fencing_token(), records, now));
+    }
+
+    /// A processor has finished a record.
+    pub(super) fn finished(&self, host: &str, shard: &ShardId, number: SequenceNumber) {
+        self.with(|oracle, now| {
+            oracle.trace.line(now, format_args!("{host} finished {shard} {number}"));
+            oracle.finish(host, shard, number, now);
+        });
+    }
+
+    /// The tree of shards has changed.
+    pub(super) fn resharded(&self, stream: &str) {
+        if let Ok(shards) = self.aws.shards(stream) {
+            self.with(|oracle, _| oracle.log.resharded(&shards));
+        }
+    }
+
+    /// A state of interest was reached.
+    pub(super) fn note(&self, state: &'static str) {
+        self.with(|oracle, now| {
+            oracle.trace.line(now, format_args!("{state}"));
+            oracle.reached(state);
+        });
+    }
+
+    /// Adds a line to the trace.
+    pub(super) fn tell(&self, what: fmt::Arguments<'_>) {
+        self.with(|oracle, now| oracle.trace.line(now, what));
+    }
+
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.lock().violation.clone()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Oracle> {
+        // A panic of the oracle is a failure of the run, whatever it left behind.
+        self.oracle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Oracle {
+    fn event(&mut self, event: &Event<'_>, now: Duration) {
+        match *event {
+            Event::Sent { host, service, operation, shard, fault } => {
+                let fault = fault.map_or("", |fault| fault.name());
+                self.trace.line(now, format_args!("{host} -> {} {operation} {shard} {fault}", service.name()));
+                if let Some(message) = self.limits.sent(host, operation, shard, now) {
+                    self.violated("S12", message);
+                }
+            }
+            Event::LeaseWritten { after: lease, .. } | Event::LeaseCreated { lease, .. } | Event::LeaseDeleted { lease, .. }
+                if self.is_of_another_stream(lease) => {}
+            Event::LeaseWritten { host, sent, write, before, after } => self.written(host, sent, write, before, after, now),
+            Event::LeaseWriteRecognised { host, write } => {
+                self.trace.line(now, format_args!("{host} write of {} found in effect", write.shard_id));
+                self.reached("own write recognised");
+            }
+            Event::LeaseWriteRefused { host, write, .. } => {
+                self.trace.line(now, format_args!("{host} write of {} refused", write.shard_id));
+                self.reached("write refused");
+            }
+            Event::LeaseCreated { host, lease } => self.created(host, lease, now),
+            Event::LeaseDeleted { host, lease } => self.deleted(host, lease, now),
+            Event::DeadLetterAccepted { host, letter } => {
+                let (shard, number) = (&letter.shard_id, letter.record.sequence_number());
+                self.trace.line(now, format_args!("{host} dead letter {shard} {number} {}", letter.error_kind));
+                self.reached("dead letter accepted");
+                if self.log.kind(shard, number) == Some(Kind::Good) && letter.error_kind == "poison" {
+                    self.violated("S9", format!("good record {number} of {shard} was dead-lettered as poison"));
+                }
+                self.finish(host, shard, number, now);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn reached(&mut self, state: &'static str) {
+        *self.states.entry(state).or_default() += 1;
+    }
+
+    pub(super) fn violation(&self) -> Option<Violation> {
+        self.violation.clone()
+    }
+
+    pub(super) fn states(&self) -> BTreeMap<&'static str, u64> {
+        self.states.clone()
+    }
+
+    /// An audited skip was logged.
+    pub(super) fn audited(&mut self) {
+        self.audits += 1;
+        self.reached("gap audited");
+    }
+
+    /// From now on trimmed records may be skipped.
+    pub(super) fn allow_skips(&mut self) {
+        self.trimmed_may_be_skipped = true;
+    }
+
+    fn finish(&mut self, host: &str, shard: &ShardId, number: SequenceNumber, now: Duration) {
+        let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host);
+        let term = term.map(|term| (term.host.clone(), term.token));
+        match self.log.finish(shard, number, term) {
+            Some(log::Finished::Again) => self.repeated += 1,
+            Some(log::Finished::First { put }) => self.slowest = self.slowest.max(now.saturating_sub(put)),
+            None if self.made_anew.is_some() => {}
+            None => self.violated("S3", format!("record {number} of {shard} was finished and never published")),
+        }
+    }
+
+    fn is_of_another_stream(&self, lease: &Lease) -> bool {
+        self.made_anew.is_some_and(|made| lease.stream_created.is_some_and(|created| created != made))
+    }
+
+    /// The first violation stands.
+    pub(super) fn violated(&mut self, invariant: &'static str, message: String) {
+        if self.violation.is_none() {
+            self.violation = Some(Violation { invariant, message });
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A run as plain data. A scenario makes it from a seed; it can be written down, cut down, and carried out again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use kcl_core::test_util::{Cut, FaultKind, FaultRates, Service};
+use kcl_core::{Entropy, InitialPosition, RetrievalMode, TrimmedData};
+
+/// What can be set from outside; `None`: as the scenario has it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Minutes of disturbance.
+    pub minutes: Option<u64>,
+    /// Workers at the start.
+    pub workers: Option<usize>,
+    /// Shards at the start.
+    pub shards: Option<u32>,
+}
+
+impl Options {
+    /// The minutes, or what the scenario has.
+    #[must_use]
+    pub fn duration(&self, otherwise: Duration) -> Duration {
+        self.minutes.map_or(otherwise, |minutes| Duration::from_secs(minutes * 60))
+    }
+}
+
+/// Something that happens to the fleet, the stream or the services. Machines are numbered from 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Chaos {
+    /// A machine is put into service.
+    Start(usize),
+    /// SIGTERM, and the machine stays out of service.
+    Stop(usize),
+    /// SIGTERM, and a new process as soon as the old one has ended: a deploy.
+    Replace(usize),
+    /// SIGKILL; a new process starts some seconds later.
+    Kill(usize),
+    /// SIGKILL at the poll of this number from now on.
+    KillAtPoll(usize, u64),
+    /// SIGKILL when this number of writes of the machine were applied to the lease table, or accepted by the queue, from now on.
+    KillAfterWrite(usize, u64),
+    /// All processes of the machine stand still for this time.
+    Freeze(usize, Duration),
+    /// The wall clock is set forward or back.
+    StepClock(usize, i64),
+    /// The machine's boot time runs at this rate.
+    ClockRate(usize, f64),
+    /// A shard is split; the number chooses it.
+    Split(u64),
+    /// Two adjacent shards are merged; the number chooses them.
+    Merge(u64),
+    /// A service is away for all.
+    Outage(Service, Duration),
+    /// A machine and a service are cut from each other.
+    Partition(usize, Service, Cut, Duration),
+    /// This many records are put at once.
+    Burst(u32),
+    /// The stream is deleted and made anew.
+    Recreate,
+    /// From now on workers skip trimmed records, and records no longer kill their processes: what operators do in the end.
+    Mend,
+}
+
+impl fmt::Display for Chaos {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self:?}")
+    }
+}
+
+/// What is published.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    /// Partition keys.
+    pub keys: u32,
+    /// Mean time between two records while there is traffic.
+    pub every: Duration,
+    /// Of each thousand records, so many can't be processed and say so.
+    pub poison: u32,
+    /// Of each thousand records, so many fail at each attempt.
+    pub failing: u32,
+    /// The record of this number kills its process, so many times.
+    pub killer: Option<(u64, u32)>,
+    /// The largest payload.
+    pub largest: usize,
+    /// No records before this time.
+    pub from: Duration,
+}
+
+/// What the processors do. Rates are probabilities from 0 to 1.
+#[derive(Clone, Debug)]
+pub struct Handling {
+    /// The longest time for a batch.
+    pub longest: Duration,
+    /// Batches that take up to `stall` longer.
+    pub stalls: f64,
+    /// How long these take.
+    pub stall: Duration,
+    /// Records that fail once.
+    pub errors: f64,
+    /// Batches that panic.
+    pub panics: f64,
+    /// Whether the processor goes through the batch in order; otherwise it can't tell which record failed.
+    pub in_order: bool,
+    /// Whether the processor checkpoints for itself.
+    pub manual: bool,
+    /// Whether there is a dead-letter queue.
+    pub queue: bool,
+}
+
+impl Default for Handling {
+    fn default() -> Self {
+        Self {
+            longest: Duration::from_millis(50),
+            stalls: 0.0,
+            stall: Duration::from_secs(60),
+            errors: 0.0,
+            panics: 0.0,
+            in_order: true,
+            manual: false,
+            queue: true,
+        }
+    }
+}
+
+/// How the disturbance ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All is healed.
+    Heal,
+    /// This many machines are healed; the others are broken for ever, each in its own way.
+    HealthyCore(usize),
+}
+
+/// What a scenario demands beside the invariants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demands {
+    /// Leases taken in a time: at most so many.
+    pub takes: Option<(Duration, Duration, u64)>,
+    /// No growth of tasks and memory from this time on.
+    pub no_growth_after: Option<Duration>,
+    /// Records that were finished more than once: at most so many.
+    pub repeated: Option<u64>,
+    /// While a queue is away, records of shards without bad records are finished within this time.
+    pub neighbours: Option<Duration>,
+    /// All records are finished within this time of their arrival, at all times.
+    pub always_within: Option<Duration>,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The scenario's name.
+    pub scenario: &'static str,
+    /// What all draws follow from.
+    pub seed: u64,
+    /// Shards at the start.
+    pub shards: u32,
+    /// Machines in service at the start.
+    pub workers: usize,
+    /// The lease duration.
+    pub lease_duration: Duration,
+    /// How the stream is read.
+    pub retrieval: RetrievalMode,
+    /// Time between two reads of a shard without records.
+    pub idle_interval: Duration,
+    /// Where the application starts.
+    pub initial: InitialPosition,
+    /// What happens when records were trimmed.
+    pub trimmed: TrimmedData,
+    /// Whether sequence numbers are short.
+    pub short_numbers: bool,
+    /// Writes per second that the lease table takes.
+    pub write_budget: Option<f64>,
+    /// How long a change of shards takes.
+    pub resharding: Duration,
+    /// What is published.
+    pub traffic: Traffic,
+    /// What is done with it.
+    pub handling: Handling,
+    /// Faults of calls during the disturbance.
+    pub rates: BTreeMap<Service, FaultRates>,
+    /// What happens when.
+    pub schedule: Vec<(Duration, Chaos)>,
+    /// How long the disturbance lasts.
+    pub duration: Duration,
+    /// How it ends.
+    pub ending: Ending,
+    /// How long after it all records must be finished.
+    pub patience: Duration,
+    /// What is demanded beside the invariants.
+    pub demands: Demands,
+}
+
+impl Plan {
+    /// A calm run of a small fleet: scenarios change what they are about.
+    #[must_use]
+    pub fn calm(scenario: &'static str, seed: u64, options: &Options) -> Self {
+        Self {
+            scenario,
+            seed,
+            shards: options.shards.unwrap_or(4),
+            workers: options.workers.unwrap_or(3),
+            lease_duration: Duration::from_secs(10),
+            retrieval: RetrievalMode::Polling,
+            idle_interval: Duration::from_secs(1),
+            initial: InitialPosition::TrimHorizon,
+            trimmed: TrimmedData::Block,
+            short_numbers: false,
+            write_budget: None,
+            resharding: Duration::from_millis(500),
+            traffic: Traffic {
+                keys: 20,
+                every: Duration::from_secs(1),
+                poison: 0,
+                failing: 0,
+                killer: None,
+                largest: 40,
+                from: Duration::ZERO,
+            },
+            handling: Handling::default(),
+            rates: BTreeMap::new(),
+            schedule: Vec::new(),
+            duration: options.duration(Duration::from_secs(600)),
+            ending: Ending::Heal,
+            patience: Duration::from_secs(300),
+            demands: Demands::default(),
+        }
+    }
+
+    /// The plan's own source of draws, apart from those of the run.
+    #[must_use]
+    pub fn dice(&self) -> Dice {
+        Dice(Entropy::from_seed(self.seed ^ 0x005e_ed0f_1a17))
+    }
+
+    /// Adds to the schedule.
+    pub fn at(&mut self, seconds: f64, chaos: Chaos) {
+        self.schedule.push((Duration::from_secs_f64(seconds), chaos));
+    }
+
+    /// Only these entries of the schedule, by their place in it.
+    pub fn keep_only(&mut self, entries: &[usize]) {
+        let mut place = 0;
+        self.schedule.retain(|_| {
+            place += 1;
+            entries.contains(&(place - 1))
+        });
+    }
+
+    /// None of these kinds of faults of calls.
+    pub fn without(&mut self, kinds: &[FaultKind]) {
+        for rates in self.rates.values_mut() {
+            for kind in kinds {
+                if let Some(rate) = rates.of(*kind) {
+                    *rate = 0.0;
+                }
+            }
+        }
+    }
+}
+
+/// Draws for plans.
+#[derive(Clone, Debug)]
+pub struct Dice(Entropy);
+
+impl Dice {
+    /// From a seed of its own.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(Entropy::from_seed(seed))
+    }
+
+    /// True with this probability.
+    #[must_use]
+    pub fn chance(&self, probability: f64) -> bool {
+        self.0.fraction() < probability
+    }
+
+    /// From 0 to below `end`; 0 if that is 0.
+    #[must_use]
+    pub fn below(&self, end: usize) -> usize {
+        usize::try_from(self.0.u64() % end.max(1) as u64).unwrap_or(0)
+    }
+
+    /// From `low` to `high`.
+    #[must_use]
+    pub fn between(&self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.0.fraction()
+    }
+
+    /// From `low` to `high` seconds.
+    #[must_use]
+    pub fn seconds(&self, low: f64, high: f64) -> Duration {
+        Duration::from_secs_f64(self.between(low, high))
+    }
+
+    /// Small most of the time, and large at times.
+    #[must_use]
+    pub fn skewed_seconds(&self, low: f64, high: f64) -> Duration {
+        Duration::from_secs_f64(low * (high / low).powf(self.0.fraction()))
+    }
+
+    /// Any number.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.0.u64()
+    }
+
+    /// One of these.
+    #[must_use]
+    pub fn one_of<T: Copy>(&self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+}

@@ -1,0 +1,72 @@
+//! The scenarios: each makes a plan from a seed.
+
+mod dead_letter_queue_down;
+mod flapping_network;
+mod frozen_worker;
+mod process_killing_poison;
+mod quiet_days;
+mod random_mix;
+mod recreated_stream;
+mod reshard_storm;
+mod rolling_deploy;
+mod table_outage;
+mod thundering_start;
+mod trimmed_behind;
+
+use super::plan::{Options, Plan};
+
+/// A way to make plans.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name, as on the command line.
+    pub name: &'static str,
+    /// What it tries.
+    pub about: &'static str,
+    /// Makes the plan of a seed.
+    pub plan: fn(u64, &Options) -> Plan,
+    /// How many seeds a run of all scenarios gives it, of each hundred.
+    pub share: u32,
+}
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 69 },
+    Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
+    Scenario { name: "rolling-deploy", about: "every worker is replaced, one after the other", plan: rolling_deploy::plan, share: 4 },
+    Scenario { name: "thundering-start", about: "200 workers start in the same second", plan: thundering_start::plan, share: 1 },
+    Scenario { name: "table-outage", about: "the lease table is away for four hours", plan: table_outage::plan, share: 2 },
+    Scenario { name: "reshard-storm", about: "shards split and merge faster than they are read", plan: reshard_storm::plan, share: 4 },
+    Scenario {
+        name: "process-killing-poison",
+        about: "a record kills every process that touches it",
+        plan: process_killing_poison::plan,
+        share: 2,
+    },
+    Scenario {
+        name: "dead-letter-queue-down",
+        about: "the dead-letter queue is down for six hours",
+        plan: dead_letter_queue_down::plan,
+        share: 2,
+    },
+    Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
+    Scenario {
+        name: "flapping-network",
+        about: "a worker's connection to the lease table comes and goes",
+        plan: flapping_network::plan,
+        share: 3,
+    },
+    Scenario { name: "trimmed-behind", about: "a stream is trimmed behind a fleet that was stopped", plan: trimmed_behind::plan, share: 2 },
+    Scenario {
+        name: "recreated-stream",
+        about: "the stream is deleted and made anew under the same name",
+        plan: recreated_stream::plan,
+        share: 2,
+    },
+    Scenario { name: "quiet-days", about: "thirty days in which little happens: nothing may grow", plan: quiet_days::plan, share: 0 },
+];
+
+/// The scenario of this name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Scenario> {
+    SCENARIOS.iter().find(|scenario| scenario.name == name)
+}

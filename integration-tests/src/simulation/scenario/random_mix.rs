@@ -1,0 +1,135 @@
+//! Everything at once: each seed draws its own fleet, its own faults and its own schedule.
+
+use std::time::Duration;
+
+use kcl_core::test_util::{Cut, FaultRates, Service};
+use kcl_core::{InitialPosition, RetrievalMode};
+
+use crate::simulation::plan::{Chaos, Dice, Ending, Options, Plan};
+
+/// Up to 4 workers and 4 shards.
+pub(super) fn small(seed: u64, options: &Options) -> Plan {
+    let dice = Dice::new(seed ^ 0x51a11);
+    let (workers, shards) = (1 + dice.below(4), 1 + dice.below(4));
+    mixed("random-mix", seed, options, workers, shards, Duration::from_secs(1_800))
+}
+
+/// Up to 16 workers and 32 shards.
+pub(super) fn large(seed: u64, options: &Options) -> Plan {
+    let dice = Dice::new(seed ^ 0x1a46e);
+    let (workers, shards) = (4 + dice.below(13), 8 + dice.below(25));
+    mixed("random-mix-large", seed, options, workers, shards, Duration::from_secs(1_200))
+}
+
+fn mixed(name: &'static str, seed: u64, options: &Options, workers: usize, shards: usize, duration: Duration) -> Plan {
+    let mut plan = Plan::calm(name, seed, options);
+    let dice = plan.dice();
+    plan.workers = options.workers.unwrap_or(workers);
+    plan.shards = options.shards.unwrap_or(u32::try_from(shards).unwrap_or(u32::MAX));
+    plan.duration = options.duration(duration);
+    plan.patience = Duration::from_secs(1_800);
+    plan.lease_duration = Duration::from_secs(dice.one_of(&[5, 10, 10, 20]));
+    plan.retrieval = dice.one_of(&[RetrievalMode::Polling, RetrievalMode::FanOut, RetrievalMode::Auto]);
+    plan.initial = dice.one_of(&[InitialPosition::TrimHorizon, InitialPosition::TrimHorizon, InitialPosition::Latest]);
+    plan.short_numbers = dice.chance(0.5);
+    plan.resharding = dice.one_of(&[Duration::ZERO, Duration::from_millis(500), Duration::from_secs(20)]);
+    if dice.chance(0.2) {
+        plan.write_budget = Some(dice.between(1.0, 5.0) * f64::from(plan.shards));
+    }
+    traffic(&mut plan, &dice);
+    handling(&mut plan, &dice);
+    for service in Service::ALL {
+        plan.rates.insert(service, rates(&dice));
+    }
+    for number in 0..plan.workers {
+        if dice.chance(0.5) {
+            plan.at(0.0, Chaos::ClockRate(number, dice.between(0.998, 1.002)));
+        }
+    }
+    schedule(&mut plan, &dice);
+    if plan.workers > 1 && dice.chance(0.4) {
+        plan.ending = Ending::HealthyCore(1 + dice.below(plan.workers - 1));
+    }
+    plan
+}
+
+fn traffic(plan: &mut Plan, dice: &Dice) {
+    plan.traffic.every = dice.skewed_seconds(0.3, 10.0);
+    plan.traffic.keys = dice.one_of(&[1, 5, 50]);
+    if dice.chance(0.4) {
+        plan.traffic.poison = dice.one_of(&[1, 10, 50]);
+        plan.traffic.failing = dice.one_of(&[0, 1, 20]);
+    }
+    if dice.chance(0.1) {
+        plan.traffic.largest = (1 << 20) - 200;
+    }
+    if plan.initial == InitialPosition::Latest || dice.chance(0.2) {
+        plan.traffic.from = dice.seconds(0.0, 60.0);
+    }
+}
+
+fn handling(plan: &mut Plan, dice: &Dice) {
+    plan.handling.longest = dice.skewed_seconds(0.001, 1.0);
+    plan.handling.in_order = dice.chance(0.7);
+    plan.handling.manual = dice.chance(0.2);
+    plan.handling.stall = dice.skewed_seconds(5.0, 200.0);
+    for (rate, likely, most) in
+        [(&mut plan.handling.stalls, 0.3, 0.02), (&mut plan.handling.errors, 0.4, 0.05), (&mut plan.handling.panics, 0.3, 0.02)]
+    {
+        if dice.chance(likely) {
+            *rate = dice.between(0.0, most);
+        }
+    }
+}
+
+/// Each kind of fault is there in half of the runs: all at once would hide each other.
+fn rates(dice: &Dice) -> FaultRates {
+    let most = dice.one_of(&[0.0, 0.01, 0.03, 0.06]);
+    let rate = || if dice.chance(0.5) { dice.between(0.0, most) } else { 0.0 };
+    FaultRates {
+        slow: rate(),
+        error: rate(),
+        throttled: rate(),
+        dropped: rate(),
+        lost_answer: rate(),
+        applied_late: rate(),
+        applied_twice: rate(),
+        stale: rate(),
+        broken_stream: rate(),
+    }
+}
+
+fn schedule(plan: &mut Plan, dice: &Dice) {
+    let (end, duration) = (plan.duration.as_secs_f64(), plan.lease_duration.as_secs_f64());
+    let mean = dice.between(20.0, 200.0);
+    let mut now = dice.between(0.0, mean);
+    // Machines beyond those of the start come into service later.
+    let machines = plan.workers + 2;
+    // Each run has its favourites.
+    let kinds: Vec<usize> = (0..13).filter(|_| dice.chance(0.6)).collect();
+    while now < end && !kinds.is_empty() {
+        let number = dice.below(machines);
+        let service = dice.one_of(&[Service::LeaseTable, Service::LeaseTable, Service::Stream, Service::DeadLetters]);
+        let cut = dice.one_of(&[Cut::Requests, Cut::Answers]);
+        let chaos = match dice.one_of(&kinds) {
+            0 => Chaos::Start(number),
+            1 => Chaos::Stop(number),
+            2 => Chaos::Replace(number),
+            3 => Chaos::Kill(number),
+            4 => Chaos::KillAtPoll(number, 1 + dice.number() % 2_000),
+            5 => Chaos::KillAfterWrite(number, 1 + dice.number() % 10),
+            6 => Chaos::Freeze(number, dice.skewed_seconds(0.1, duration * 10.0)),
+            7 => Chaos::StepClock(number, i64::try_from(dice.number() % 172_800_000).unwrap_or(0) - 86_400_000),
+            8 => Chaos::Split(dice.number()),
+            9 => Chaos::Merge(dice.number()),
+            10 => Chaos::Outage(service, dice.skewed_seconds(1.0, duration * 6.0)),
+            11 => Chaos::Partition(number, service, cut, dice.skewed_seconds(1.0, duration * 6.0)),
+            _ => Chaos::Burst(u32::try_from(dice.number() % 50).unwrap_or(1)),
+        };
+        // Machine 0 stays in service: somebody has to.
+        if chaos != Chaos::Stop(0) {
+            plan.at(now, chaos);
+        }
+        now += dice.between(0.0, 2.0 * mean);
+    }
+}

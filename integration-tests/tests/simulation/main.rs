@@ -1,0 +1,6 @@
+//! Fleets in simulated time: what every test run checks of the simulator. The long search is a program, `simulate`.
+//!
+//! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
+
+mod crash_points;
+mod runs;
