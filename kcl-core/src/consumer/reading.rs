@@ -29,6 +29,8 @@ struct State {
     rest_until: Duration,
     /// When the service has answered last, whatever it was asked.
     reached: Duration,
+    /// Since when it has not, as far as it was asked.
+    unreached: Option<Duration>,
 }
 
 impl Reading {
@@ -40,7 +42,13 @@ impl Reading {
 
     /// The service has answered something else.
     pub(crate) fn reached(&self, now: Duration) {
-        self.lock().reached = now;
+        let mut state = self.lock();
+        (state.reached, state.unreached) = (now, None);
+    }
+
+    /// The service has not answered something else.
+    pub(crate) fn unreached(&self, now: Duration) {
+        self.lock().unreached.get_or_insert(now);
     }
 
     /// So many workers are alive.
@@ -61,10 +69,12 @@ impl Reading {
         cut_off
     }
 
-    /// Whether it takes no leases now, but those that nobody else takes. A rest does not end before the service has answered anything at all.
+    /// Whether it takes no leases now, but those that nobody else takes: after it has let go of some; and while the service does not answer it, even
+    /// if it has none.
     pub(crate) fn rests(&self, now: Duration) -> bool {
         let state = *self.lock();
-        now < state.rest_until || (state.rests > 0 && state.reached.max(state.read) < state.rest_from)
+        let silent = state.unreached.is_some_and(|since| now.saturating_sub(since.max(state.read)) >= PATIENCE);
+        silent || now < state.rest_until || (state.rests > 0 && state.reached.max(state.read) < state.rest_from)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -103,6 +113,19 @@ mod tests {
         assert!(reading.is_cut_off(at(0), at(100)) && reading.rests(at(10_000)));
         reading.reached(at(9_000));
         assert!(!reading.rests(at(10_000)));
+    }
+
+    #[test]
+    fn a_worker_without_leases_rests_too_while_the_service_is_silent() {
+        let reading = Reading::default();
+        reading.unreached(at(100));
+        reading.unreached(at(150));
+        assert!(!reading.rests(at(159)) && reading.rests(at(160)));
+        reading.reached(at(161));
+        assert!(!reading.rests(at(161)));
+        reading.unreached(at(200));
+        reading.succeeded(at(250));
+        assert!(!reading.rests(at(309)) && reading.rests(at(310)));
     }
 
     #[test]

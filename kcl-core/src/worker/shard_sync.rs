@@ -71,7 +71,13 @@ impl ShardSync {
     /// One comparison; returns the time until the next.
     async fn sync(&mut self) -> Result<Duration, WorkerError> {
         // Every worker must know that the stream is still the same, and how long it keeps records.
-        let stream = self.shared.clock.describe(self.shared.stream_api.as_ref()).await?;
+        let stream = match self.shared.clock.describe(self.shared.stream_api.as_ref()).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.shared.reading.unreached(self.shared.clock.boot_time());
+                return Err(error.into());
+            }
+        };
         if stream.created != self.shared.stream.created && !is_planted(Bug::IdentityNotChecked) {
             return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
         }

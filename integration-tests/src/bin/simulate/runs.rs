@@ -1,8 +1,8 @@
 //! Many runs: on all processors, with progress, and a report in the end.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -128,16 +128,22 @@ fn many(jobs: Vec<Job>, options: &Options) -> anyhow::Result<bool> {
     let began = Instant::now();
     let total = jobs.len();
     let threads = options.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1).max(1);
-    let queue = Arc::new(Mutex::new(VecDeque::from(jobs)));
+    // Whoever measures memory runs alone.
+    let measures = |(scenario, seed): &Job| plan_of(scenario, *seed, options).is_ok_and(|plan| plan.demands.no_growth_after.is_some());
+    let (alone, together): (Vec<_>, Vec<_>) = jobs.into_iter().partition(measures);
+    let [together, alone] = [together, alone].map(|jobs| Mutex::new(VecDeque::from(jobs)));
     let mut report = Report::default();
     let mut failed = Vec::new();
     let result: anyhow::Result<()> = std::thread::scope(|scope| {
         let (done, results) = channel();
-        for _ in 0..threads {
-            let (queue, done) = (Arc::clone(&queue), done.clone());
-            scope.spawn(move || work(&queue, &done, options));
-        }
-        drop(done);
+        scope.spawn(move || {
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| work(&together, &done, options));
+                }
+            });
+            work(&alone, &done, options);
+        });
         let (mut ended, mut told) = (0, Duration::ZERO);
         for (scenario, seed, result) in results {
             let (plan, outcome) = result?;

@@ -38,6 +38,7 @@ fn mixed(name: &'static str, seed: u64, options: &Options, workers: usize, shard
     }
     traffic(&mut plan, &dice);
     handling(&mut plan, &dice);
+    not_more_than_can_be_done(&mut plan);
     for service in Service::ALL {
         plan.rates.insert(service, rates(&dice));
     }
@@ -80,6 +81,14 @@ fn handling(plan: &mut Plan, dice: &Dice) {
             *rate = dice.between(0.0, most);
         }
     }
+}
+
+/// A fleet that is slower than its traffic never gets through, which is nobody's fault: even one record at a time must take less than its share.
+fn not_more_than_can_be_done(plan: &mut Plan) {
+    let between = plan.traffic.every.as_secs_f64();
+    let handling = &mut plan.handling;
+    handling.longest = handling.longest.min(plan.traffic.every / 3);
+    handling.stalls = handling.stalls.min(0.3 * between / handling.stall.as_secs_f64());
 }
 
 /// Each kind of fault is there in half of the runs: all at once would hide each other.
