@@ -168,7 +168,7 @@ impl Checkpointer {
     /// Notes that what was delivered after this record has failed and will be delivered again: it must not be checkpointed before.
     /// For whoever delivers records.
     pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {
-        if !is_planted(Bug::FailedMayBeCheckpointed) {
+        if !is_planted(Bug::FailedMayBeCheckpointed) && !is_planted(Bug::DeliveredIsFinished) {
             self.lock().delivered = finished;
         }
     }
