@@ -1,5 +1,6 @@
 //! The same seed gives the same run; small fleets get through everything; every scenario passes.
 
+use integration_tests::simulation::plan::Chaos;
 use integration_tests::simulation::{Detail, Options, SCENARIOS, run, scenario};
 
 fn plan(name: &str, seed: u64, options: &Options) -> integration_tests::simulation::Plan {
@@ -16,6 +17,23 @@ fn equal_seeds_give_equal_traces_byte_for_byte_and_others_do_not() {
         assert!(first == second, "seed {seed}");
     }
     assert!(traced(3) != traced(4));
+}
+
+/// The clocks' rate is what exclusion rests on, and nothing else does: an owner whose clock is a fifth too slow is found delivering beside its
+/// successor, and still no record is lost and no checkpoint moved back.
+#[test]
+fn clocks_that_are_slower_than_is_allowed_break_exclusion_alone() {
+    let mut broken = 0;
+    for seed in 1..=6 {
+        let mut plan = plan("flapping-network", seed, &Options { minutes: Some(15), ..Options::default() });
+        plan.at(0.001, Chaos::ClockRate(0, 0.8));
+        let violation = run(&plan, Detail::Little).violation;
+        if let Some(violation) = &violation {
+            assert_eq!(violation.invariant, "S6", "{violation}");
+            broken += 1;
+        }
+    }
+    assert!(broken > 0, "the clocks were wrong, and nobody noticed");
 }
 
 #[test]
