@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kcl_aggregation::Aggregator;
 use kcl_checkpoint::{SequenceNumber, Timestamp};
 use kcl_lease::{Entropy, Lease, ShardId};
 use kcl_local::kinesis::{ApiError, CreateStreamInput, Kinesis, KinesisConfig, ListShardsInput, PutRecordInput};
@@ -108,6 +109,20 @@ impl SimulatedAws {
         let put = PutRecordInput { stream_name, partition_key, data, ..Default::default() };
         let put = self.kinesis().call(put).expect("the record is taken");
         (put.shard_id.into(), self.numbers().ours(put.sequence_number))
+    }
+
+    /// Puts records as one, aggregated as the KPL does: a record of Kinesis whose payload holds them, under the first one's partition key. Tells its shard
+    /// and number.
+    ///
+    /// # Panics
+    /// If there are none, they are too large together, or the model refuses the record.
+    pub fn put_aggregate<'a>(&self, stream: &str, records: impl IntoIterator<Item = (&'a str, Bytes)>) -> (ShardId, SequenceNumber) {
+        let mut aggregator = Aggregator::default();
+        for (partition_key, data) in records {
+            aggregator.add(partition_key, None, data).expect("the record is within the limits of an aggregate");
+        }
+        let aggregated = aggregator.finish().expect("there are records");
+        self.put(stream, &aggregated.partition_key, aggregated.payload)
     }
 
     /// All shards of the stream as they are now.

@@ -280,6 +280,22 @@ async fn blobs_are_kept_and_a_missing_one_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_aggregate_is_one_record_that_holds_many() {
+    let aws = SimulatedAws::new(1);
+    aws.create_stream("orders", 1);
+    aws.put_aggregate("orders", [("a", "1".into()), ("b", "2".into()), ("a", "3".into())]);
+    let stream = aws.host("m").stream("orders");
+    let iterator = stream.shard_iterator(&shard(), StartingPosition::TrimHorizon).await.unwrap();
+    let page = stream.get_records(&iterator, 10).await.unwrap();
+    let [record] = &page.records[..] else { panic!("{} records", page.records.len()) };
+    assert_eq!(record.partition_key(), Some("a"));
+    let found = kcl_aggregation::disaggregate(record.data(), None, &kcl_aggregation::Rules::default());
+    let kcl_aggregation::Disaggregated::Aggregate(aggregate) = found else { panic!("{found:?}") };
+    let payloads: Vec<_> = aggregate.sub_records().map(|sub_record| sub_record.data).collect();
+    assert_eq!(payloads, ["1", "2", "3"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_are_counted_until_their_last_clone_is_gone() {
     let aws = SimulatedAws::new(1);
     aws.create_stream("orders", 1);

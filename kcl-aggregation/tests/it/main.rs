@@ -1,0 +1,9 @@
+//! Aggregates as they arrive: published ones, broken ones, and whatever bytes there are.
+
+mod differential;
+mod hostile;
+mod packing;
+mod range;
+mod rules;
+mod vectors;
+mod wire;
