@@ -162,6 +162,11 @@ impl SimulatedAws {
         self.0.network.observers.add(observer);
     }
 
+    /// Tells nobody any more. An observer that holds these services keeps them, and itself, in memory for ever; this ends it.
+    pub fn stop_observing(&self) {
+        self.0.network.observers.clear();
+    }
+
     /// Time since the services were made.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

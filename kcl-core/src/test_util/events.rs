@@ -89,6 +89,10 @@ impl Observers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(observer));
     }
 
+    pub(super) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     pub(super) fn tell(&self, event: &Event<'_>) {
         let observers = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for observer in observers {
