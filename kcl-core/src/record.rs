@@ -4,24 +4,70 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use kcl_aggregation::{PartitionKey, SubRecord};
 use kcl_checkpoint::{ExtendedSequenceNumber, SequenceNumber, Timestamp};
 
-/// One record of a stream.
+/// One record of a stream: one of its own, or one of those that the Kinesis Producer Library has aggregated into one.
 ///
 /// `Debug` shows neither the data nor the partition key: they are the users' secrets and belong into no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record {
     position: ExtendedSequenceNumber,
-    partition_key: Option<String>,
+    partition_key: Option<Key>,
+    explicit_hash_key: Option<u128>,
     data: Bytes,
     arrival: Option<Timestamp>,
+    aggregated: bool,
 }
+
+/// A partition key: its own text, or a part of its aggregate's buffer.
+#[derive(Clone)]
+enum Key {
+    Own(Box<str>),
+    Shared(PartitionKey),
+}
+
+impl Key {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Own(text) => text,
+            Self::Shared(key) => key.as_str(),
+        }
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Key {}
 
 impl Record {
     /// A record that is not part of an aggregate.
     #[must_use]
     pub fn new(sequence_number: SequenceNumber, partition_key: Option<String>, data: Bytes, arrival: Option<Timestamp>) -> Self {
-        Self { position: ExtendedSequenceNumber::whole(sequence_number), partition_key, data, arrival }
+        Self {
+            position: ExtendedSequenceNumber::whole(sequence_number),
+            partition_key: partition_key.map(|key| Key::Own(key.into_boxed_str())),
+            explicit_hash_key: None,
+            data,
+            arrival,
+            aggregated: false,
+        }
+    }
+
+    /// A record that was aggregated into this one. Nothing is copied: whoever keeps it keeps the aggregate's buffer.
+    pub(crate) fn of_aggregate(aggregate: &Self, record: SubRecord) -> Self {
+        Self {
+            position: ExtendedSequenceNumber::new(aggregate.sequence_number(), record.sub_sequence_number),
+            partition_key: Some(Key::Shared(record.partition_key)),
+            explicit_hash_key: record.explicit_hash_key,
+            data: record.data,
+            arrival: aggregate.arrival,
+            aggregated: true,
+        }
     }
 
     /// The record's payload, without a copy.
@@ -33,7 +79,20 @@ impl Record {
     /// The key that chose the shard. `None` on streams that distribute records themselves.
     #[must_use]
     pub fn partition_key(&self) -> Option<&str> {
-        self.partition_key.as_deref()
+        self.partition_key.as_ref().map(Key::as_str)
+    }
+
+    /// The hash key that the producer chose in place of the partition key's hash. Known only of records of an aggregate: Kinesis gives it
+    /// with no other.
+    #[must_use]
+    pub fn explicit_hash_key(&self) -> Option<u128> {
+        self.explicit_hash_key
+    }
+
+    /// Whether the record is one of those that the Kinesis Producer Library has aggregated into one Kinesis record.
+    #[must_use]
+    pub fn is_aggregated(&self) -> bool {
+        self.aggregated
     }
 
     /// The record's address in its shard.
@@ -63,13 +122,14 @@ impl Record {
     /// The same with a payload of its own, that holds no part of a larger buffer.
     #[cfg(feature = "test-util")]
     pub(crate) fn detached(&self) -> Self {
-        Self { data: Bytes::copy_from_slice(&self.data), ..self.clone() }
+        let partition_key = self.partition_key().map(|key| Key::Own(key.into()));
+        Self { partition_key, data: Bytes::copy_from_slice(&self.data), ..self.clone() }
     }
 
     /// Bytes that the record counts with against read limits and buffers: data and partition key.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.data.len() + self.partition_key.as_ref().map_or(0, String::len)
+        self.data.len() + self.partition_key().map_or(0, str::len)
     }
 }
 

@@ -5,30 +5,30 @@ use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt;
 
+use crate::dead_letter::FailureKind;
 use crate::processor::ProcessError;
 
 /// A failed call of a processor.
 #[derive(Debug)]
 pub(crate) struct CallFailure {
-    /// `poison`, `error` or `panic`.
-    pub(crate) kind: &'static str,
+    pub(crate) kind: FailureKind,
     /// The error's words and those of its causes, outermost first.
     pub(crate) chain: Vec<String>,
 }
 
 impl CallFailure {
     pub(crate) fn is_poison(&self) -> bool {
-        self.kind == "poison"
+        self.kind == FailureKind::Poison
     }
 
     pub(crate) fn is_panic(&self) -> bool {
-        self.kind == "panic"
+        self.kind == FailureKind::Panic
     }
 }
 
 impl std::fmt::Display for CallFailure {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}: {}", self.kind, self.chain.join(": "))
+        write!(formatter, "{}: {}", self.kind.as_str(), self.chain.join(": "))
     }
 }
 
@@ -36,8 +36,10 @@ impl std::fmt::Display for CallFailure {
 pub(crate) async fn guarded<T>(call: impl Future<Output = Result<T, ProcessError>>) -> Result<T, CallFailure> {
     match AssertUnwindSafe(call).catch_unwind().await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(CallFailure { kind: if error.is_poison() { "poison" } else { "error" }, chain: error.chain() }),
-        Err(panic) => Err(CallFailure { kind: "panic", chain: vec![words_of(panic.as_ref())] }),
+        Ok(Err(error)) => {
+            Err(CallFailure { kind: if error.is_poison() { FailureKind::Poison } else { FailureKind::Error }, chain: error.chain() })
+        }
+        Err(panic) => Err(CallFailure { kind: FailureKind::Panic, chain: vec![words_of(panic.as_ref())] }),
     }
 }
 

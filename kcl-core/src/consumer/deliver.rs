@@ -13,7 +13,7 @@ use super::prefetch::Prefetched;
 use super::retry::{Failed, Step, after_failure};
 use super::start::{Gap, StartFilter, starting_position};
 use super::{Exclusive, ShardConsumer, Stop, TrimmedData};
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{Condition, DeadLetter};
 use crate::record::{Record, RecordBatch};
 use crate::retrieval::Fetched;
 use crate::status::ShardState;
@@ -268,7 +268,8 @@ impl ShardConsumer {
             stream_arn: self.shared.stream.arn.clone(),
             stream_created: self.shared.stream.created,
             shard_id: self.shard.shard_id().clone(),
-            error_kind: failure.kind,
+            kind: failure.kind,
+            condition: Condition::RetryAttemptsExhausted,
             error_chain: failure.chain.clone(),
             attempts,
             first_failure,
@@ -282,12 +283,12 @@ impl ShardConsumer {
             // The answer is not waited for beyond a request to stop: an unfinished record is delivered again.
             let sent = tokio::select! {
                 biased;
-                sent = queue.send(&letter) => sent,
+                sent = queue.send(std::slice::from_ref(&letter)) => sent.into_iter().collect::<Result<(), _>>(),
                 stop = self.interrupted() => return Err(stop),
             };
             match sent {
                 Ok(()) => {
-                    tracing::error!(record = %record.position(), attempts, kind = failure.kind, "record sent to the dead-letter queue");
+                    tracing::error!(record = %record.position(), attempts, kind = failure.kind.as_str(), "record sent to the dead-letter queue");
                     self.shared.metrics.dead_lettered();
                     self.shared.status.update(self.shard.shard_id(), |status| status.dead_letters += 1);
                     return Ok(());

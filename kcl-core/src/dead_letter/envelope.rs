@@ -43,7 +43,7 @@ pub(super) fn envelope(letter: &DeadLetter) -> String {
     let arrival = record.approximate_arrival().map(rfc3339);
     let mut texts = error_texts(&letter.error_chain).into_iter();
     let envelope = Envelope {
-        request_context: RequestContext { condition: "RetryAttemptsExhausted", approximate_invoke_count: letter.attempts },
+        request_context: RequestContext { condition: letter.condition.as_str(), approximate_invoke_count: letter.attempts },
         version: "1",
         timestamp: rfc3339(letter.last_failure),
         batch: BatchInfo {
@@ -63,7 +63,7 @@ pub(super) fn envelope(letter: &DeadLetter) -> String {
         partition_key: record.partition_key(),
         approximate_arrival_timestamp: arrival.as_deref(),
         data: STANDARD.encode(record.data()),
-        error: ErrorInfo { kind: letter.error_kind, message: texts.next().unwrap_or_default(), chain: texts.collect() },
+        error: ErrorInfo { kind: letter.kind.as_str(), message: texts.next().unwrap_or_default(), chain: texts.collect() },
         attempts: letter.attempts,
         first_failure: rfc3339(letter.first_failure),
         last_failure: rfc3339(letter.last_failure),
@@ -201,6 +201,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::dead_letter::{Condition, FailureKind};
     use crate::record::Record;
 
     pub(in crate::dead_letter) fn letter() -> DeadLetter {
@@ -214,7 +215,8 @@ pub(super) mod tests {
             stream_arn: "arn:aws:kinesis:us-east-2:123456789012:stream/orders".into(),
             stream_created: Timestamp::from_millis(1_573_600_000_000),
             shard_id: "shardId-000000000001".into(),
-            error_kind: "poison",
+            kind: FailureKind::Poison,
+            condition: Condition::RetryAttemptsExhausted,
             error_chain: vec!["no order".into(), "expected value at line 1 column 12".into()],
             attempts: 4,
             first_failure: Timestamp::from_millis(1_573_691_885_021),

@@ -23,8 +23,10 @@ pub struct DeadLetter {
     pub stream_created: Timestamp,
     /// The shard.
     pub shard_id: ShardId,
-    /// What failed: `poison` (the processor said so), `error` (the processor failed each time), `panic`.
-    pub error_kind: &'static str,
+    /// What failed.
+    pub kind: FailureKind,
+    /// Why it was not tried again.
+    pub condition: Condition,
     /// The error's own words and those of its causes, outermost first.
     pub error_chain: Vec<String>,
     /// How often the record was tried.
@@ -39,6 +41,63 @@ pub struct DeadLetter {
     pub worker: WorkerId,
     /// The fencing token of the worker's term.
     pub fencing_token: u64,
+}
+
+/// How a record failed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// The processor said that no retry will help.
+    Poison,
+    /// The processor failed.
+    Error,
+    /// The processor panicked.
+    Panic,
+    /// The processor did not come back within the deadline of an attempt.
+    Overrun,
+    /// The process died with the record in work.
+    ProcessDeath,
+    /// It is an aggregate in which something is wrong. None of its records was delivered.
+    BrokenAggregate,
+    /// It follows an earlier record of its key into the queue, as configured; it was not tried.
+    Follows,
+}
+
+impl FailureKind {
+    /// The kind as the envelope names it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Poison => "poison",
+            Self::Error => "error",
+            Self::Panic => "panic",
+            Self::Overrun => "overrun",
+            Self::ProcessDeath => "process_death",
+            Self::BrokenAggregate => "broken_aggregate",
+            Self::Follows => "follows",
+        }
+    }
+}
+
+/// Why a record was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Condition {
+    /// All attempts that it had were used, or no attempt could have helped.
+    RetryAttemptsExhausted,
+    /// It had failed, and was older than the retry policy's maximum.
+    RecordAgeExceeded,
+}
+
+impl Condition {
+    /// The condition as AWS Lambda's on-failure message names it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RetryAttemptsExhausted => "RetryAttemptsExhausted",
+            Self::RecordAgeExceeded => "RecordAgeExceeded",
+        }
+    }
 }
 
 /// Why a dead letter was not accepted.
@@ -85,11 +144,14 @@ pub enum DeadLetterError {
     },
 }
 
+/// The most letters that are sent at once (SQS: SendMessageBatch).
+pub const LARGEST_BATCH: usize = 10;
+
 /// A place that keeps dead letters durably.
 ///
 /// # Contract
 ///
-/// - `Ok` means durably accepted. Only then does the checkpoint pass the record.
+/// - Each letter has an answer of its own, in their order. `Ok` means durably accepted. Only then does the checkpoint pass the record.
 /// - Whoever sends retries, for as long as it takes: an error never leads to a skipped record. So a dead letter may arrive more than once;
 ///   stream ARN, creation time, shard, sequence and sub-sequence number tell duplicates.
 ///
@@ -100,6 +162,7 @@ pub trait DeadLetterQueue: Send + Sync + std::fmt::Debug {
     /// Checks that the queue exists and may be written to, before any work starts.
     async fn check(&self) -> Result<(), DeadLetterError>;
 
-    /// Sends one dead letter: one attempt with a bounded duration.
-    async fn send(&self, letter: &DeadLetter) -> Result<(), DeadLetterError>;
+    /// Sends dead letters, up to [`LARGEST_BATCH`] of them: one attempt for each, with a bounded duration. One answer for each letter, in
+    /// their order.
+    async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>>;
 }

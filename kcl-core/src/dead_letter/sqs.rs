@@ -98,9 +98,19 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
         self.read_limit(url).await.map(drop)
     }
 
+    async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
+        let mut results = Vec::with_capacity(letters.len());
+        for letter in letters {
+            results.push(self.send_one(letter).await);
+        }
+        results
+    }
+}
+
+impl SqsDeadLetterQueue {
     /// Takes up to three calls of five seconds: the lookup, while it has not succeeded yet; the limit, while it is unknown or seems too
     /// low; and the message.
-    async fn send(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
+    async fn send_one(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
         let url = self.url().await?;
         let body = envelope(letter);
         // The limit known may be of yesterday: only the queue itself may turn a record away. UNKNOWN is below any size.

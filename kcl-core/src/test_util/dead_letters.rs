@@ -56,16 +56,18 @@ impl DeadLetterQueue for SimulatedDeadLetterQueue {
         self.link.read(self.asked(OPERATION), |_| ()).await.map_err(|failure| self.error(OPERATION, failure))
     }
 
-    async fn send(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
-        const OPERATION: &str = "sqs:SendMessage";
-        let (letters, link, letter) = (self.letters.clone(), self.link.clone(), letter.clone());
-        let sent = self.link.write(self.asked(OPERATION), move || {
-            // Kept as it was, but without its hold on the sender's memory.
-            let mut kept = letter.clone();
-            kept.record = letter.record.detached();
-            letters.0.lock().unwrap_or_else(PoisonError::into_inner).push(kept);
-            link.network.observers.tell(&Event::DeadLetterAccepted { host: &link.host, letter: &letter });
+    async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
+        const OPERATION: &str = "sqs:SendMessageBatch";
+        let (kept, link, sent) = (self.letters.clone(), self.link.clone(), letters.to_vec());
+        let accepted = self.link.write(self.asked(OPERATION), move || {
+            for letter in &sent {
+                // Kept as it was, but without its hold on the sender's memory.
+                let record = letter.record.detached();
+                kept.0.lock().unwrap_or_else(PoisonError::into_inner).push(DeadLetter { record, ..letter.clone() });
+                link.network.observers.tell(&Event::DeadLetterAccepted { host: &link.host, letter });
+            }
         });
-        sent.await.map_err(|failure| self.error(OPERATION, failure))
+        let accepted = accepted.await.map_err(|failure| self.error(OPERATION, failure));
+        vec![accepted; letters.len()]
     }
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::dead_letter::{DeadLetter, DeadLetterQueue};
+use crate::dead_letter::{Condition, DeadLetter, DeadLetterQueue, FailureKind};
 use crate::record::Record;
 use crate::stream::{ShardFilter, StartingPosition, StreamApi, StreamError};
 use crate::{SequenceNumber, ShardId, Timestamp};
@@ -248,7 +248,8 @@ async fn a_dead_letter_may_be_accepted_though_the_sender_never_hears_of_it() {
         stream_arn: "arn".into(),
         stream_created: Timestamp::from_millis(1),
         shard_id: shard(),
-        error_kind: "error",
+        kind: FailureKind::Error,
+        condition: Condition::RetryAttemptsExhausted,
         error_chain: Vec::new(),
         attempts: 1,
         first_failure: Timestamp::from_millis(1),
@@ -258,11 +259,11 @@ async fn a_dead_letter_may_be_accepted_though_the_sender_never_hears_of_it() {
         fencing_token: 1,
     };
     aws.faults().set_rates(all(FaultKind::LostAnswer));
-    assert!(queue.send(&letter).await.is_err());
+    assert!(queue.send(std::slice::from_ref(&letter)).await[0].is_err());
     aws.faults().set_rates(all(FaultKind::Dropped));
-    assert!(queue.send(&letter).await.is_err());
+    assert!(queue.send(std::slice::from_ref(&letter)).await[0].is_err());
     aws.faults().clear();
-    queue.send(&letter).await.unwrap();
+    queue.send(std::slice::from_ref(&letter)).await[0].clone().unwrap();
     assert_eq!(aws.dead_letters("dlq").len(), 2);
 }
 

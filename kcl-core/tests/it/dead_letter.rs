@@ -1,9 +1,8 @@
 //! The SQS dead-letter queue against a queue.
 
-use std::sync::Arc;
-
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
+use kcl_core::dead_letter::{Condition, FailureKind};
 use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, Record, SqsDeadLetterQueue, Timestamp};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
@@ -58,7 +57,8 @@ fn letter(number: u128, data: impl Into<Bytes>) -> DeadLetter {
         stream_arn: "arn:aws:kinesis:us-east-2:123456789012:stream/orders".into(),
         stream_created: now,
         shard_id: "shardId-000000000001".into(),
-        error_kind: "poison",
+        kind: FailureKind::Poison,
+        condition: Condition::RetryAttemptsExhausted,
         error_chain: vec!["no order \u{0}\u{fffe}".into()],
         attempts: 4,
         first_failure: now,
@@ -69,6 +69,13 @@ fn letter(number: u128, data: impl Into<Bytes>) -> DeadLetter {
     }
 }
 
+/// Sends one letter.
+async fn send(queue: &dyn DeadLetterQueue, letter: DeadLetter) -> Result<(), DeadLetterError> {
+    let results = queue.send(&[letter]).await;
+    assert_eq!(results.len(), 1);
+    results.into_iter().next().unwrap()
+}
+
 #[tokio::test]
 async fn a_letter_arrives_by_the_queues_name_and_by_its_url() {
     let aws = Aws::start().await;
@@ -76,7 +83,7 @@ async fn a_letter_arrives_by_the_queues_name_and_by_its_url() {
     for queue in ["letters", &url] {
         let dead_letters = aws.dead_letters(queue);
         dead_letters.check().await.unwrap();
-        dead_letters.send(&letter(7, "payload")).await.unwrap();
+        send(&dead_letters, letter(7, "payload")).await.unwrap();
         assert_eq!(aws.payloads(&url).await, ["cGF5bG9hZA=="]);
     }
 }
@@ -89,7 +96,7 @@ async fn a_queue_that_does_not_exist_is_named() {
     for queue in ["nowhere", &elsewhere] {
         let error = aws.dead_letters(queue).check().await.unwrap_err();
         assert!(matches!(&error, DeadLetterError::NotFound { queue: named, .. } if named == queue), "{error:?}");
-        let error = aws.dead_letters(queue).send(&letter(7, "payload")).await.unwrap_err();
+        let error = send(&aws.dead_letters(queue), letter(7, "payload")).await.unwrap_err();
         assert!(matches!(&error, DeadLetterError::NotFound { queue: named, .. } if named == queue), "{error:?}");
     }
 }
@@ -98,10 +105,10 @@ async fn a_queue_that_does_not_exist_is_named() {
 async fn a_queue_made_later_is_found_without_a_check() {
     let aws = Aws::start().await;
     let dead_letters = aws.dead_letters("letters");
-    dead_letters.send(&letter(7, "payload")).await.unwrap_err();
+    send(&dead_letters, letter(7, "payload")).await.unwrap_err();
     let url = aws.queue("letters", 262_144).await;
     for _ in 0..3 {
-        dead_letters.send(&letter(7, "payload")).await.unwrap();
+        send(&dead_letters, letter(7, "payload")).await.unwrap();
     }
     assert_eq!(aws.payloads(&url).await.len(), 3);
     let lookups = aws.local.faults().requests_of(Service::Sqs, "GetQueueUrl");
@@ -117,12 +124,12 @@ async fn a_record_too_large_for_the_queue_is_refused_until_the_queue_takes_it() 
     dead_letters.check().await.unwrap();
     let large = letter(7, vec![0; 4096]);
 
-    let error = dead_letters.send(&large).await.unwrap_err();
+    let error = send(&dead_letters, large.clone()).await.unwrap_err();
     assert!(matches!(error, DeadLetterError::TooLarge { limit: 4096, size, .. } if (5464..8192).contains(&size)), "{error:?}");
     assert_eq!(aws.local.faults().requests_of(Service::Sqs, "SendMessage"), 0);
 
     aws.set_limit(&url, 8192).await;
-    dead_letters.send(&large).await.unwrap();
+    send(&dead_letters, large.clone()).await.unwrap();
     assert_eq!(aws.payloads(&url).await.len(), 1);
 }
 
@@ -134,9 +141,9 @@ async fn a_limit_that_was_lowered_is_noticed() {
     dead_letters.check().await.unwrap();
     aws.set_limit(&url, 4096).await;
     let large = letter(7, vec![0; 4096]);
-    let error = dead_letters.send(&large).await.unwrap_err();
+    let error = send(&dead_letters, large.clone()).await.unwrap_err();
     assert!(matches!(error, DeadLetterError::Unavailable { .. }), "{error:?}");
-    let error = dead_letters.send(&large).await.unwrap_err();
+    let error = send(&dead_letters, large.clone()).await.unwrap_err();
     assert!(matches!(error, DeadLetterError::TooLarge { limit: 4096, .. }), "{error:?}");
 }
 
@@ -148,12 +155,12 @@ async fn a_queue_that_is_down_is_unavailable_and_each_send_is_one_attempt() {
     dead_letters.check().await.unwrap();
     for (sent, fault) in (1..).zip([Fault::Throttle, Fault::ServerError, Fault::Drop]) {
         aws.local.faults().add(Rule::new(fault).service(Service::Sqs).operation("SendMessage").times(1));
-        let error = dead_letters.send(&letter(7, "payload")).await.unwrap_err();
+        let error = send(&dead_letters, letter(7, "payload")).await.unwrap_err();
         assert!(matches!(error, DeadLetterError::Unavailable { .. }), "{error:?}");
         assert_eq!(aws.local.faults().requests_of(Service::Sqs, "SendMessage"), sent);
     }
     assert!(aws.payloads(&url).await.is_empty());
-    dead_letters.send(&letter(7, "payload")).await.unwrap();
+    send(&dead_letters, letter(7, "payload")).await.unwrap();
     assert_eq!(aws.payloads(&url).await.len(), 1);
 }
 
@@ -164,7 +171,7 @@ async fn a_queue_that_does_not_answer_is_given_up() {
     aws.queue("letters", 262_144).await;
     let dead_letters = aws.dead_letters("letters");
     aws.local.faults().add(Rule::new(Fault::WithholdAnswer).service(Service::Sqs).operation("SendMessage").times(1));
-    let error = dead_letters.send(&letter(7, "payload")).await.unwrap_err();
+    let error = send(&dead_letters, letter(7, "payload")).await.unwrap_err();
     assert!(matches!(&error, DeadLetterError::Unavailable { message, .. } if message.contains("timeout")), "{error:?}");
 }
 
@@ -172,13 +179,13 @@ async fn a_queue_that_does_not_answer_is_given_up() {
 async fn a_fifo_queue_keeps_one_of_a_letter_sent_again_after_a_lost_answer() {
     let aws = Aws::start().await;
     let url = aws.queue("letters.fifo", 262_144).await;
-    let dead_letters: Arc<dyn DeadLetterQueue> = Arc::new(aws.dead_letters("letters.fifo"));
+    let dead_letters = aws.dead_letters("letters.fifo");
     aws.local.faults().add(Rule::new(Fault::LoseAnswer).service(Service::Sqs).operation("SendMessage").times(1));
-    let error = dead_letters.send(&letter(7, "first")).await.unwrap_err();
+    let error = send(&dead_letters, letter(7, "first")).await.unwrap_err();
     assert!(matches!(error, DeadLetterError::Unavailable { .. }), "{error:?}");
 
     let again = DeadLetter { attempts: 5, worker: "another".into(), ..letter(7, "first") };
-    dead_letters.send(&again).await.unwrap();
-    dead_letters.send(&letter(8, "second")).await.unwrap();
+    send(&dead_letters, again).await.unwrap();
+    send(&dead_letters, letter(8, "second")).await.unwrap();
     assert_eq!(aws.payloads(&url).await, ["Zmlyc3Q=", "c2Vjb25k"]);
 }

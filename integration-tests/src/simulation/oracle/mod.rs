@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kcl_core::dead_letter::FailureKind;
 use kcl_core::test_util::{Event, SimulatedAws};
 use kcl_core::{Record, SequenceNumber, ShardContext, ShardId, Timestamp};
 use kcl_lease::Lease;
@@ -225,9 +226,9 @@ impl Oracle {
             Event::LeaseDeleted { host, lease } => self.deleted(host, lease, now),
             Event::DeadLetterAccepted { host, letter } => {
                 let (shard, number) = (&letter.shard_id, letter.record.sequence_number());
-                self.trace.line(now, format_args!("{host} dead letter {shard} {number} {}", letter.error_kind));
+                self.trace.line(now, format_args!("{host} dead letter {shard} {number} {}", letter.kind.as_str()));
                 self.reached("dead letter accepted");
-                if self.log.kind(shard, number) == Some(Kind::Good) && letter.error_kind == "poison" {
+                if self.log.kind(shard, number) == Some(Kind::Good) && letter.kind == FailureKind::Poison {
                     self.violated("S9", format!("good record {number} of {shard} was dead-lettered as poison"));
                 }
                 self.finish(host, shard, number, now);
