@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::finished_beyond::{FinishedBeyond, MOST_OPEN};
 use crate::sequence_number::ExtendedSequenceNumber;
 
 /// Tracks delivered records until all before them are finished too.
@@ -58,6 +59,31 @@ impl AckedPrefix {
         self.open.front().map(|(record, _)| *record)
     }
 
+    /// Records between the oldest unfinished one and the newest delivered one, both included.
+    #[must_use]
+    pub fn span(&self) -> usize {
+        self.open.len()
+    }
+
+    /// What is finished beyond the prefix, as far as it can be noted, without a base; `None`: nothing is.
+    #[must_use]
+    pub fn finished_beyond(&self) -> Option<FinishedBeyond> {
+        let (mut open, mut until) = (Vec::new(), None);
+        for (record, finished) in &self.open {
+            if *finished {
+                until = Some((*record, open.len()));
+            } else if open.len() == MOST_OPEN {
+                break;
+            } else {
+                open.push(*record);
+            }
+        }
+        let (until, before) = until?;
+        // What is open after the last finished one goes without saying.
+        open.truncate(before);
+        Some(FinishedBeyond { base: None, until, open })
+    }
+
     /// Whether every delivered record is finished.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -112,7 +138,40 @@ mod tests {
         assert_eq!(prefix.acked(), Some(record(2)));
     }
 
+    #[test]
+    fn what_is_finished_beyond_the_prefix_is_noted_as_far_as_it_may() {
+        let mut prefix = AckedPrefix::default();
+        (1..=100).for_each(|n| prefix.deliver(record(n)));
+        assert_eq!(prefix.finished_beyond(), None);
+        for n in [1, 2, 4, 6, 7] {
+            prefix.ack(record(n));
+        }
+        let note = prefix.finished_beyond().unwrap();
+        assert_eq!((note.until, note.open), (record(7), vec![record(3), record(5)]));
+        // every second one is open: the note ends with the last finished one before the open ones are too many
+        (8..=100).filter(|n| n % 2 == 0).for_each(|n| {
+            prefix.ack(record(n));
+        });
+        let note = prefix.finished_beyond().unwrap();
+        assert_eq!(note.open.len(), MOST_OPEN);
+        assert_eq!((note.until, note.open[MOST_OPEN - 1]), (record(44), record(43)));
+    }
+
     proptest! {
+        #[test]
+        fn the_note_says_the_truth(finish in Just((0u128..80).collect::<Vec<_>>()).prop_shuffle(), count in 0usize..80) {
+            let mut prefix = AckedPrefix::default();
+            (0..80).for_each(|n| prefix.deliver(record(n)));
+            let finished = &finish[..count];
+            finished.iter().for_each(|n| { prefix.ack(record(*n)); });
+            if let Some(note) = prefix.finished_beyond() {
+                let beyond = (0..80).map(record).filter(|r| Some(*r) > prefix.acked());
+                for r in beyond.filter(|r| note.covers(*r, false)) {
+                    prop_assert!(finished.iter().any(|n| record(*n) == r), "{r}");
+                }
+            }
+        }
+
         #[test]
         fn the_prefix_is_what_a_plain_count_says(finish in Just((0u128..40).collect::<Vec<_>>()).prop_shuffle(), count in 0usize..40) {
             let mut prefix = AckedPrefix::default();

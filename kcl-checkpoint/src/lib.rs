@@ -8,6 +8,7 @@
 //! | [`sequence_number`] | sequence numbers, compared as integers, and the sub-sequence number inside an aggregated record |
 //! | [`position`] | what a lease's checkpoint can say, in the documented order, and where a new shard starts |
 //! | [`acked_prefix`] | the contiguous prefix of records finished in any order |
+//! | [`finished_beyond`] | what is finished beyond that prefix, in a few bytes that are kept with the lease |
 //! | [`checkpointer`] | the handle that users checkpoint with, its validation, and the port for the fenced write |
 //!
 //! ```
@@ -27,6 +28,7 @@
 
 pub mod acked_prefix;
 pub mod checkpointer;
+pub mod finished_beyond;
 #[doc(hidden)]
 pub mod planted;
 pub mod position;
@@ -34,5 +36,6 @@ pub mod sequence_number;
 
 pub use acked_prefix::AckedPrefix;
 pub use checkpointer::{CheckpointError, CheckpointWriteError, CheckpointWriter, Checkpointer};
+pub use finished_beyond::FinishedBeyond;
 pub use position::{Checkpoint, InitialPosition, ParseCheckpointError, StartingPosition, Timestamp};
 pub use sequence_number::{ExtendedSequenceNumber, ParseSequenceNumberError, SequenceNumber};

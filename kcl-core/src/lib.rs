@@ -71,10 +71,14 @@ pub use kcl_checkpoint::{
 pub use kcl_efo::{FanOutApi, FanOutError};
 pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
 
-pub use self::consumer::{Checkpointing, RetryPolicy, TrimmedData};
+pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
+
+pub use self::consumer::{Aggregated, Checkpointing, Elsewhere, Lanes, PoisonedKey, RetryPolicy, SafetyValve, TrimmedData};
 pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDeadLetterQueue};
 pub use self::error::{ConfigError, WorkerError};
-pub use self::processor::{Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo};
+pub use self::processor::{
+    FailedRecord, Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo,
+};
 pub use self::record::{Record, RecordBatch};
 pub use self::retrieval::{ConsumerChoice, FanOutConfig, PollingConfig, RetrievalMode};
 pub use self::shutdown::shutdown_signal;

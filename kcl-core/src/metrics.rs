@@ -3,7 +3,7 @@
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
 
-/// What a worker counts. Labels: application and stream.
+/// What a worker counts. Labels: application and stream; of dead letters, their kind too.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     labels: [KeyValue; 2],
@@ -14,6 +14,9 @@ pub(crate) struct Metrics {
     retries: Counter<u64>,
     dead_letters: Counter<u64>,
     gaps: Counter<u64>,
+    spared: Counter<u64>,
+    elsewhere: Counter<u64>,
+    dropped_aggregates: Counter<u64>,
     leases: UpDownCounter<i64>,
     leases_lost: Counter<u64>,
 }
@@ -45,6 +48,21 @@ impl Metrics {
                 .with_unit("{gap}")
                 .with_description("Terms that went on although records may have been trimmed unread")
                 .build(),
+            spared: meter
+                .u64_counter("kcl.records.spared")
+                .with_unit("{record}")
+                .with_description("Records beyond the checkpoint that an earlier term had finished, and that were not delivered again")
+                .build(),
+            elsewhere: meter
+                .u64_counter("kcl.records.elsewhere")
+                .with_unit("{record}")
+                .with_description("Delivered records of aggregates whose keys belong to another shard")
+                .build(),
+            dropped_aggregates: meter
+                .u64_counter("kcl.aggregates.dropped")
+                .with_unit("{record}")
+                .with_description("Aggregates with records of other shards that were dropped, as configured")
+                .build(),
             leases: meter.i64_up_down_counter("kcl.leases").with_unit("{lease}").with_description("Leases held").build(),
             leases_lost: meter
                 .u64_counter("kcl.leases.lost")
@@ -72,8 +90,22 @@ impl Metrics {
         self.retries.add(1, &self.labels);
     }
 
-    pub(crate) fn dead_lettered(&self) {
-        self.dead_letters.add(1, &self.labels);
+    /// `kind`: one of a handful, see [`FailureKind`](crate::dead_letter::FailureKind).
+    pub(crate) fn dead_lettered(&self, kind: &'static str) {
+        let [application, stream] = self.labels.clone();
+        self.dead_letters.add(1, &[application, stream, KeyValue::new("kind", kind)]);
+    }
+
+    pub(crate) fn spared(&self) {
+        self.spared.add(1, &self.labels);
+    }
+
+    pub(crate) fn elsewhere(&self, records: u64) {
+        self.elsewhere.add(records, &self.labels);
+    }
+
+    pub(crate) fn dropped_aggregate(&self) {
+        self.dropped_aggregates.add(1, &self.labels);
     }
 
     pub(crate) fn gap(&self) {

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use kcl_checkpoint::{Checkpoint, Checkpointer};
+use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber};
 use kcl_lease::{ShardId, WorkerId};
 
-use crate::record::RecordBatch;
+use crate::consumer::{Advice, Flow};
+use crate::record::{Record, RecordBatch};
 
 /// Processes the records of one shard.
 ///
@@ -39,13 +40,17 @@ pub trait RecordProcessor: Send {
         Ok(())
     }
 
-    /// Processes records, all new or not successful before, in the order of the shard.
+    /// Processes records, all new or not successful before, in the order of the shard (with several lanes: of one partition key).
     ///
-    /// A failed call is never skipped. With [`RecordBatch::in_order`] the failure belongs to the record in work: those before it are
-    /// done. Otherwise the whole batch comes again and, when that keeps failing, its records come one by one. A record that keeps
-    /// failing goes to the dead-letter queue; without a queue the shard waits.
+    /// A failed call is never skipped. What failed can be told by the [`Outcome`], or by going through the batch with
+    /// [`RecordBatch::in_order`]: then an error belongs to the record in work, and those before it are done. Without either, the batch is
+    /// divided until the record that fails is alone. What succeeded does not come again because a neighbour failed. A record that keeps failing goes to
+    /// the dead-letter queue, as the [`RetryPolicy`](crate::RetryPolicy) has it; without a queue the shard waits.
     ///
-    /// The call is not cut off when the lease is lost meanwhile; its result then counts for nothing.
+    /// # Cancel safety
+    /// The call is not cut off when the lease is lost meanwhile; its result then counts for nothing. With
+    /// [`RetryPolicy::attempt_deadline`](crate::RetryPolicy::attempt_deadline) it is dropped at an await when it overruns; it is dropped too when a
+    /// shutdown takes longer than its timeout.
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult;
 
     /// The shard now belongs to another worker, or is about to. There is nothing to checkpoint with; free what is held.
@@ -68,11 +73,11 @@ pub trait RecordProcessor: Send {
     }
 }
 
-/// Makes a processor for each shard that this worker gets. A closure from [`ShardContext`] to a processor is a factory.
+/// Makes a processor for each shard that this worker gets, and for each lane of it. A closure from [`ShardContext`] to a processor is a factory.
 #[async_trait]
 pub trait RecordProcessorFactory: Send + Sync {
     /// Makes a processor. An error is retried with backoff for as long as the shard is this worker's. Called again for the same shard
-    /// after its processor has panicked.
+    /// after its processor has panicked, or has overrun the deadline of an attempt.
     async fn create(&self, shard: &ShardContext) -> Result<Box<dyn RecordProcessor>, ProcessError>;
 }
 
@@ -91,34 +96,88 @@ where
 pub type ProcessResult = Result<Outcome, ProcessError>;
 
 /// What a call of [`RecordProcessor::process_records`] achieved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
     /// All records of the batch are processed.
     Done,
+    /// This record failed: those before it in the batch are done, those after it were not tried. See [`failed_from`](Self::failed_from).
+    FailedFrom(FailedRecord),
+    /// These records failed, each for itself: all others of the batch are done. See [`failed`](Self::failed).
+    Failed(Vec<FailedRecord>),
+}
+
+impl Outcome {
+    /// The records before this one are done, this one failed, and those after it were not tried.
+    pub fn failed_from(record: &Record, error: impl Into<ProcessError>) -> Self {
+        Self::FailedFrom(FailedRecord { record: record.position(), error: error.into() })
+    }
+
+    /// These records failed, and all others of the batch are done. None: all are done.
+    ///
+    /// Failed records come again alone, in their order, after the others: whoever needs the order within a key must not process a record
+    /// after one of the same key that failed.
+    ///
+    /// ```
+    /// # use kcl_core::{Outcome, ProcessError, Record, RecordBatch};
+    /// # fn send(_: &Record) -> Result<(), ProcessError> { Ok(()) }
+    /// # fn process(batch: &RecordBatch) -> Outcome {
+    /// Outcome::failed(batch.records().iter().filter_map(|record| Some((record, send(record).err()?))))
+    /// # }
+    /// ```
+    pub fn failed<'a, E: Into<ProcessError>>(records: impl IntoIterator<Item = (&'a Record, E)>) -> Self {
+        let failed = |(record, error): (&Record, E)| FailedRecord { record: record.position(), error: error.into() };
+        Self::Failed(records.into_iter().map(failed).collect())
+    }
+}
+
+/// A record that was not processed, and why.
+#[derive(Debug)]
+pub struct FailedRecord {
+    /// Its address: sequence and sub-sequence number. One that is not in the batch makes the whole batch count as failed.
+    pub record: ExtendedSequenceNumber,
+    /// Why.
+    pub error: ProcessError,
 }
 
 /// Why records were not processed. Any error becomes one by `?`, and is then worth a retry.
 pub struct ProcessError {
-    poison: bool,
+    advice: Advice,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl ProcessError {
     /// A retry may help: the database is down, a call timed out. What `?` makes of any error.
     pub fn retry(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { poison: false, source: source.into() }
+        Self { advice: Advice::Retry, source: source.into() }
     }
 
     /// No retry will help: this record can't be processed by this program. It goes to the dead-letter queue at once.
     pub fn poison(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { poison: true, source: source.into() }
+        Self { advice: Advice::Poison, source: source.into() }
     }
 
-    /// Whether retries are pointless.
+    /// Nothing is wrong with the record, and nothing of this shard can be processed now: credentials are revoked, a schema is missing. The shard stops,
+    /// visibly, with the record unfinished, until [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard), or until another worker or
+    /// another start of this one takes it.
+    pub fn stop(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { advice: Advice::Stop, source: source.into() }
+    }
+
+    /// Whether retries are pointless because of the record.
     #[must_use]
     pub fn is_poison(&self) -> bool {
-        self.poison
+        self.advice == Advice::Poison
+    }
+
+    /// Whether the shard shall stop.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        self.advice == Advice::Stop
+    }
+
+    pub(crate) fn advice(&self) -> Advice {
+        self.advice
     }
 
     /// The words of the error and of its causes, outermost first.
@@ -144,7 +203,7 @@ impl fmt::Display for ProcessError {
 
 impl fmt::Debug for ProcessError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("ProcessError").field("poison", &self.poison).field("source", &self.source).finish()
+        formatter.debug_struct("ProcessError").field("advice", &self.advice).field("source", &self.source).finish()
     }
 }
 
@@ -210,6 +269,7 @@ impl ShardInfo {
 pub struct ShardContext {
     pub(crate) info: ShardInfo,
     pub(crate) checkpointer: Checkpointer,
+    pub(crate) flow: Flow,
 }
 
 impl ShardContext {
@@ -217,6 +277,12 @@ impl ShardContext {
     #[must_use]
     pub fn checkpointer(&self) -> &Checkpointer {
         &self.checkpointer
+    }
+
+    /// Pauses this shard: calls that are under way end, and no other is made until
+    /// [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard) or until another worker takes the shard. The lease is kept.
+    pub fn pause(&self) {
+        self.flow.pause_shard(&self.info.shard_id);
     }
 }
 

@@ -24,6 +24,14 @@ pub enum ShardState {
     BlockedByTrimmedRecords,
     /// Kinesis can't be read.
     ReadFailing,
+    /// A call of the processor has been under way for a minute.
+    InLongCall,
+    /// The shard is paused, because somebody asked for it.
+    Paused,
+    /// The processor said stop: see [`ProcessError::stop`](crate::ProcessError::stop).
+    StoppedByProcessor,
+    /// Too many records went to the dead-letter queue: see [`SafetyValve`](crate::SafetyValve).
+    StoppedBySafetyValve,
     /// The lease could not be renewed in time: nothing is delivered until it is.
     Suspended,
     /// The shard is read to its end, which is being written down.
@@ -38,7 +46,14 @@ impl ShardState {
     pub fn is_stuck(self) -> bool {
         matches!(
             self,
-            Self::WaitingForDeadLetterQueue | Self::BlockedByRecord | Self::BlockedByTrimmedRecords | Self::ReadFailing | Self::Suspended
+            Self::WaitingForDeadLetterQueue
+                | Self::BlockedByRecord
+                | Self::BlockedByTrimmedRecords
+                | Self::ReadFailing
+                | Self::InLongCall
+                | Self::StoppedByProcessor
+                | Self::StoppedBySafetyValve
+                | Self::Suspended
         )
     }
 }

@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
-use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
 
-use crate::lease::{HashKeyRange, Lease, ShardId, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
 use crate::table::{LeaseListing, LeaseTable, WriteOutcome};
-use crate::write::{LeaseWrite, WriteId};
+use crate::write::{Change, LeaseWrite, WriteId};
 
 /// Runs all cases, each over a table that `make` gives.
 ///
@@ -53,6 +53,15 @@ fn owned(owner: Option<&str>, checkpoint_owner: Option<&str>) -> Lease {
     }
 }
 
+fn note() -> FinishedBeyond {
+    let at = |number: u128| ExtendedSequenceNumber::whole(number.into());
+    FinishedBeyond { base: Some(at(100)), until: at(300), open: vec![at(101), at(205)] }
+}
+
+fn suspect() -> Suspect {
+    Suspect { record: ExtendedSequenceNumber::new(101.into(), 2), begun: 3 }
+}
+
 fn full() -> Lease {
     Lease {
         parents: BTreeSet::from(["shardId-000000000001".into(), "shardId-000000000002".into()]),
@@ -61,6 +70,8 @@ fn full() -> Lease {
         initial_timestamp: Some(Timestamp::from_millis(1_700_000_000_001)),
         watermark: Some(Timestamp::from_millis(1_700_000_000_002)),
         stream_created: Some(Timestamp::from_millis(1_700_000_000_003)),
+        finished_beyond: Some(note()),
+        suspect: Some(suspect()),
         write_id: Some(WriteId(u64::MAX)),
         ..owned(Some("b"), Some("a"))
     }
@@ -76,6 +87,10 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
     noted.watermark = Some(Timestamp::from_millis(5));
     noted.initial_timestamp_if_absent = Some(Timestamp::from_millis(6));
     noted.stream_created_if_absent = Some(Timestamp::from_millis(7));
+    noted.finished_beyond = Change::Set(note());
+    let watched = Lease { suspect: Some(suspect()), finished_beyond: Some(note()), ..held.clone() };
+    let mut cleared = LeaseWrite::checkpoint(&watched, at(400, 0), id);
+    cleared.finished_beyond = Change::Remove;
     vec![
         ("take of a free lease", free.clone(), LeaseWrite::take(&free, &worker, id)),
         ("take of a dead owner's lease", held.clone(), LeaseWrite::take(&held, &worker, id)),
@@ -85,6 +100,9 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
         ("renewal while a handoff is asked for", handed.clone(), LeaseWrite::renew(&handed, id)),
         ("checkpoint", held.clone(), LeaseWrite::checkpoint(&held, at(200, 1), id)),
         ("checkpoint with all that can be noted", held.clone(), noted),
+        ("checkpoint that clears what was noted", watched.clone(), cleared),
+        ("record in work alone", held.clone(), LeaseWrite::suspect(&held, suspect(), id)),
+        ("take of a lease with notes", watched.clone(), LeaseWrite::take(&watched, &worker, id)),
         ("release", held.clone(), LeaseWrite::release(&held, None, BTreeSet::new(), id)),
         ("release to the next owner", handed.clone(), LeaseWrite::release(&handed, Some(at(200, 0)), BTreeSet::new(), id)),
         ("end", held.clone(), LeaseWrite::release(&held, Some(Checkpoint::ShardEnd), children, id)),

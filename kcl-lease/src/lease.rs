@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use kcl_checkpoint::{Checkpoint, Timestamp};
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
 
 use crate::write::WriteId;
 
@@ -62,6 +62,15 @@ pub struct HashKeyRange {
     pub end: u128,
 }
 
+/// A record that is in work alone, because processes seem to die of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Suspect {
+    /// The record.
+    pub record: ExtendedSequenceNumber,
+    /// How often work on it was begun without its end being written down: as often, a process may have died of it.
+    pub begun: u32,
+}
+
 /// One row of the lease table: who reads a shard, how far it is read, and how it is related to others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
@@ -89,6 +98,10 @@ pub struct Lease {
     pub watermark: Option<Timestamp>,
     /// When the stream was created (`rk_streamTs`): tells a stream from another one of the same name. Absent: unknown.
     pub stream_created: Option<Timestamp>,
+    /// Records beyond the checkpoint that need not be processed again (`rk_done`); absent: none are known.
+    pub finished_beyond: Option<FinishedBeyond>,
+    /// The record in work alone, while processes die in this shard (`rk_suspect`).
+    pub suspect: Option<Suspect>,
     /// The last of our writes that changed the row's counter (`rk_wid`). Stale once a Java worker has written the row.
     pub write_id: Option<WriteId>,
 }
@@ -110,6 +123,8 @@ impl Lease {
             initial_timestamp: None,
             watermark: None,
             stream_created: None,
+            finished_beyond: None,
+            suspect: None,
             write_id: None,
         }
     }

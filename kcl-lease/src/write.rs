@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, Timestamp};
+use kcl_checkpoint::{Checkpoint, FinishedBeyond, Timestamp};
 
-use crate::lease::{Lease, ShardId, WorkerId};
+use crate::lease::{Lease, ShardId, Suspect, WorkerId};
 
 /// Marks one write of a row, so that its writer recognises it when the answer was lost. Drawn at random, never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +49,37 @@ pub enum Switches {
     Set(u64),
 }
 
+/// What becomes of something that a row may have or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change<T> {
+    /// It stays.
+    Keep,
+    /// The row gets this.
+    Set(T),
+    /// The row has it no more.
+    Remove,
+}
+
+impl<T: Clone + PartialEq> Change<T> {
+    /// What makes `after` of `before`.
+    #[must_use]
+    pub fn from_to(before: Option<&T>, after: Option<&T>) -> Self {
+        match (before, after) {
+            (before, after) if before == after => Self::Keep,
+            (_, Some(after)) => Self::Set(after.clone()),
+            (_, None) => Self::Remove,
+        }
+    }
+
+    fn apply(&self, before: Option<&T>) -> Option<T> {
+        match self {
+            Self::Keep => before.cloned(),
+            Self::Set(value) => Some(value.clone()),
+            Self::Remove => None,
+        }
+    }
+}
+
 /// One conditional update of one row. Built by the functions below; carried out by a [`LeaseTable`](crate::table::LeaseTable).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LeaseWrite {
@@ -71,6 +102,10 @@ pub struct LeaseWrite {
     pub children: BTreeSet<ShardId>,
     /// A new watermark.
     pub watermark: Option<Timestamp>,
+    /// What becomes of the note of records that are finished beyond the checkpoint.
+    pub finished_beyond: Change<FinishedBeyond>,
+    /// What becomes of the record in work alone.
+    pub suspect: Change<Suspect>,
     /// Where reading starts, noted only if the row says nothing of it.
     pub initial_timestamp_if_absent: Option<Timestamp>,
     /// When the stream was created, noted only if the row says nothing of it.
@@ -102,7 +137,18 @@ impl LeaseWrite {
     /// was not confirmed, the lower may come last.
     #[must_use]
     pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
-        Self { checkpoint: Some(checkpoint.max(held.checkpoint)), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
+        Self {
+            checkpoint: Some(checkpoint.max(held.checkpoint)),
+            switches: Switches::Set(0),
+            suspect: Change::from_to(held.suspect.as_ref(), None),
+            ..Self::of_term(held, write_id)
+        }
+    }
+
+    /// Notes that this record is in work alone, before it is: should the process die of it, the next owner knows.
+    #[must_use]
+    pub fn suspect(held: &Lease, suspect: Suspect, write_id: WriteId) -> Self {
+        Self { suspect: Change::Set(suspect), ..Self::of_term(held, write_id) }
     }
 
     /// Ends the owner's term: hands the lease to its next owner if a handoff is under way, else frees it. With a last checkpoint
@@ -119,6 +165,8 @@ impl LeaseWrite {
             checkpoint_owner: None,
             checkpoint,
             children,
+            // The process lives: no record has killed it.
+            suspect: Change::from_to(held.suspect.as_ref(), None),
             switches: match (checkpoint, changed) {
                 (Some(_), changed) => Switches::Set(changed),
                 (None, 0) => Switches::Keep,
@@ -154,6 +202,8 @@ impl LeaseWrite {
             checkpoint: None,
             children: BTreeSet::new(),
             watermark: None,
+            finished_beyond: Change::Keep,
+            suspect: Change::Keep,
             initial_timestamp_if_absent: None,
             stream_created_if_absent: None,
         }
@@ -191,6 +241,8 @@ impl LeaseWrite {
             checkpoint: self.checkpoint.unwrap_or(row.checkpoint),
             children: if self.children.is_empty() { row.children.clone() } else { self.children.clone() },
             watermark: self.watermark.or(row.watermark),
+            finished_beyond: self.finished_beyond.apply(row.finished_beyond.as_ref()),
+            suspect: self.suspect.apply(row.suspect.as_ref()),
             initial_timestamp: row.initial_timestamp.or(self.initial_timestamp_if_absent),
             stream_created: row.stream_created.or(self.stream_created_if_absent),
             ..row.clone()
@@ -292,6 +344,19 @@ mod tests {
         held.owner_switches_since_checkpoint = 3;
         assert_eq!(LeaseWrite::renew(&held, WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 3);
         assert_eq!(LeaseWrite::checkpoint(&held, at(1), WriteId(1)).apply(&held).unwrap().owner_switches_since_checkpoint, 0);
+    }
+
+    #[test]
+    fn a_record_in_work_alone_is_noted_until_a_checkpoint_or_a_release() {
+        let held = owned_by(Some("a"), None);
+        let suspect = Suspect { record: ExtendedSequenceNumber::whole(5.into()), begun: 2 };
+        let noted = LeaseWrite::suspect(&held, suspect, WriteId(1)).apply(&held).unwrap();
+        assert_eq!((noted.suspect, noted.counter), (Some(suspect), 8));
+        let taken = LeaseWrite::take(&noted, &worker("b"), WriteId(2)).apply(&noted).unwrap();
+        assert_eq!(taken.suspect, Some(suspect), "whoever takes the lease from the dead knows");
+        assert_eq!(LeaseWrite::renew(&noted, WriteId(2)).apply(&noted).unwrap().suspect, Some(suspect));
+        assert_eq!(LeaseWrite::checkpoint(&noted, at(5), WriteId(2)).apply(&noted).unwrap().suspect, None);
+        assert_eq!(LeaseWrite::release(&noted, None, BTreeSet::new(), WriteId(2)).apply(&noted).unwrap().suspect, None);
     }
 
     #[test]

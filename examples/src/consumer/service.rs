@@ -72,9 +72,11 @@ impl RecordProcessor for Service {
             && let Err(Unprinted { complete, error }) = printer.print(shard.shard_id(), batch.records()).await
         {
             // The failure belongs to the first record whose line is not out; those before it are done and are not printed again.
-            batch.in_order().take(complete + 1).for_each(drop);
             self.tally.finished(complete);
-            return Err(ProcessError::retry(format!("standard output can't be written to: {error}")));
+            let error = ProcessError::retry(format!("standard output can't be written to: {error}"));
+            // All lines may be out, and only their flush have failed.
+            let Some(record) = batch.records().get(complete).or(batch.records().last()) else { return Err(error) };
+            return Ok(Outcome::failed_from(record, error));
         }
         self.tally.finished(batch.len());
         Ok(Outcome::Done)

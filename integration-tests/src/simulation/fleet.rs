@@ -148,6 +148,7 @@ impl Fleet {
                     max_attempts: 3,
                     first_backoff: Duration::from_millis(100),
                     max_backoff: Duration::from_secs(5),
+                    ..RetryPolicy::default()
                 })
                 .processor(move |_: &ShardContext| Processor {
                     judge: judge.clone(),

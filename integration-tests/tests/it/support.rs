@@ -181,6 +181,7 @@ impl World {
                 max_attempts: 3,
                 first_backoff: Duration::from_millis(10),
                 max_backoff: Duration::from_millis(200),
+                ..kcl_core::RetryPolicy::default()
             })
             .processor(move |_: &ShardContext| LedgerProcessor { ledger: ledger.clone(), worker: name_of_worker.clone() })
     }

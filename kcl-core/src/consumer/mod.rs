@@ -2,39 +2,71 @@
 //!
 //! Three futures run in one task: reading ahead (`prefetch`), delivering (`deliver`), and, with automatic checkpoints,
 //! writing down how far all is finished. They end together. The row itself is written by the term's keeper, a task of its own.
+//!
+//! | part | owns |
+//! |---|---|
+//! | `deliver` | the loop: what can be begun, and what is waited for |
+//! | `intake`, `in_hand`, `start`, `gaps` | from an answer of Kinesis to records in work: aggregates, what is finished already, what may have been trimmed |
+//! | `schedule` | which records wait for a call, in which order |
+//! | `calls`, `lanes`, `call` | calls of processors, and what follows when they end |
+//! | `retry` | what a failure means for each record of its batch |
+//! | `careful` | records that kill their process |
+//! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
+//! | `flow` | pauses |
+//! | `hold` | whether the shard is still this worker's |
+//! | `shard_end` | the end of the shard |
 
 mod call;
+mod calls;
+mod careful;
 mod deliver;
+mod flow;
+mod gaps;
+mod hold;
+mod in_hand;
+mod intake;
+mod lanes;
+mod letters;
+mod outbox;
 mod ownership;
 mod prefetch;
 mod reading;
 mod retry;
+mod schedule;
+mod settings;
 mod shard_end;
 mod start;
+mod valve;
+mod work;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{AckedPrefix, Checkpoint, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
-use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermEnd, TermStatus};
 use kcl_lease::{Clock as _, Entropy, LeaseTable, ShardId, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::call::Advice;
 use self::call::guarded;
+pub(crate) use self::flow::Flow;
+use self::hold::Hold;
 use self::ownership::TermOwnership;
 pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
+pub(crate) use self::settings::Processing;
+pub use self::settings::{Aggregated, Elsewhere, Lanes, PoisonedKey};
 use self::start::StartFilter;
+pub use self::valve::SafetyValve;
+use self::work::Work;
 use crate::dead_letter::DeadLetterQueue;
 use crate::metrics::Metrics;
-use crate::processor::{RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo};
+use crate::processor::{RecordProcessorFactory, ShardContext, ShardInfo};
 use crate::retrieval::Retrieval;
 use crate::status::{ShardState, StatusBoard};
 use crate::stream::{ChildShard, ServiceClock, StartingPosition, StreamApi, StreamDescription};
@@ -77,6 +109,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<ServiceClock>,
     pub(crate) entropy: Entropy,
     pub(crate) retry: RetryPolicy,
+    pub(crate) processing: Processing,
+    pub(crate) flow: Flow,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) trimmed: TrimmedData,
     pub(crate) initial: InitialPosition,
@@ -116,25 +150,10 @@ enum Stop {
     Reopen(StartingPosition),
 }
 
-/// A processor, which need not be shareable between threads: it is only ever reached exclusively, so the lock is never locked.
-struct Exclusive(Mutex<Box<dyn RecordProcessor>>);
-
-impl Exclusive {
-    fn new(processor: Box<dyn RecordProcessor>) -> Self {
-        Self(Mutex::new(processor))
-    }
-
-    fn get(&mut self) -> &mut dyn RecordProcessor {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
-    }
-}
-
 /// The consumer of one shard for one term.
 pub(crate) struct ShardConsumer {
-    shared: Arc<Shared>,
-    term: Term,
-    shard: ShardContext,
-    processor: Option<Exclusive>,
+    hold: Hold,
+    work: Work,
     filter: StartFilter,
     prefix: AckedPrefix,
     /// All records that arrived before this time are finished, as far as is known.
@@ -159,24 +178,21 @@ impl ShardConsumer {
         };
         let checkpointer = Checkpointer::new(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());
-        Self {
-            filter: StartFilter::new(taken),
-            shard: ShardContext { info, checkpointer },
-            processor: None,
-            prefix: AckedPrefix::default(),
-            watermark: taken.watermark,
-            looked: shared.clock.boot_time(),
-            acked: watch::Sender::new(None),
-            shared,
-            term,
+        let shard = Arc::new(ShardContext { info, checkpointer, flow: shared.flow.clone() });
+        let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
+        let hold = Hold { shared, term, shard };
+        let work = Work::new(&hold);
+        if work.careful.is_some() {
+            tracing::warn!(shard = %hold.shard.shard_id(), "owners of the shard have died since its last checkpoint: records are delivered one by one");
         }
+        Self { hold, work, filter, prefix: AckedPrefix::default(), watermark, looked, acked: watch::Sender::new(None) }
     }
 
     /// Consumes the shard until the term ends, and says which shard it was.
-    #[tracing::instrument(name = "shard", skip_all, fields(shard = %self.shard.shard_id(), token = self.shard.fencing_token()))]
+    #[tracing::instrument(name = "shard", skip_all, fields(shard = %self.hold.shard.shard_id(), token = self.hold.shard.fencing_token()))]
     pub(crate) async fn run(mut self) -> ShardId {
-        tracing::info!(checkpoint = %self.shard.starting_checkpoint(), "shard taken");
-        self.shared.metrics.lease_taken();
+        tracing::info!(checkpoint = %self.hold.shard.starting_checkpoint(), "shard taken");
+        self.hold.shared.metrics.lease_taken();
         let mut stop = self.consume().await;
         if let Stop::ShardEnd(children) = stop {
             stop = self.end_shard(children).await;
@@ -184,39 +200,35 @@ impl ShardConsumer {
         if matches!(stop, Stop::LetGo) {
             self.let_go().await;
         }
-        let end = match self.term.status() {
+        let end = match self.hold.term.status() {
             TermStatus::Ended(end) => end,
             _ => TermEnd::Released,
         };
-        if let Some(mut processor) = self.processor.take()
-            && !self.shard.checkpointer.last().is_shard_end()
-        {
-            let _ = guarded(async {
-                processor.get().lease_lost(&self.shard.info).await;
-                Ok(())
-            })
-            .await
-            .inspect_err(|failure| tracing::error!(%failure, "lease_lost failed"));
+        if !self.hold.shard.checkpointer.last().is_shard_end() {
+            self.lease_lost().await;
         }
         tracing::info!(?end, finished = ?self.prefix.acked(), "shard left");
-        self.shared.metrics.lease_left(end != TermEnd::Released);
-        self.shared.status.leave(self.shard.shard_id());
-        self.shard.info.shard_id
+        let shard = self.hold.shard.shard_id().clone();
+        self.hold.shared.metrics.lease_left(end != TermEnd::Released);
+        self.hold.shared.flow.term_ended(&shard);
+        self.hold.shared.status.leave(&shard);
+        shard
     }
 
-    /// Makes the processor, reads and delivers, until something stops it.
+    /// Makes the processors, reads and delivers, until something stops it.
     async fn consume(&mut self) -> Stop {
-        let mut position = start::starting_position(self.term.taken(), self.shared.initial);
+        let mut position = start::starting_position(self.hold.term.taken(), self.hold.shared.initial);
         loop {
-            let ownership = Arc::new(TermOwnership { term: self.term.clone(), shared: Arc::clone(&self.shared) });
-            let reader = self.shared.retrieval.open(self.shard.shard_id(), position, ownership);
-            let (prefetcher, mut prefetched) = prefetch::prefetch(reader, self.shared.budget.clone());
+            let Hold { shared, term, shard } = &self.hold;
+            let ownership = Arc::new(TermOwnership { term: term.clone(), shared: Arc::clone(shared) });
+            let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
+            let (prefetcher, mut prefetched) = prefetch::prefetch(reader, shared.budget.clone());
             let checkpoints = checkpoint_as_acked(
-                self.shared.checkpointing,
-                self.shard.checkpointer.clone(),
+                shared.checkpointing,
+                shard.checkpointer.clone(),
                 self.acked.subscribe(),
-                Arc::clone(&self.shared),
-                self.shard.shard_id().clone(),
+                Arc::clone(shared),
+                shard.shard_id().clone(),
             );
             let stop = tokio::select! {
                 biased;
@@ -231,80 +243,45 @@ impl ShardConsumer {
         }
     }
 
-    /// Lets the processor finish, and the lease go with the last checkpoint.
+    /// Lets the processors finish, and the lease go with the last checkpoint.
     async fn let_go(&mut self) {
-        self.state(ShardState::LettingGo);
-        if let Some(processor) = &mut self.processor {
-            let result = guarded(processor.get().shutdown_requested(&self.shard)).await;
-            if let Err(failure) = result {
+        self.hold.state(ShardState::LettingGo);
+        for lane in 0..self.work.lanes.len() {
+            let Some(processor) = self.work.lanes.processor(lane) else { continue };
+            if let Err(failure) = guarded(processor.shutdown_requested(&self.hold.shard), None).await {
                 tracing::error!(%failure, "shutdown_requested failed; records since the last checkpoint will be delivered again");
             }
         }
         self.release(self.final_checkpoint(), BTreeSet::new()).await;
     }
 
-    /// What to checkpoint when the shard is let go: with automatic checkpoints all that is finished, unless it is written already.
-    fn final_checkpoint(&self) -> Option<Checkpoint> {
-        let automatic = matches!(self.shared.checkpointing, Checkpointing::Automatic { .. });
-        let acked = self.prefix.acked().filter(|_| !is_planted(Bug::LastCheckpointForgotten)).map(Checkpoint::At);
-        acked.filter(|acked| automatic && *acked > self.shard.checkpointer.last())
-    }
-
-    /// Ends the term in the table. While the table is away, waits: whoever shuts the worker down sets the limit.
-    async fn release(&self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
-        match self.term.release(checkpoint, children).await {
-            Ok(()) => {}
-            Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
-            Err(error) => {
-                tracing::warn!(%error, "the release is not confirmed yet; waiting");
-                while !matches!(self.term.status(), TermStatus::Ended(_)) {
-                    self.term.status_other_than(self.term.status()).await;
-                }
+    /// Tells the processors that the shard is not theirs any more.
+    async fn lease_lost(&mut self) {
+        for lane in 0..self.work.lanes.len() {
+            let Some(processor) = self.work.lanes.processor(lane) else { continue };
+            let told = async {
+                processor.lease_lost(&self.hold.shard.info).await;
+                Ok(())
+            };
+            if let Err(failure) = guarded(told, None).await {
+                tracing::error!(%failure, "lease_lost failed");
             }
         }
     }
 
-    /// Waits until something asks to stop.
-    async fn interrupted(&self) -> Stop {
-        tokio::select! {
-            biased;
-            status = self.term.status_other_than(TermStatus::Held) => match status {
-                TermStatus::Ended(_) => Stop::Ended,
-                _ => Stop::LetGo,
-            },
-            () = self.shared.let_go.cancelled() => Stop::LetGo,
+    /// Ends the term in the table. While the table is away, waits: whoever shuts the worker down sets the limit.
+    async fn release(&mut self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
+        let term = &self.hold.term;
+        match term.release(checkpoint, children).await {
+            Ok(()) => {}
+            Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
+            Err(error) => {
+                tracing::warn!(%error, "the release is not confirmed yet; waiting");
+                while !matches!(term.status(), TermStatus::Ended(_)) {
+                    term.status_other_than(term.status()).await;
+                }
+            }
         }
-    }
-
-    /// The gate before every delivery: passes while the term is valid, waits while it is suspended.
-    async fn gate(&self) -> Result<(), Stop> {
-        if !self.term.is_valid() {
-            tracing::warn!("the lease could not be renewed in time; nothing is delivered until it is");
-            self.state(ShardState::Suspended);
-        }
-        tokio::select! {
-            biased;
-            stop = self.interrupted() => Err(stop),
-            () = std::future::ready(()), if is_planted(Bug::GateOpen) => Ok(()),
-            valid = self.term.valid() => valid.map_err(|_| Stop::Ended),
-        }
-    }
-
-    /// Waits, unless something asks to stop.
-    async fn pause(&self, wait: Duration) -> Result<(), Stop> {
-        tokio::select! {
-            biased;
-            stop = self.interrupted() => Err(stop),
-            () = tokio::time::sleep(wait) => Ok(()),
-        }
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff::new(self.shared.retry.first_backoff, self.shared.retry.max_backoff, &self.shared.entropy)
-    }
-
-    fn state(&self, state: ShardState) {
-        self.shared.status.update(self.shard.shard_id(), |status| status.state = state);
     }
 }
 

@@ -1,32 +1,63 @@
-//! What follows a failure: another attempt, one record at a time, or the dead-letter queue. A function of plain data.
+//! What follows a failed call: another attempt, halves of the batch, or the dead-letter queue. Functions of plain data.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::error::ConfigError;
+use kcl_checkpoint::Timestamp;
 
-/// How often, and how soon, what failed is tried again.
+use super::call::{Advice, CallFailure};
+use super::schedule::Entry;
+use crate::dead_letter::Condition;
+use crate::error::ConfigError;
+use crate::record::Record;
+
+/// How often, and how soon, what failed is tried again, and when it is given up.
+///
+/// ```
+/// use std::time::Duration;
+/// use kcl_core::RetryPolicy;
+///
+/// let policy = RetryPolicy { max_attempts: 10, attempt_deadline: Some(Duration::from_secs(5)), ..RetryPolicy::default() };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts at one record (or at a batch that can't tell which of its records failed), the first included. 1 to 1,000; default 5.
+    /// Attempts at a record that is known to fail, the first included. To find out which record of a batch fails takes attempts that
+    /// do not count. 1 to 10,000; default 5.
     pub max_attempts: u32,
     /// The longest wait after a first failure; it doubles with each further one. Each wait is drawn at random up to its limit.
     /// 1 ms to 1 h; default 200 ms.
     pub first_backoff: Duration,
     /// The longest wait at all. `first_backoff` to 1 h; default 10 s.
     pub max_backoff: Duration,
+    /// A record that has failed and arrived longer ago than this is not tried again, whatever attempts it has left. Every record is tried
+    /// once, however old. At least 1 s; `None`, the default: age does not matter.
+    pub max_age: Option<Duration>,
+    /// How long one call of [`process_records`](crate::RecordProcessor::process_records) may take. Then the call is dropped at its next
+    /// await, counts as a failed attempt, and the processor is made anew. 1 ms up to the handoff timeout, which is how long another worker
+    /// waits for the shard; `None`, the default: no deadline.
+    pub attempt_deadline: Option<Duration>,
+    /// How often a record may be in work, alone, when its process dies, before it goes to the dead-letter queue unseen. 1 to 100; default 3.
+    pub max_deaths: u32,
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { max_attempts: 5, first_backoff: Duration::from_millis(200), max_backoff: Duration::from_secs(10) }
+        Self {
+            max_attempts: 5,
+            first_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(10),
+            max_age: None,
+            attempt_deadline: None,
+            max_deaths: 3,
+        }
     }
 }
 
 impl RetryPolicy {
-    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self, handoff_timeout: Duration) -> Result<(), ConfigError> {
         let hour = Duration::from_secs(3600);
-        if !(1..=1000).contains(&self.max_attempts) {
-            return Err(ConfigError::new("retry_policy.max_attempts", self.max_attempts, "must be 1 to 1000"));
+        if !(1..=10_000).contains(&self.max_attempts) {
+            return Err(ConfigError::new("retry_policy.max_attempts", self.max_attempts, "must be 1 to 10000"));
         }
         if !(Duration::from_millis(1)..=hour).contains(&self.first_backoff) {
             return Err(ConfigError::new("retry_policy.first_backoff", self.first_backoff, "must be 1 ms to 1 h"));
@@ -34,94 +65,250 @@ impl RetryPolicy {
         if !(self.first_backoff..=hour).contains(&self.max_backoff) {
             return Err(ConfigError::new("retry_policy.max_backoff", self.max_backoff, "must be first_backoff to 1 h"));
         }
+        if let Some(age) = self.max_age.filter(|age| *age < Duration::from_secs(1)) {
+            return Err(ConfigError::new("retry_policy.max_age", age, "must be at least 1 s"));
+        }
+        if let Some(deadline) = self.attempt_deadline.filter(|deadline| !(Duration::from_millis(1)..=handoff_timeout).contains(deadline)) {
+            let rule = format!(
+                "must be 1 ms to {handoff_timeout:?}, the handoff_timeout: a call that may take longer than another worker waits for the shard \
+                 would be repeated by that worker"
+            );
+            return Err(ConfigError::new("retry_policy.attempt_deadline", deadline, rule));
+        }
+        if !(1..=100).contains(&self.max_deaths) {
+            return Err(ConfigError::new("retry_policy.max_deaths", self.max_deaths, "must be 1 to 100"));
+        }
         Ok(())
+    }
+
+    /// Why a record is given up after one more failure; `None`: it is tried again.
+    fn given_up(&self, record: &Record, failures: u32, advice: Advice, now: Timestamp) -> Option<Condition> {
+        if advice == Advice::Poison || failures >= self.max_attempts {
+            return Some(Condition::RetryAttemptsExhausted);
+        }
+        let age = Duration::from_millis(now.as_millis().saturating_sub(record.approximate_arrival()?.as_millis()));
+        self.max_age.filter(|most| age > *most).map(|_| Condition::RecordAgeExceeded)
     }
 }
 
-/// A failed call, as far as the decision needs it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Failed {
-    /// Records in the batch; at least 1.
-    pub(crate) records: usize,
-    /// Index of the record in work, if the processor went through the batch in order.
-    pub(crate) in_work: Option<usize>,
-    /// Whether the processor said that retries are pointless.
-    pub(crate) poison: bool,
-    /// Failures before this one that belong to what was at the head of this batch.
-    pub(crate) failures_before: u32,
+/// Whose fault a failed call was, by index in its batch.
+#[derive(Debug)]
+pub(super) enum Blame {
+    /// One of its records', or all of them: nobody can tell.
+    Unknown(CallFailure),
+    /// This one's: those before it are done, those after it were not tried.
+    From(usize, CallFailure),
+    /// These records', each for itself: the others are done.
+    These(BTreeMap<usize, CallFailure>),
 }
 
-/// What follows a failed call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Verdict {
-    /// Records at the head of the batch that are done.
-    pub(crate) done: usize,
-    /// Failures that now belong to what is at the head after those.
-    pub(crate) failures: u32,
-    /// What happens to it.
-    pub(crate) step: Step,
+/// A record that is given up.
+#[derive(Debug)]
+pub(super) struct Condemned {
+    pub(super) entry: Entry,
+    pub(super) failure: CallFailure,
+    pub(super) condition: Condition,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Try again after a wait.
-    Retry,
-    /// Deliver each of the batch's records alone: one of them fails, and nobody knows which.
-    Isolate,
-    /// The record at the head goes to the dead-letter queue.
-    DeadLetter,
+/// What becomes of the records of a failed call.
+#[derive(Debug, Default)]
+pub(super) struct Judged {
+    /// Done.
+    pub(super) finished: Vec<Record>,
+    /// To the dead-letter queue.
+    pub(super) condemned: Vec<Condemned>,
+    /// To be tried, in order.
+    pub(super) back: Vec<Entry>,
+    /// Whether the next attempt waits: not if only the batch was divided because something in it is poison.
+    pub(super) wait: bool,
+    /// The processor wants the shard to stop.
+    pub(super) stop: bool,
 }
 
-pub(crate) fn after_failure(failed: Failed, policy: &RetryPolicy) -> Verdict {
-    // A batch of one can't be in doubt about which record failed.
-    let culprit = failed.in_work.or((failed.records == 1).then_some(0));
-    let done = culprit.unwrap_or(0);
-    // Failures of another record say nothing of this one.
-    let failures = if done == 0 { failed.failures_before + 1 } else { 1 };
-    let exhausted = failed.poison || failures >= policy.max_attempts;
-    let step = match (exhausted, culprit) {
-        (false, _) => Step::Retry,
-        (true, Some(_)) => Step::DeadLetter,
-        (true, None) => Step::Isolate,
-    };
-    Verdict { done, failures: if step == Step::Isolate { 0 } else { failures }, step }
+pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, now: Timestamp, policy: &RetryPolicy) -> Judged {
+    let mut judged = Judged::default();
+    match blame {
+        // A batch of one can't be in doubt about which record failed.
+        Blame::Unknown(failure) if entries.len() == 1 => return judge(entries, Blame::From(0, failure), now, policy),
+        Blame::Unknown(failure) => {
+            judged.stop = failure.advice == Advice::Stop;
+            judged.wait = failure.advice == Advice::Retry;
+            for entry in &mut entries {
+                entry.history.attempts += 1;
+                entry.history.first_failure.get_or_insert(now);
+            }
+            // The halves are tried each for itself. A call that the processor has stopped says nothing about its records.
+            if !judged.stop {
+                let half = entries.len() / 2;
+                entries[half].cut = true;
+            }
+            judged.back = entries;
+        }
+        Blame::From(culprit, failure) => {
+            let mut rest = entries.split_off(culprit.min(entries.len()));
+            judged.finished = entries.into_iter().map(|entry| entry.record).collect();
+            if let Some(next) = rest.get_mut(1) {
+                next.cut = true;
+            }
+            let mut rest = rest.into_iter();
+            if let Some(first) = rest.next() {
+                one_failed(first, failure, now, policy, &mut judged);
+            }
+            judged.back.extend(rest);
+        }
+        Blame::These(mut failures) => {
+            for (index, entry) in entries.into_iter().enumerate() {
+                match failures.remove(&index) {
+                    None => judged.finished.push(entry.record),
+                    Some(failure) => one_failed(Entry { cut: true, ..entry }, failure, now, policy, &mut judged),
+                }
+            }
+        }
+    }
+    judged
+}
+
+/// A record is known to have failed.
+fn one_failed(mut entry: Entry, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
+    entry.history.attempts += 1;
+    entry.history.first_failure.get_or_insert(now);
+    if failure.advice == Advice::Stop {
+        judged.stop = true;
+        judged.back.push(entry);
+        return;
+    }
+    entry.history.failures += 1;
+    match policy.given_up(&entry.record, entry.history.failures, failure.advice, now) {
+        Some(condition) => judged.condemned.push(Condemned { entry, failure, condition }),
+        None => {
+            judged.wait = true;
+            judged.back.push(entry);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::dead_letter::FailureKind;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy { max_attempts: 3, ..RetryPolicy::default() }
+    }
+
+    fn entries(count: u128) -> Vec<Entry> {
+        (0..count).map(|number| Entry::new(Record::new(number.into(), None, Bytes::new(), Some(NOW)))).collect()
+    }
+
+    fn failure(advice: Advice) -> CallFailure {
+        CallFailure { kind: FailureKind::Error, advice, chain: vec!["no".to_owned()] }
+    }
+
+    fn number(record: &Record) -> u128 {
+        record.sequence_number().into_words().1
+    }
+
+    /// finished, condemned, back (with a mark where a call ends before it), whether it waits
+    fn seen(judged: &Judged) -> (Vec<u128>, Vec<u128>, Vec<String>, bool) {
+        (
+            judged.finished.iter().map(number).collect(),
+            judged.condemned.iter().map(|condemned| number(&condemned.entry.record)).collect(),
+            judged.back.iter().map(|entry| format!("{}{}", if entry.cut { "|" } else { "" }, number(&entry.record))).collect(),
+            judged.wait,
+        )
+    }
+
+    fn text(back: &[&str]) -> Vec<String> {
+        back.iter().map(ToString::to_string).collect()
+    }
 
     #[test]
-    fn the_record_in_work_fails_alone_and_a_batch_in_doubt_is_taken_apart() {
-        let policy = RetryPolicy { max_attempts: 3, ..RetryPolicy::default() };
-        let verdict = |records, in_work, poison, failures_before| {
-            let verdict = after_failure(Failed { records, in_work, poison, failures_before }, &policy);
-            (verdict.done, verdict.failures, verdict.step)
-        };
-        // records, in work, poison, failures before => done, failures, step
-        assert_eq!(verdict(9, Some(4), false, 0), (4, 1, Step::Retry));
-        assert_eq!(verdict(9, Some(4), false, 2), (4, 1, Step::Retry), "the earlier failures were another record's");
-        assert_eq!(verdict(9, Some(0), false, 1), (0, 2, Step::Retry));
-        assert_eq!(verdict(9, Some(0), false, 2), (0, 3, Step::DeadLetter));
-        assert_eq!(verdict(9, Some(4), true, 0), (4, 1, Step::DeadLetter), "poison needs no second attempt");
-        assert_eq!(verdict(9, None, false, 1), (0, 2, Step::Retry));
-        assert_eq!(verdict(9, None, false, 2), (0, 0, Step::Isolate));
-        assert_eq!(verdict(9, None, true, 0), (0, 0, Step::Isolate), "something is poison, but what");
-        assert_eq!(verdict(1, None, false, 1), (0, 2, Step::Retry));
-        assert_eq!(verdict(1, None, false, 2), (0, 3, Step::DeadLetter));
-        assert_eq!(verdict(1, None, true, 0), (0, 1, Step::DeadLetter));
+    fn a_known_culprit_is_tried_alone_and_its_neighbours_are_not_repeated() {
+        let judged = judge(entries(5), Blame::From(2, failure(Advice::Retry)), NOW, &policy());
+        assert_eq!(seen(&judged), (vec![0, 1], vec![], text(&["2", "|3", "4"]), true));
+        assert_eq!(judged.back[0].history, History { attempts: 1, failures: 1, first_failure: Some(NOW) });
+        assert_eq!(judged.back[1].history, History::default(), "it was not tried");
     }
+
+    #[test]
+    fn attempts_end_in_the_queue() {
+        let mut left = entries(1);
+        for attempt in 1..=3 {
+            let judged = judge(left, Blame::Unknown(failure(Advice::Retry)), NOW, &policy());
+            if attempt < 3 {
+                assert_eq!(seen(&judged), (vec![], vec![], text(&["0"]), true));
+            } else {
+                assert_eq!(seen(&judged), (vec![], vec![0], vec![], false));
+                assert_eq!(judged.condemned[0].condition, Condition::RetryAttemptsExhausted);
+                assert_eq!(judged.condemned[0].entry.history.attempts, 3);
+            }
+            left = judged.back;
+        }
+    }
+
+    #[test]
+    fn poison_needs_no_second_attempt() {
+        let judged = judge(entries(3), Blame::From(1, failure(Advice::Poison)), NOW, &policy());
+        assert_eq!(seen(&judged), (vec![0], vec![1], text(&["|2"]), false));
+    }
+
+    #[test]
+    fn a_batch_in_doubt_is_halved_and_nobody_is_blamed() {
+        let judged = judge(entries(5), Blame::Unknown(failure(Advice::Retry)), NOW, &policy());
+        assert_eq!(seen(&judged), (vec![], vec![], text(&["0", "1", "|2", "3", "4"]), true));
+        assert!(judged.back.iter().all(|entry| entry.history.failures == 0 && entry.history.attempts == 1));
+        let poison = judge(entries(2), Blame::Unknown(failure(Advice::Poison)), NOW, &policy());
+        assert_eq!(seen(&poison), (vec![], vec![], text(&["0", "|1"]), false), "something is poison: waiting does not help");
+    }
+
+    #[test]
+    fn records_that_failed_for_themselves_leave_the_others_done() {
+        let failures = BTreeMap::from([(1, failure(Advice::Retry)), (3, failure(Advice::Poison)), (4, failure(Advice::Retry))]);
+        let judged = judge(entries(5), Blame::These(failures), NOW, &policy());
+        assert_eq!(seen(&judged), (vec![0, 2], vec![3], text(&["|1", "|4"]), true));
+    }
+
+    #[test]
+    fn a_stop_is_no_failure_of_the_record() {
+        for blame in [Blame::From(0, failure(Advice::Stop)), Blame::Unknown(failure(Advice::Stop))] {
+            let judged = judge(entries(3), blame, NOW, &policy());
+            assert!(judged.stop && !judged.wait);
+            assert!(judged.back.iter().all(|entry| entry.history.failures == 0));
+            assert_eq!(judged.back.len(), 3);
+        }
+    }
+
+    #[test]
+    fn what_has_failed_and_is_too_old_is_given_up() {
+        let limit = RetryPolicy { max_age: Some(Duration::from_secs(60)), ..policy() };
+        for (age, given_up) in [(60_000, false), (60_001, true)] {
+            let judged = judge(entries(1), Blame::Unknown(failure(Advice::Retry)), Timestamp::from_millis(NOW.as_millis() + age), &limit);
+            assert_eq!(judged.condemned.first().map(|condemned| condemned.condition), given_up.then_some(Condition::RecordAgeExceeded));
+        }
+    }
+
+    use super::super::schedule::History;
 
     #[test]
     fn an_impossible_policy_is_refused_by_name() {
         let sound = RetryPolicy::default();
-        sound.validate().unwrap();
+        let patience = Duration::from_secs(30);
+        sound.validate(patience).unwrap();
+        RetryPolicy { attempt_deadline: Some(patience), ..sound }.validate(patience).unwrap();
         for (policy, setting) in [
             (RetryPolicy { max_attempts: 0, ..sound }, "retry_policy.max_attempts"),
             (RetryPolicy { first_backoff: Duration::ZERO, ..sound }, "retry_policy.first_backoff"),
             (RetryPolicy { max_backoff: Duration::from_millis(1), ..sound }, "retry_policy.max_backoff"),
+            (RetryPolicy { max_age: Some(Duration::from_millis(1)), ..sound }, "retry_policy.max_age"),
+            (RetryPolicy { attempt_deadline: Some(Duration::ZERO), ..sound }, "retry_policy.attempt_deadline"),
+            (RetryPolicy { attempt_deadline: Some(Duration::from_secs(31)), ..sound }, "retry_policy.attempt_deadline"),
+            (RetryPolicy { max_deaths: 0, ..sound }, "retry_policy.max_deaths"),
         ] {
-            assert_eq!(policy.validate().unwrap_err().setting, setting);
+            assert_eq!(policy.validate(patience).unwrap_err().setting, setting);
         }
     }
 }

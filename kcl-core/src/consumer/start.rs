@@ -59,11 +59,9 @@ impl StartFilter {
         Self { finished: lease.checkpoint.record(), watermark: lease.watermark.or(begun), whole: false }
     }
 
-    /// Of a term that reads on at the last record that it has finished. `watermark` as in the lease.
-    pub(crate) fn after(finished: ExtendedSequenceNumber, watermark: Option<Timestamp>) -> Self {
-        // All of it is finished, were it an aggregate.
-        let finished = ExtendedSequenceNumber::whole(finished.sequence_number);
-        Self { finished: Some(finished), watermark, whole: false }
+    /// Of a term that reads on at the last record that it has taken into work. `watermark` as in the lease.
+    pub(crate) fn after(last: ExtendedSequenceNumber, watermark: Option<Timestamp>) -> Self {
+        Self { finished: Some(last), watermark, whole: false }
     }
 
     /// All that arrived before `time` was seen and is finished.
@@ -76,34 +74,40 @@ impl StartFilter {
         if self.may_have_missed(now, retention) { Err(Gap { first_kept: None }) } else { Ok(()) }
     }
 
-    /// Takes the finished records off the head of what was read. `at_tip`: nothing comes after these now. `Err`: a gap must be dealt with before
-    /// anything is delivered.
+    /// Takes the records before the checkpoint's off the head of what was read, as Kinesis gave it. The checkpoint's own stays: it may be an aggregate
+    /// that is finished in part, see [`is_finished`](Self::is_finished). `at_tip`: nothing comes after these now. `Err`: a gap must be dealt with
+    /// before anything is delivered.
     pub(crate) fn admit(&mut self, records: &mut Vec<Record>, at_tip: bool, now: Timestamp, retention: Duration) -> Result<(), Gap> {
         if let Some(checkpoint) = self.finished {
             self.whole |= records.iter().any(|record| record.sequence_number() == checkpoint.sequence_number);
-            // A checkpoint inside an aggregate leaves the aggregate's later records unfinished: the record comes again as a whole.
-            let finished = |record: &Record| match record.sequence_number().cmp(&checkpoint.sequence_number) {
-                std::cmp::Ordering::Less => true,
-                std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
-                std::cmp::Ordering::Greater => false,
-            };
-            let first_unfinished = records.iter().position(|record| !finished(record)).unwrap_or(records.len());
-            records.drain(..first_unfinished);
+            let before = |record: &Record| record.sequence_number() < checkpoint.sequence_number;
+            let first = records.iter().position(|record| !before(record)).unwrap_or(records.len());
+            records.drain(..first);
         }
         let first = records.first().map(Record::position);
         // A shard without records is no proof either: all may have been trimmed, the checkpoint's included.
         if (first.is_some() || at_tip) && self.may_have_missed(now, retention) {
             return Err(Gap { first_kept: first });
         }
-        if first.is_some() {
-            self.accept_gap();
-        }
+        self.whole |= first.is_some();
         Ok(())
+    }
+
+    /// Whether the checkpoint covers this record.
+    pub(crate) fn is_finished(&self, record: &Record) -> bool {
+        let Some(checkpoint) = self.finished else { return false };
+        match record.sequence_number().cmp(&checkpoint.sequence_number) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Greater => false,
+            std::cmp::Ordering::Equal if record.is_aggregated() => record.position() <= checkpoint,
+            // A checkpoint inside of what was an aggregate once, and is none by today's rules: not all of it is finished.
+            std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
+        }
     }
 
     /// Goes on after a gap: whatever comes first is the first.
     pub(crate) fn accept_gap(&mut self) {
-        (self.finished, self.whole) = (None, true);
+        self.whole = true;
     }
 
     /// The gap that a refusal of the starting position means, unless reading has begun.
@@ -151,6 +155,7 @@ mod tests {
     fn admitted(filter: &mut StartFilter, numbers: impl IntoIterator<Item = u128>) -> Result<Vec<u128>, Gap> {
         let mut records = records(numbers);
         filter.admit(&mut records, false, NOW, DAY)?;
+        records.retain(|record| !filter.is_finished(record));
         Ok(records.iter().map(|record| record.sequence_number().to_string().parse().unwrap()).collect())
     }
 
@@ -164,7 +169,25 @@ mod tests {
     }
 
     #[test]
-    fn an_aggregate_that_is_finished_in_part_comes_again() {
+    fn an_aggregate_that_is_finished_in_part_goes_on_where_it_was() {
+        let mut aggregator = kcl_aggregation::Aggregator::new(usize::MAX);
+        (0..6).for_each(|_| aggregator.add("key", None, "data").unwrap());
+        let aggregate = Record::new(5.into(), None, aggregator.finish().unwrap().payload, None);
+        let kcl_aggregation::Disaggregated::Aggregate(parts) = kcl_aggregation::disaggregate(aggregate.data(), None, &Default::default())
+        else {
+            panic!("it is one")
+        };
+        let parts: Vec<_> = parts.into_iter().map(|part| Record::of_aggregate(&aggregate, part)).collect();
+        for (sub, unfinished) in [(3, vec![4, 5]), (0, vec![1, 2, 3, 4, 5]), (5, vec![])] {
+            let mut filter = StartFilter::new(&lease(at(5, sub), None));
+            assert_eq!(filter.admit(&mut vec![aggregate.clone()], false, NOW, DAY), Ok(()));
+            let left: Vec<_> = parts.iter().filter(|part| !filter.is_finished(part)).map(Record::sub_sequence_number).collect();
+            assert_eq!(left, unfinished);
+        }
+    }
+
+    #[test]
+    fn what_was_an_aggregate_and_is_none_any_more_comes_again() {
         let mut filter = StartFilter::new(&lease(at(5, 3), None));
         assert_eq!(admitted(&mut filter, [5, 6]), Ok(vec![5, 6]));
     }

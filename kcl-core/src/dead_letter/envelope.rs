@@ -204,7 +204,7 @@ pub(super) mod tests {
     use crate::dead_letter::{Condition, FailureKind};
     use crate::record::Record;
 
-    pub(in crate::dead_letter) fn letter() -> DeadLetter {
+    pub(crate) fn letter() -> DeadLetter {
         DeadLetter {
             record: Record::new(
                 "49601189658422359378836298521827638475320189012309704722".parse().unwrap(),

@@ -166,3 +166,8 @@ pub trait DeadLetterQueue: Send + Sync + std::fmt::Debug {
     /// their order.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>>;
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    pub(crate) use super::envelope::tests::letter;
+}

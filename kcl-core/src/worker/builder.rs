@@ -23,7 +23,10 @@ use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
 use super::settings::{self, within};
 use super::shard_sync::ShardSync;
-use crate::consumer::{Checkpointing, Factory, LARGEST_ANSWER, PrefetchBudget, Reading, RetryPolicy, Shared, TrimmedData};
+use crate::consumer::{
+    Aggregated, Checkpointing, Factory, Flow, LARGEST_ANSWER, Lanes, PoisonedKey, PrefetchBudget, Processing, Reading, RetryPolicy,
+    SafetyValve, Shared, TrimmedData,
+};
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
 use crate::metrics::Metrics;
@@ -61,6 +64,7 @@ pub struct WorkerBuilder {
     max_leases: usize,
     checkpointing: Option<Checkpointing>,
     retry: RetryPolicy,
+    processing: Processing,
     retrieval: RetrievalMode,
     fan_out: FanOutConfig,
     polling: PollingConfig,
@@ -105,6 +109,7 @@ impl WorkerBuilder {
             max_leases: usize::MAX,
             checkpointing: None,
             retry: RetryPolicy::default(),
+            processing: Processing::default(),
             retrieval: RetrievalMode::default(),
             fan_out: FanOutConfig::default(),
             polling: PollingConfig::default(),
@@ -208,6 +213,39 @@ impl WorkerBuilder {
     /// How often, and how soon, what failed is tried again.
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
+        self
+    }
+
+    /// How many records of a shard are in work at a time: one batch after the other, or several partition keys beside each other. Default: one
+    /// lane.
+    pub fn lanes(mut self, lanes: Lanes) -> Self {
+        self.processing.lanes = lanes;
+        self
+    }
+
+    /// The most records that one call of `process_records` gets. 1 to 100,000; default 10,000, the most that Kinesis gives at once.
+    pub fn max_batch_records(mut self, records: usize) -> Self {
+        self.processing.max_batch_records = records;
+        self
+    }
+
+    /// What becomes of later records of a key after one of its records goes to the dead-letter queue. Default: they wait until it is accepted there,
+    /// and are then processed.
+    pub fn poisoned_key(mut self, policy: PoisonedKey) -> Self {
+        self.processing.poisoned_key = policy;
+        self
+    }
+
+    /// When a shard stops because too many of its records go to the dead-letter queue; `None`: never. Default: when more than 50 of the 100 records
+    /// finished last would.
+    pub fn safety_valve(mut self, valve: Option<SafetyValve>) -> Self {
+        self.processing.valve = valve;
+        self
+    }
+
+    /// What becomes of records that the Kinesis Producer Library has aggregated. Default: they are taken apart.
+    pub fn aggregated_records(mut self, aggregated: Aggregated) -> Self {
+        self.processing.aggregated = aggregated;
         self
     }
 
@@ -337,6 +375,8 @@ impl WorkerBuilder {
             clock,
             entropy: entropy.clone(),
             retry: self.retry,
+            processing: self.processing,
+            flow: Flow::default(),
             checkpointing: self.checkpointing.unwrap_or(Checkpointing::Automatic { interval: timing.renewal_interval().mul_f64(0.9) }),
             trimmed: self.trimmed,
             initial: self.initial,
@@ -401,7 +441,12 @@ impl WorkerBuilder {
         if self.prefetch_bytes > 0 {
             within("prefetch_bytes", self.prefetch_bytes, &(LARGEST_ANSWER..=4 << 30))?;
         }
-        self.retry.validate()?;
+        self.retry.validate(self.handoff_timeout)?;
+        self.processing.validate()?;
+        if self.processing.lanes.lanes > 1 && self.checkpointing == Some(Checkpointing::Manual) {
+            let rule = "must be 1 with manual checkpoints: records finish out of order, and no processor sees all of them";
+            return Err(ConfigError::new("lanes.lanes", self.processing.lanes.lanes, rule));
+        }
         self.polling.validate().map_err(polling_rule)
     }
 

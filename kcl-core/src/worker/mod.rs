@@ -26,7 +26,7 @@ pub use self::builder::WorkerBuilder;
 use self::coordinator::{Coordinator, Held};
 use self::machine::Machine;
 use self::shard_sync::ShardSync;
-use crate::consumer::{ShardConsumer, Shared};
+use crate::consumer::{Flow, ShardConsumer, Shared};
 use crate::error::WorkerError;
 use crate::status::{StatusBoard, WorkerStatus};
 
@@ -60,6 +60,7 @@ pub struct WorkerHandle {
     worker: WorkerId,
     status: StatusBoard,
     asked_to_stop: CancellationToken,
+    flow: Flow,
 }
 
 impl WorkerHandle {
@@ -72,6 +73,27 @@ impl WorkerHandle {
     /// Asks the worker to let go of its shards and end, as the signal given to [`Worker::run_until`] does.
     pub fn shutdown(&self) {
         self.asked_to_stop.cancel();
+    }
+
+    /// Pauses all shards of this worker: calls that are under way end, and no other is made. Leases are kept, so that no other worker takes the
+    /// shards. Shards that the worker gets later are paused as well.
+    pub fn pause(&self) {
+        self.flow.pause_all();
+    }
+
+    /// Ends what [`pause`](Self::pause) began. Shards that were paused, or have stopped, each for itself stay so.
+    pub fn resume(&self) {
+        self.flow.resume_all();
+    }
+
+    /// Pauses one shard, as long as this worker has it and whenever it gets it again.
+    pub fn pause_shard(&self, shard: &ShardId) {
+        self.flow.pause_shard(shard);
+    }
+
+    /// Lets a shard go on that was paused, that its processor has stopped, or that the safety valve has stopped; the valve begins to count anew.
+    pub fn resume_shard(&self, shard: &ShardId) {
+        self.flow.resume_shard(shard);
     }
 }
 
@@ -90,7 +112,12 @@ impl Worker {
     /// A handle to watch and stop the worker.
     #[must_use]
     pub fn handle(&self) -> WorkerHandle {
-        WorkerHandle { worker: self.shared.worker.clone(), status: self.shared.status.clone(), asked_to_stop: self.asked_to_stop.clone() }
+        WorkerHandle {
+            worker: self.shared.worker.clone(),
+            status: self.shared.status.clone(),
+            asked_to_stop: self.asked_to_stop.clone(),
+            flow: self.shared.flow.clone(),
+        }
     }
 
     /// Runs until a [handle](WorkerHandle::shutdown) stops it. See [`run_until`](Self::run_until).

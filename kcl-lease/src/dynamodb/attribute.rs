@@ -1,4 +1,4 @@
-//! The names of the lease table's attributes: the Java library's, and four of our own.
+//! The names of the lease table's attributes: the Java library's, and six of our own.
 //!
 //! The Java library leaves attributes that it does not know alone, and so do we.
 
@@ -39,5 +39,9 @@ pub(super) const WRITE_ID: &str = "rk_wid";
 pub(super) const INITIAL_TIMESTAMP: &str = "rk_initTs";
 /// Ours: the watermark (N, epoch milliseconds).
 pub(super) const WATERMARK: &str = "rk_ckptTs";
+/// Ours: what is finished beyond the checkpoint (B, see [`FinishedBeyond::encode`](kcl_checkpoint::FinishedBeyond::encode)).
+pub(super) const FINISHED_BEYOND: &str = "rk_done";
+/// Ours: the record in work alone (S: sequence number, sub-sequence number and how often it was begun, with slashes between).
+pub(super) const SUSPECT: &str = "rk_suspect";
 /// Ours: when the stream was created (N, epoch milliseconds).
 pub(super) const STREAM_CREATED: &str = "rk_streamTs";

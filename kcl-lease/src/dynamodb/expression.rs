@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{attribute, item};
 use crate::lease::Lease;
-use crate::write::{LeaseWrite, Switches};
+use crate::write::{Change, LeaseWrite, Switches};
 
 /// A condition, an update (empty for a deletion), and what their placeholders stand for.
 ///
@@ -58,6 +58,8 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
     if let Some(time) = write.watermark {
         parts.set(attribute::WATERMARK, item::timestamp(time));
     }
+    parts.change(attribute::FINISHED_BEYOND, &write.finished_beyond, item::finished_beyond);
+    parts.change(attribute::SUSPECT, &write.suspect, item::suspect);
     if let Some(time) = write.initial_timestamp_if_absent {
         parts.set_if_absent(attribute::INITIAL_TIMESTAMP, item::timestamp(time));
     }
@@ -133,6 +135,14 @@ impl Parts {
         } else {
             let name = self.name(attribute);
             self.remove.push(name);
+        }
+    }
+
+    fn change<T>(&mut self, attribute: &str, change: &Change<T>, value: impl Fn(&T) -> AttributeValue) {
+        match change {
+            Change::Keep => {}
+            Change::Set(new) => self.set(attribute, value(new)),
+            Change::Remove => self.set_or_remove(attribute, None),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
-use kcl_checkpoint::{Checkpoint, Timestamp};
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
 
 use super::attribute;
-use crate::lease::{HashKeyRange, Lease, ShardId, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
 use crate::table::UnreadableLease;
 use crate::write::WriteId;
 
@@ -75,6 +76,8 @@ fn read_lease(attributes: Attributes<'_>) -> Result<Lease, String> {
         initial_timestamp: attributes.timestamp(attribute::INITIAL_TIMESTAMP)?,
         watermark: attributes.timestamp(attribute::WATERMARK)?,
         stream_created: attributes.timestamp(attribute::STREAM_CREATED)?,
+        finished_beyond: attributes.finished_beyond(),
+        suspect: attributes.suspect()?,
         write_id,
     })
 }
@@ -114,6 +117,12 @@ pub(super) fn write(lease: &Lease) -> Item {
             put(name, timestamp(time));
         }
     }
+    if let Some(note) = &lease.finished_beyond {
+        put(attribute::FINISHED_BEYOND, finished_beyond(note));
+    }
+    if let Some(record) = &lease.suspect {
+        put(attribute::SUSPECT, suspect(record));
+    }
     if let Some(id) = lease.write_id {
         put(attribute::WRITE_ID, write_id(id));
     }
@@ -138,6 +147,15 @@ pub(super) fn number(number: u64) -> AttributeValue {
 
 pub(super) fn timestamp(time: Timestamp) -> AttributeValue {
     number(time.as_millis())
+}
+
+pub(super) fn finished_beyond(note: &FinishedBeyond) -> AttributeValue {
+    AttributeValue::B(Blob::new(note.encode()))
+}
+
+pub(super) fn suspect(suspect: &Suspect) -> AttributeValue {
+    let Suspect { record, begun } = suspect;
+    AttributeValue::S(format!("{}/{}/{begun}", record.sequence_number, record.sub_sequence_number))
 }
 
 pub(super) fn write_id(id: WriteId) -> AttributeValue {
@@ -176,6 +194,31 @@ impl<'a> Attributes<'a> {
 
     fn timestamp(self, name: &str) -> Result<Option<Timestamp>, String> {
         Ok(self.number(name)?.map(Timestamp::from_millis))
+    }
+
+    /// A note that can't be read spares no repetition, and does no other harm.
+    fn finished_beyond(self) -> Option<FinishedBeyond> {
+        let value = self.0.get(attribute::FINISHED_BEYOND)?;
+        let note = value.as_b().ok().and_then(|bytes| FinishedBeyond::decode(bytes.as_ref()).ok());
+        if note.is_none() {
+            tracing::warn!(
+                lease = self.key(),
+                attribute = attribute::FINISHED_BEYOND,
+                "unreadable; finished records will be delivered again"
+            );
+        }
+        note
+    }
+
+    fn suspect(self) -> Result<Option<Suspect>, String> {
+        let Some(text) = self.text(attribute::SUSPECT)? else { return Ok(None) };
+        let mut parts = text.splitn(3, '/');
+        let mut part = || parts.next().unwrap_or_default();
+        let (number, sub_sequence_number, begun) = (part().parse(), part().parse(), part().parse());
+        match (number, sub_sequence_number, begun) {
+            (Ok(number), Ok(sub), Ok(begun)) => Ok(Some(Suspect { record: ExtendedSequenceNumber::new(number, sub), begun })),
+            _ => Err(wrong(attribute::SUSPECT, "not of the form NUMBER/SUB-NUMBER/COUNT")),
+        }
     }
 
     fn shard_ids(self, name: &str) -> Result<BTreeSet<ShardId>, String> {
@@ -244,6 +287,12 @@ mod tests {
             initial_timestamp: Some(Timestamp::from_millis(1)),
             watermark: Some(Timestamp::from_millis(2)),
             stream_created: Some(Timestamp::from_millis(3)),
+            finished_beyond: Some(FinishedBeyond {
+                base: None,
+                until: ExtendedSequenceNumber::new(3.into(), 1),
+                open: vec![ExtendedSequenceNumber::new(2.into(), 0)],
+            }),
+            suspect: Some(Suspect { record: ExtendedSequenceNumber::new(9.into(), 2), begun: 3 }),
             write_id: Some(WriteId(0xab)),
             ..Lease::new(
                 "shardId-000000000003".into(),
@@ -269,6 +318,8 @@ mod tests {
             ("endingHashKey", s("340282366920938463463374607431768211455")),
             ("rk_initTs", n("1")),
             ("rk_ckptTs", n("2")),
+            ("rk_done", AttributeValue::B(Blob::new([1, 0, 2, 0, 1, 1]))),
+            ("rk_suspect", s("9/2/3")),
             ("rk_streamTs", n("3")),
             ("rk_wid", s("00000000000000ab")),
         ]);
@@ -315,6 +366,7 @@ mod tests {
             ("leaseCounter", Some(s("7")), "`leaseCounter` is no number (N)"),
             ("leaseCounter", Some(n("-1")), "`leaseCounter` is no whole number from 0 to 2^64-1"),
             ("leaseCounter", Some(n("1.5")), "`leaseCounter` is no whole number from 0 to 2^64-1"),
+            ("rk_suspect", Some(s("9/2")), "`rk_suspect` is not of the form NUMBER/SUB-NUMBER/COUNT"),
             ("ownerSwitchesSinceCheckpoint", Some(s("x")), "`ownerSwitchesSinceCheckpoint` is no number (N)"),
             ("checkpoint", None, "`checkpoint` is missing"),
             (

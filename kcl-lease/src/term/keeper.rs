@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, FinishedBeyond};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Command, TermContext, TermEnd, TermStatus, View};
+use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
-use crate::lease::{Lease, ShardId};
+use crate::lease::{Lease, ShardId, Suspect};
 use crate::table::{TableError, WriteOutcome};
-use crate::write::LeaseWrite;
+use crate::write::{Change, LeaseWrite};
 
 /// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct TermKeeper {
     held: Lease,
     view: watch::Sender<View>,
     commands: mpsc::Receiver<Command>,
-    watermark: watch::Receiver<Option<Timestamp>>,
+    notes: watch::Receiver<Notes>,
     next_renewal: Instant,
     /// From the moment when a request for a handoff was seen.
     handoff_deadline: Option<Instant>,
@@ -32,6 +32,7 @@ pub struct TermKeeper {
 enum Intent {
     Renew,
     Checkpoint(Checkpoint),
+    Suspect(Suspect),
     Release(Option<Checkpoint>, BTreeSet<ShardId>),
 }
 
@@ -43,10 +44,10 @@ impl TermKeeper {
         held: Lease,
         view: watch::Sender<View>,
         commands: mpsc::Receiver<Command>,
-        watermark: watch::Receiver<Option<Timestamp>>,
+        notes: watch::Receiver<Notes>,
     ) -> Self {
         let next_renewal = Instant::now() + context.timing.renewal_interval();
-        Self { context, held, view, commands, watermark, next_renewal, handoff_deadline: None }
+        Self { context, held, view, commands, notes, next_renewal, handoff_deadline: None }
     }
 
     /// Renews, checkpoints and releases until the term is over, and says how it ended.
@@ -86,6 +87,7 @@ impl TermKeeper {
                     // Whoever asked has given up waiting; it will ask again with a later checkpoint.
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
                     Some(Command::Checkpoint { checkpoint, reply }) => return (Intent::Checkpoint(checkpoint), Some(reply)),
+                    Some(Command::Suspect { suspect, reply }) => return (Intent::Suspect(suspect), Some(reply)),
                     Some(Command::Release { checkpoint, children, reply }) => return (Intent::Release(checkpoint, children), Some(reply)),
                     None => return (Intent::Release(None, BTreeSet::new()), None),
                 },
@@ -151,9 +153,12 @@ impl TermKeeper {
         let mut write = match intent {
             Intent::Renew => LeaseWrite::renew(&self.held, id),
             Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
+            Intent::Suspect(suspect) => LeaseWrite::suspect(&self.held, *suspect, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
-        write.watermark = *self.watermark.borrow_and_update();
+        let notes = self.notes.borrow_and_update();
+        write.watermark = notes.watermark;
+        write.finished_beyond = note_change(&self.held, write.checkpoint, notes.finished_beyond.as_ref());
         write
     }
 
@@ -217,6 +222,17 @@ pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Resu
 #[must_use]
 pub fn after_refusal(held: &Lease, row: Option<&Lease>) -> Option<Lease> {
     row.filter(|row| row.counter == held.counter && held.checkpoint_owner.is_none() && row.checkpoint_owner == held.owner).cloned()
+}
+
+/// What becomes of the row's note of finished records, in a write with this checkpoint.
+fn note_change(held: &Lease, checkpoint: Option<Checkpoint>, note: Option<&FinishedBeyond>) -> Change<FinishedBeyond> {
+    match (&held.finished_beyond, note) {
+        // Its base is at or below the checkpoint, which only grows.
+        (Some(before), Some(after)) if before.says_the_same(after) => Change::Keep,
+        (_, Some(note)) => Change::Set(FinishedBeyond { base: checkpoint.unwrap_or(held.checkpoint).record(), ..note.clone() }),
+        (Some(_), None) => Change::Remove,
+        (None, None) => Change::Keep,
+    }
 }
 
 fn answer(reply: Reply, result: Result<(), CheckpointWriteError>) {

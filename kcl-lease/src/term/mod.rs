@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, Timestamp};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::keeper::{TermKeeper, after_refusal};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::lease::{Lease, ShardId, WorkerId};
+use crate::lease::{Lease, ShardId, Suspect, WorkerId};
 use crate::table::{LeaseTable, TableError, WriteOutcome};
 use crate::write::{LeaseWrite, WriteId};
 
@@ -112,18 +112,27 @@ struct View {
 /// What the holder asks of the keeper.
 enum Command {
     Checkpoint { checkpoint: Checkpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Suspect { suspect: Suspect, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+}
+
+/// What the holder wants written along with whatever is written next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Notes {
+    watermark: Option<Timestamp>,
+    finished_beyond: Option<FinishedBeyond>,
 }
 
 /// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
 #[derive(Clone, Debug)]
 pub struct Term {
     taken: Arc<Lease>,
+    from_the_dead: bool,
     clock: Arc<dyn Clock>,
     lease_duration: Duration,
     view: watch::Receiver<View>,
     commands: mpsc::Sender<Command>,
-    watermark: watch::Sender<Option<Timestamp>>,
+    notes: watch::Sender<Notes>,
 }
 
 /// The answer to an attempt to take a lease.
@@ -156,27 +165,31 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
     Ok(match keeper::carry_out(context, &write).await? {
         WriteOutcome::Refused(row) => Acquired::No(row),
         WriteOutcome::Applied(row) => {
-            let (term, keeper) = begin(context, *row, sent);
+            // A lease that was let go has no owner, and one that was handed over has this one.
+            let from_the_dead = seen.owner.as_ref().is_some_and(|owner| *owner != context.worker);
+            let (term, keeper) = begin(context, *row, sent, from_the_dead);
             Acquired::Yes(term, Box::new(keeper))
         }
     })
 }
 
-fn begin(context: &TermContext, row: Lease, sent: Duration) -> (Term, TermKeeper) {
+fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool) -> (Term, TermKeeper) {
     let valid_until = sent + context.timing.lease_duration - context.timing.guard();
     let (view_sender, view) = watch::channel(View { status: TermStatus::Held, valid_until });
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
-    let watermark = watch::Sender::new(None);
+    // What is noted already stays, until the holder says otherwise.
+    let notes = watch::Sender::new(Notes { watermark: None, finished_beyond: row.finished_beyond.clone() });
     let term = Term {
         taken: Arc::new(row.clone()),
+        from_the_dead,
         clock: Arc::clone(&context.clock),
         lease_duration: context.timing.lease_duration,
         view,
         commands,
-        watermark: watermark.clone(),
+        notes: notes.clone(),
     };
-    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, watermark.subscribe()))
+    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, notes.subscribe()))
 }
 
 impl Term {
@@ -184,6 +197,12 @@ impl Term {
     #[must_use]
     pub fn taken(&self) -> &Lease {
         &self.taken
+    }
+
+    /// Whether the lease was taken from an owner that had not let go of it: one that has died, or could not prove that it lives.
+    #[must_use]
+    pub fn is_from_the_dead(&self) -> bool {
+        self.from_the_dead
     }
 
     /// Grows with every term of the shard, whoever holds it: a sink that refuses smaller tokens than it has seen is safe from a
@@ -242,7 +261,23 @@ impl Term {
 
     /// Tells the keeper that all records that arrived before `time` are finished. Written along with the next write of the row.
     pub fn set_watermark(&self, time: Timestamp) {
-        self.watermark.send_replace(Some(time));
+        self.notes.send_modify(|notes| notes.watermark = Some(time));
+    }
+
+    /// Tells the keeper what is finished beyond the checkpoint. Written along with the next write of the row, if it differs from what is there.
+    pub fn set_finished_beyond(&self, note: Option<FinishedBeyond>) {
+        self.notes.send_modify(|notes| notes.finished_beyond = note);
+    }
+
+    /// Notes in the row that this record is in work alone. It stands there until the next checkpoint or release.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::write`]: after [`CheckpointWriteError::Unavailable`] it may still be noted later.
+    ///
+    /// # Cancel safety
+    /// The note may or may not be made.
+    pub async fn note_suspect(&self, suspect: Suspect) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Suspect { suspect, reply }).await
     }
 
     /// Ends the term: hands the lease to the worker that asked for it, or frees it; with a last checkpoint, and with the children of

@@ -337,6 +337,40 @@ async fn latest_is_resolved_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_finished_beyond_the_checkpoint_travels_with_the_next_write() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    let at = |number: u128| ExtendedSequenceNumber::whole(number.into());
+    let note = FinishedBeyond { base: None, until: at(9), open: vec![at(6)] };
+    term.set_finished_beyond(Some(note.clone()));
+    term.write(Checkpoint::At(at(5))).await.unwrap();
+    assert_eq!(world.row().await.finished_beyond, Some(FinishedBeyond { base: Some(at(5)), ..note.clone() }));
+    term.write(Checkpoint::At(at(6))).await.unwrap();
+    assert_eq!(world.row().await.finished_beyond, Some(FinishedBeyond { base: Some(at(5)), ..note }), "it says the same");
+    term.set_finished_beyond(None);
+    term.write(Checkpoint::At(at(9))).await.unwrap();
+    assert_eq!(world.row().await.finished_beyond, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_in_work_alone_is_found_by_who_takes_the_lease_from_the_dead() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    assert!(!term.is_from_the_dead());
+    let suspect = Suspect { record: ExtendedSequenceNumber::whole(7.into()), begun: 1 };
+    term.note_suspect(suspect).await.unwrap();
+    // The process dies: nothing more is written.
+    world.tasks.shutdown().await;
+    let term = world.take("b").await;
+    assert!(term.is_from_the_dead());
+    assert_eq!(term.taken().suspect, Some(suspect));
+    term.release(None, BTreeSet::new()).await.unwrap();
+    assert_eq!(world.row().await.suspect, None);
+    let term = world.take("c").await;
+    assert!(!term.is_from_the_dead());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_watermark_travels_with_the_next_write() {
     let mut world = World::new().await;
     let term = world.take("a").await;

@@ -1,0 +1,286 @@
+//! Calls: which records go to a processor next, and what follows when a call has ended.
+
+use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
+use kcl_lease::{Clock as _, Suspect};
+use tokio::time::Instant;
+
+use super::call::{Advice, CallFailure};
+use super::careful::Step;
+use super::flow::PauseReason;
+use super::lanes::Called;
+use super::retry::{Blame, Condemned, Judged, judge};
+use super::schedule::{Entry, GroupKey, Hold};
+use super::settings::PoisonedKey;
+use super::{Checkpointing, ShardConsumer, Stop};
+use crate::dead_letter::{Condition, FailureKind};
+use crate::record::Record;
+
+/// How often what is finished beyond the checkpoint is noted for the next write of the lease.
+const NOTE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+
+impl ShardConsumer {
+    /// Begins as many calls as there are free lanes and records that may be called.
+    pub(super) async fn begin_calls(&mut self) -> Result<(), Stop> {
+        let now = Instant::now();
+        self.work.schedule.wake(now);
+        loop {
+            let work = &mut self.work;
+            if !work.lanes.has_free() {
+                // Lanes get their processors when they are needed; the first one before the first record is read.
+                if (work.schedule.has_ready() || !work.lanes.has_any()) && work.make.may(now) {
+                    work.lanes.make(&self.hold.shared.factory, &self.hold.shard);
+                }
+                return Ok(());
+            }
+            if work.careful.is_some() && !(work.lanes.is_idle() && work.outbox.is_empty()) {
+                return Ok(());
+            }
+            let most = if work.careful.is_some() { 1 } else { self.hold.shared.processing.max_batch_records };
+            let Some((group, entries)) = work.schedule.take(most) else { return Ok(()) };
+            let entries = self.without_followers(group, entries);
+            let entries = if self.work.careful.is_some() { self.with_care(group, entries).await? } else { entries };
+            if !entries.is_empty() {
+                if is_planted(Bug::KeyLogged) {
+                    tracing::warn!(key = entries[0].record.partition_key(), "processing");
+                }
+                let records = entries.iter().map(|entry| entry.record.position());
+                if self.work.lanes.len() == 1 {
+                    // While they are in work the processor may checkpoint them for itself.
+                    records.for_each(|record| self.hold.shard.checkpointer.note_delivered(record));
+                }
+                self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard, &self.hold.shared.retry);
+            }
+        }
+    }
+
+    /// Sends records of poisoned keys after the earlier ones, if that is configured, and returns the others.
+    fn without_followers(&mut self, group: GroupKey, entries: Vec<Entry>) -> Vec<Entry> {
+        let follow = self.hold.shared.processing.poisoned_key == PoisonedKey::Follow;
+        if !follow || !entries.iter().any(|entry| self.work.poisoned.contains(entry.record.partition_key())) {
+            return entries;
+        }
+        let (followers, others): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| self.work.poisoned.contains(entry.record.partition_key()));
+        let letters = followers.len();
+        for entry in followers {
+            let chain = vec!["an earlier record of its partition key went to the dead-letter queue".to_owned()];
+            let failure = CallFailure { kind: FailureKind::Follows, advice: Advice::Poison, chain };
+            self.condemn(Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted }, Some(group));
+        }
+        let in_work = !others.is_empty();
+        self.work.schedule.hold_letters(group, letters, in_work);
+        others
+    }
+
+    /// A record in work alone: notes it in the lease first, or gives it up if it has killed enough processes. Returns what is to be called.
+    async fn with_care(&mut self, group: GroupKey, mut entries: Vec<Entry>) -> Result<Vec<Entry>, Stop> {
+        let (Some(careful), Some(entry)) = (self.work.careful, entries.first()) else { return Ok(entries) };
+        let record = entry.record.position();
+        match careful.before(record, self.hold.shared.retry.max_deaths) {
+            Step::Go => return Ok(entries),
+            Step::Note(suspect) => {
+                self.checkpoint_now().await?;
+                self.note_suspect(suspect).await?;
+                if let Some(careful) = &mut self.work.careful {
+                    careful.noted(record);
+                }
+                if self.hold.is_open() {
+                    return Ok(entries);
+                }
+                // The lease has run out meanwhile: later.
+                self.work.schedule.put_back(group, entries, Hold::default());
+            }
+            Step::GiveUp(deaths) => {
+                let chain = vec![format!("{deaths} processes have died with this record in work")];
+                let failure = CallFailure { kind: FailureKind::ProcessDeath, advice: Advice::Poison, chain };
+                let mut entry = entries.remove(0);
+                entry.history.attempts = deaths;
+                entry.history.first_failure.get_or_insert(self.hold.shared.clock.wall_time());
+                tracing::error!(%record, deaths, "processes keep dying with a record in work: it is not tried again");
+                let condemned = Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted };
+                self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() });
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Writes down how far all is finished, if the framework does that, and waits until it is written.
+    async fn checkpoint_now(&mut self) -> Result<(), Stop> {
+        let mut backoff = self.hold.backoff();
+        while let Some(Checkpoint::At(target)) = self.final_checkpoint() {
+            match self.hold.shard.checkpointer.checkpoint_at(target).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, "checkpoint not confirmed; it will be tried again");
+                    self.hold.pause(backoff.next_wait()).await?;
+                }
+                // The processor's own later one stands, or the term is over, which the next look at it tells.
+                Err(error) => {
+                    tracing::debug!(%error, "checkpoint refused");
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn note_suspect(&mut self, suspect: Suspect) -> Result<(), Stop> {
+        let mut backoff = self.hold.backoff();
+        loop {
+            match self.hold.term.note_suspect(suspect).await {
+                Ok(()) => return Ok(()),
+                Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
+                Err(error) => {
+                    tracing::warn!(%error, "the record in work can't be noted yet; trying again");
+                    self.hold.pause(backoff.next_wait()).await?;
+                }
+            }
+        }
+    }
+
+    /// From now on records go in batches again.
+    pub(super) fn care_is_over(&mut self) {
+        tracing::info!("records are delivered in batches again");
+        self.work.careful = None;
+    }
+
+    pub(super) fn processor_made(&mut self, made: Result<(), CallFailure>) {
+        match made {
+            Ok(()) => self.work.make.succeeded(),
+            Err(failure) => {
+                let wait = self.work.make.failed(Instant::now());
+                tracing::error!(%failure, ?wait, "the processor could not be made; trying again");
+            }
+        }
+    }
+
+    /// A call has ended: what is done is finished, and the rest is judged.
+    pub(super) fn call_ended(&mut self, called: Called) {
+        let Called { group, entries, blame, took, .. } = called;
+        self.hold.shared.metrics.processed_in(took.as_secs_f64());
+        let blame = blame.filter(|_| !is_planted(Bug::FailedBatchSkipped));
+        let judged = match blame {
+            None => Judged { finished: entries.into_iter().map(|entry| entry.record).collect(), ..Judged::default() },
+            Some(blame) => {
+                self.hold.shared.metrics.retried();
+                tell(&blame, &entries);
+                judge(entries, blame, self.hold.shared.clock.wall_time(), &self.hold.shared.retry)
+            }
+        };
+        self.apply(group, judged);
+    }
+
+    /// Carries out what was judged of a group's records.
+    fn apply(&mut self, group: GroupKey, judged: Judged) {
+        let Judged { finished, condemned, mut back, wait, stop } = judged;
+        if !finished.is_empty() {
+            self.work.backoffs.remove(&group);
+        }
+        self.finish(&finished, false);
+        if self.work.lanes.len() == 1 {
+            // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
+            self.hold.shard.checkpointer.note_failed_after(self.prefix.acked());
+        }
+        let mut hold = Hold::default();
+        if wait {
+            let backoff = self.work.backoffs.entry(group).or_insert_with(|| self.hold.backoff());
+            hold.not_before = Some(Instant::now() + backoff.next_wait());
+        }
+        if self.hold.shared.dead_letter_queue.is_some() {
+            for condemned in condemned {
+                let waits = self.hold.shared.processing.poisoned_key != PoisonedKey::Pass;
+                hold.letters += usize::from(waits);
+                self.condemn(condemned, waits.then_some(group));
+            }
+        } else if !condemned.is_empty() {
+            tracing::error!(
+                record = %condemned[0].entry.record.position(),
+                "a record can't be processed and there is no dead-letter queue: the shard waits and tries it again"
+            );
+            hold.blocked = true;
+            hold.not_before = Some(Instant::now() + self.hold.shared.retry.max_backoff);
+            back.extend(condemned.into_iter().map(|condemned| Entry { cut: true, ..condemned.entry }));
+            back.sort_by_key(|entry| entry.record.position());
+        }
+        if stop {
+            tracing::error!("the processor wants the shard to stop: it stands still until it is resumed, or until it is taken anew");
+            self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::Processor);
+        }
+        self.work.schedule.put_back(group, back, hold);
+    }
+
+    /// Notes records as finished, so that checkpoints may pass them.
+    pub(super) fn finish(&mut self, records: &[Record], dead: bool) {
+        for record in records {
+            self.prefix.ack(record.position());
+            self.work.schedule.finished(record);
+            self.work.valve.finished(dead);
+            if self.work.careful.as_mut().is_some_and(super::careful::Careful::finished) {
+                self.care_is_over();
+            }
+        }
+        if records.is_empty() {
+            return;
+        }
+        let bytes: usize = records.iter().map(Record::size).sum();
+        self.hold.shared.metrics.finished(records.len() as u64, bytes as u64);
+        self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.records += records.len() as u64);
+        self.acked_more();
+    }
+
+    /// More of the shard may be finished now: tells those who want to know.
+    pub(super) fn acked_more(&mut self) {
+        let acked = if is_planted(Bug::DeliveredIsFinished) { self.prefix.delivered() } else { self.prefix.acked() };
+        self.acked.send_if_modified(|before| std::mem::replace(before, acked) != acked);
+        let checkpointer = &self.hold.shard.checkpointer;
+        if self.work.lanes.len() > 1
+            && let Some(acked) = acked
+        {
+            // Others are in work beyond it, on other lanes.
+            checkpointer.note_delivered(acked);
+        }
+        self.hold.shared.status.update(self.hold.shard.shard_id(), |status| {
+            status.finished = acked;
+            status.checkpoint = checkpointer.last();
+        });
+        self.move_watermark();
+        if self.work.noted.is_none_or(|noted| noted.elapsed() >= NOTE_INTERVAL) {
+            self.note_finished_beyond();
+        }
+    }
+
+    /// Tells the keeper what is finished beyond the checkpoint.
+    pub(super) fn note_finished_beyond(&mut self) {
+        // What was known before this term is better than what it has seen until now.
+        let before = self.work.finished_before.as_ref();
+        if before.is_none_or(|before| self.prefix.delivered() >= Some(before.until)) {
+            self.work.noted = Some(Instant::now());
+            self.hold.term.set_finished_beyond(self.prefix.finished_beyond());
+        }
+    }
+
+    /// What to checkpoint now, with automatic checkpoints: all that is finished, unless it is written already.
+    pub(super) fn final_checkpoint(&self) -> Option<Checkpoint> {
+        let automatic = matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. });
+        let acked = self.prefix.acked().filter(|_| !is_planted(Bug::LastCheckpointForgotten)).map(Checkpoint::At);
+        acked.filter(|acked| automatic && *acked > self.hold.shard.checkpointer.last())
+    }
+}
+
+fn tell(blame: &Blame, entries: &[Entry]) {
+    let record = |index: usize| entries.get(index).map(|entry| tracing::field::display(entry.record.position()));
+    match blame {
+        Blame::Unknown(failure) => {
+            tracing::warn!(%failure, first = record(0), records = entries.len(), "processing failed, and it is not known of which record");
+        }
+        Blame::From(index, failure) => {
+            tracing::warn!(%failure, record = record(*index), failures = entries[*index].history.failures + 1, "processing failed");
+        }
+        Blame::These(failures) => {
+            let first = failures.iter().next();
+            let (index, failure) = first.map_or((0, None), |(index, failure)| (*index, Some(tracing::field::display(failure))));
+            tracing::warn!(failure, first = record(index), failed = failures.len(), records = entries.len(), "processing failed in part");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Records that kill their process: found by the deaths that they cause, tried alone, and given up after some.
+//!
+//! A worker that dies of a record can't say so. The next one sees that the lease was taken from the dead, and that since the last checkpoint owners
+//! have changed before: then somebody died before it got anywhere. From there on records go one at a time, each noted in the lease before it is in
+//! work (`rk_suspect`) and checkpointed after. Who finds such a note for a record that is not finished knows what the dead had in hand, and how often.
+
+use kcl_checkpoint::ExtendedSequenceNumber;
+use kcl_lease::term::Term;
+use kcl_lease::{Lease, Suspect};
+
+/// Owner changes since the last checkpoint from which on a death is suspicious: the change that began this term, and one before it.
+const SUSPICIOUS: u64 = 2;
+
+/// So many records are tried alone, unless the shard's tip is reached before: what the dead may have read beyond the checkpoint.
+const TRIED_ALONE: u32 = 100_000;
+
+/// What a record in work alone needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It has killed so many processes that it is not tried again.
+    GiveUp(u32),
+    /// It must be noted in the lease before it is in work.
+    Note(Suspect),
+    /// It is noted already.
+    Go,
+}
+
+/// One record at a time. See the module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Careful {
+    /// What the dead had in work.
+    found: Option<Suspect>,
+    /// What this term has noted.
+    noted: Option<ExtendedSequenceNumber>,
+    left: u32,
+}
+
+impl Careful {
+    /// Whether this term has to be careful.
+    pub(super) fn begin(term: &Term) -> Option<Self> {
+        Self::judge(term.taken(), term.is_from_the_dead())
+    }
+
+    fn judge(taken: &Lease, from_the_dead: bool) -> Option<Self> {
+        let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
+        let suspicious = from_the_dead && taken.owner_switches_since_checkpoint >= SUSPICIOUS;
+        (found.is_some() || suspicious).then_some(Self { found, noted: None, left: TRIED_ALONE })
+    }
+
+    /// What this record needs before it is in work.
+    pub(super) fn before(&self, record: ExtendedSequenceNumber, max_deaths: u32) -> Step {
+        let deaths = self.found.filter(|found| found.record == record).map_or(0, |found| found.begun);
+        if deaths >= max_deaths {
+            Step::GiveUp(deaths)
+        } else if self.noted == Some(record) {
+            // Another attempt: the one before came back, so nobody has died of it.
+            Step::Go
+        } else {
+            Step::Note(Suspect { record, begun: deaths + 1 })
+        }
+    }
+
+    pub(super) fn noted(&mut self, record: ExtendedSequenceNumber) {
+        self.noted = Some(record);
+    }
+
+    /// A record is finished. Returns whether care is over.
+    pub(super) fn finished(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kcl_checkpoint::Checkpoint;
+
+    use super::*;
+
+    fn at(number: u128) -> ExtendedSequenceNumber {
+        ExtendedSequenceNumber::whole(number.into())
+    }
+
+    fn lease(switches: u64, suspect: Option<(u128, u32)>) -> Lease {
+        Lease {
+            owner_switches_since_checkpoint: switches,
+            suspect: suspect.map(|(number, begun)| Suspect { record: at(number), begun }),
+            ..Lease::new("shardId-000000000000".into(), Checkpoint::At(at(5)))
+        }
+    }
+
+    #[test]
+    fn care_begins_when_an_owner_has_died_before_it_got_anywhere() {
+        for (switches, suspect, from_the_dead, careful) in [
+            (1, None, true, false),  // one death after a checkpoint: that happens
+            (2, None, true, true),   // and another one before the next
+            (9, None, false, false), // an idle shard that goes from hand to hand
+            (1, Some((6, 1)), true, true),
+            (1, Some((6, 1)), false, true),
+            (1, Some((5, 1)), true, false), // finished: somebody else has checkpointed it
+        ] {
+            assert_eq!(
+                Careful::judge(&lease(switches, suspect), from_the_dead).is_some(),
+                careful,
+                "{switches} {suspect:?} {from_the_dead}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_record_is_noted_once_a_term_and_given_up_after_its_deaths() {
+        let mut careful = Careful::judge(&lease(2, None), true).unwrap();
+        assert_eq!(careful.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: 1 }));
+        careful.noted(at(6));
+        assert_eq!(careful.before(at(6), 3), Step::Go);
+        assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
+        for begun in 1..3 {
+            let careful = Careful::judge(&lease(3, Some((6, begun))), true).unwrap();
+            assert_eq!(careful.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: begun + 1 }));
+            assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
+        }
+        let careful = Careful::judge(&lease(3, Some((6, 3))), true).unwrap();
+        assert_eq!(careful.before(at(6), 3), Step::GiveUp(3));
+    }
+
+    #[test]
+    fn care_ends_after_what_the_dead_may_have_read() {
+        let mut careful = Careful::judge(&lease(2, None), true).unwrap();
+        let records = (1..).find(|_| careful.finished()).unwrap();
+        assert_eq!(records, TRIED_ALONE);
+    }
+}

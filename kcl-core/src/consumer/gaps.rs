@@ -1,0 +1,99 @@
+//! Reads that fail, shards that are gone, and records that may have been trimmed unread.
+
+use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_lease::Clock as _;
+
+use super::deliver::REMINDER;
+use super::start::{Gap, StartFilter, starting_position};
+use super::{ShardConsumer, Stop, TrimmedData};
+use crate::status::ShardState;
+use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, children_of};
+
+impl ShardConsumer {
+    /// Reads on at the last record that was taken into work, as a new term would: so that records are missed that were trimmed during a pause.
+    pub(super) fn read_anew(&mut self) -> Stop {
+        match self.prefix.delivered() {
+            Some(last) => {
+                self.filter = StartFilter::after(last, self.watermark);
+                Stop::Reopen(StartingPosition::AtSequenceNumber(last.sequence_number))
+            }
+            None => Stop::Reopen(starting_position(self.hold.term.taken(), self.hold.shared.initial)),
+        }
+    }
+
+    /// `Err`: nothing of the stream reaches this worker, and another one may do better.
+    pub(super) fn not_cut_off(&self) -> Result<(), Stop> {
+        let shared = &self.hold.shared;
+        if !is_planted(Bug::CutOffKeepsLeases) && shared.reading.is_cut_off(self.looked, shared.clock.boot_time()) {
+            tracing::error!("this worker reads nothing of the stream; the shard is left to another one");
+            return Err(Stop::LetGo);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_failed(&mut self, error: &StreamError) -> Result<(), Stop> {
+        if let (StreamError::InvalidArgument { .. }, Some(gap)) = (error, self.filter.refused()) {
+            tracing::warn!(%error, "the checkpoint's record is not known to the shard");
+            self.after_gap(gap).await?;
+            return Err(Stop::Reopen(StartingPosition::TrimHorizon));
+        }
+        if is_planted(Bug::EndOnNotFound) && matches!(error, StreamError::NotFound { .. }) {
+            return Err(Stop::ShardEnd(self.children_of_trimmed().await.unwrap_or_default()));
+        }
+        if matches!(error, StreamError::NotFound { .. })
+            && let Some(children) = self.children_of_trimmed().await
+        {
+            tracing::warn!(%error, "the stream lists the shard's children and the shard no more");
+            self.settle().await?;
+            self.after_gap(Gap { first_kept: None }).await?;
+            return Err(Stop::ShardEnd(children));
+        }
+        // The reader paces itself; the shard is never ended because something was not found.
+        tracing::error!(%error, "the shard can't be read; trying again");
+        self.work.read_failing = true;
+        self.not_cut_off()
+    }
+
+    /// The children of a shard that was closed longer ago than the stream keeps records: it is listed no more, and they are. A listing that lags
+    /// would lack the children first.
+    async fn children_of_trimmed(&mut self) -> Option<Vec<ChildShard>> {
+        let (stream, shard) = (&self.hold.shared.stream_api, self.hold.shard.shard_id());
+        if stream.describe().await.ok()?.created != self.hold.shared.stream.created {
+            return None;
+        }
+        let listing = stream.list_shards(ShardFilter::All).await.ok()?;
+        let children = children_of(shard, &listing);
+        (listing.iter().all(|listed| listed.shard_id != *shard) && !children.is_empty()).then_some(children)
+    }
+
+    /// Records may have been trimmed unread: goes on if that is allowed, else waits until the shard is let go. Nothing is in work meanwhile.
+    pub(super) async fn after_gap(&mut self, gap: Gap) -> Result<(), Stop> {
+        let (shared, checkpoint) = (&self.hold.shared, self.hold.shard.checkpointer().last());
+        match shared.trimmed {
+            TrimmedData::SkipAndAudit => {
+                tracing::error!(
+                    target: "kcl::audit",
+                    stream = %shared.stream.arn,
+                    %checkpoint,
+                    first_kept = gap.first_kept.map(tracing::field::display),
+                    "records may have been trimmed before they were read; going on with the oldest that is kept, as configured"
+                );
+                shared.metrics.gap();
+                self.filter.accept_gap();
+                Ok(())
+            }
+            TrimmedData::Block => {
+                self.hold.state(ShardState::BlockedByTrimmedRecords);
+                loop {
+                    tracing::error!(
+                        %checkpoint,
+                        first_kept = gap.first_kept.map(tracing::field::display),
+                        "records may have been trimmed before they were read; the shard waits. To go on with the oldest record that is kept, \
+                         start the worker with trimmed_data(TrimmedData::SkipAndAudit)"
+                    );
+                    self.hold.pause(REMINDER).await?;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The answer in hand: Kinesis records that were read and not yet taken into work, taken apart one by one as they are asked for.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use kcl_aggregation::{Aggregate, BrokenAggregate, Envelope, Rules, SubRecords};
+
+use super::settings::{Aggregated, Elsewhere};
+use crate::record::Record;
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// A record for the processor.
+    Record(Record),
+    /// An aggregate that nobody can take apart, as Kinesis gave it.
+    Broken(Record, BrokenAggregate),
+    /// An aggregate with so many records of other shards, of which nothing is delivered, as configured.
+    Dropped(Record, usize),
+}
+
+/// Kinesis records in order. At most one aggregate is open at a time: what the others would take is not there yet.
+#[derive(Debug)]
+pub(super) struct InHand {
+    rule: Aggregated,
+    /// The shard's hash keys, if its lease tells them.
+    range: Option<RangeInclusive<u128>>,
+    records: VecDeque<Record>,
+    open: Option<(Record, SubRecords)>,
+    /// Records of other shards that were delivered.
+    elsewhere: u64,
+}
+
+impl InHand {
+    pub(super) fn new(rule: Aggregated, range: Option<RangeInclusive<u128>>) -> Self {
+        Self { rule, range, records: VecDeque::new(), open: None, elsewhere: 0 }
+    }
+
+    /// An answer. The one before was taken whole.
+    pub(super) fn put(&mut self, records: Vec<Record>) {
+        self.records.extend(records);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.open.is_none()
+    }
+
+    /// Records that belong to other shards, since this was asked last.
+    pub(super) fn take_elsewhere(&mut self) -> u64 {
+        std::mem::take(&mut self.elsewhere)
+    }
+
+    pub(super) fn next(&mut self) -> Option<Item> {
+        loop {
+            if let Some((aggregate, sub_records)) = &mut self.open {
+                match sub_records.next() {
+                    Some(sub_record) => {
+                        self.elsewhere += u64::from(sub_record.outside_range);
+                        return Some(Item::Record(Record::of_aggregate(aggregate, sub_record)));
+                    }
+                    None => self.open = None,
+                }
+            }
+            let record = self.records.pop_front()?;
+            let Aggregated::TakenApart { rules, elsewhere } = self.rule else { return Some(Item::Record(record)) };
+            match self.take_apart(&record, &rules) {
+                None => return Some(Item::Record(record)),
+                Some(Err(broken)) => return Some(Item::Broken(record, broken)),
+                Some(Ok(aggregate)) if elsewhere == Elsewhere::DropAggregate && aggregate.outside_range() > 0 => {
+                    return Some(Item::Dropped(record, aggregate.outside_range()));
+                }
+                Some(Ok(aggregate)) => self.open = Some((record, aggregate.into_iter())),
+            }
+        }
+    }
+
+    /// `None`: it is an ordinary record.
+    fn take_apart(&self, record: &Record, rules: &Rules) -> Option<Result<Aggregate, BrokenAggregate>> {
+        let envelope = Envelope::find(record.data()).filter(Envelope::is_intact)?;
+        match Aggregate::open(envelope.message(), self.range.as_ref(), rules) {
+            Err(broken) if broken.is_unparsable() && rules.unparsable == kcl_aggregation::Unparsable::NotAggregated => None,
+            opened => Some(opened),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kcl_aggregation::Aggregator;
+
+    use super::*;
+
+    fn aggregate(number: u128, keys: &[&str]) -> Record {
+        let mut aggregator = Aggregator::new(usize::MAX);
+        for (index, key) in keys.iter().enumerate() {
+            aggregator.add(key, None, format!("{key}{index}")).unwrap();
+        }
+        let sealed = aggregator.finish().unwrap();
+        Record::new(number.into(), Some("a".into()), sealed.payload, None)
+    }
+
+    fn plain(number: u128, data: &str) -> Record {
+        Record::new(number.into(), Some("p".into()), Bytes::copy_from_slice(data.as_bytes()), None)
+    }
+
+    /// A right envelope around an aggregate without records.
+    fn broken(number: u128) -> Record {
+        use md5::Digest as _;
+        let message = [0x0a, 1, b'k'];
+        let digest = md5::Md5::digest(message);
+        Record::new(number.into(), None, [&[0xF3, 0x89, 0x9A, 0xC2][..], &message, &digest].concat().into(), None)
+    }
+
+    fn all(in_hand: &mut InHand) -> Vec<String> {
+        let item = |item| match item {
+            Item::Record(record) => format!("{} {}", record.position(), String::from_utf8_lossy(record.data())),
+            Item::Broken(record, error) => format!("{} broken: {error}", record.position()),
+            Item::Dropped(record, elsewhere) => format!("{} dropped, {elsewhere} elsewhere", record.position()),
+        };
+        std::iter::from_fn(|| in_hand.next()).map(item).collect()
+    }
+
+    #[test]
+    fn aggregates_come_apart_in_their_place() {
+        let mut in_hand = InHand::new(Aggregated::default(), None);
+        in_hand.put(vec![plain(1, "one"), aggregate(2, &["x", "y"]), broken(3), plain(4, "four")]);
+        assert!(!in_hand.is_empty());
+        let broken = "3 broken: the aggregate has no sub-records";
+        assert_eq!(all(&mut in_hand), ["1 one", "2 x0", "2/1 y1", broken, "4 four"]);
+        assert!(in_hand.is_empty());
+    }
+
+    #[test]
+    fn as_it_is_means_as_it_is() {
+        let mut in_hand = InHand::new(Aggregated::AsIs, None);
+        let record = aggregate(2, &["x", "y"]);
+        in_hand.put(vec![record.clone()]);
+        assert!(matches!(in_hand.next(), Some(Item::Record(given)) if given == record));
+    }
+
+    #[test]
+    fn records_of_other_shards_are_delivered_and_counted_or_dropped_with_their_aggregate() {
+        let (hash, other) = (kcl_aggregation::hash_of("x"), kcl_aggregation::hash_of("y"));
+        assert_ne!(hash, other);
+        let rule = |elsewhere| Aggregated::TakenApart { rules: Rules::default(), elsewhere };
+        let mut in_hand = InHand::new(rule(Elsewhere::Deliver), Some(hash..=hash));
+        in_hand.put(vec![aggregate(2, &["x", "y", "y"])]);
+        assert_eq!(all(&mut in_hand).len(), 3);
+        assert_eq!((in_hand.take_elsewhere(), in_hand.take_elsewhere()), (2, 0));
+        let mut in_hand = InHand::new(rule(Elsewhere::DropAggregate), Some(hash..=hash));
+        in_hand.put(vec![aggregate(2, &["x", "y", "y"]), aggregate(3, &["x"])]);
+        assert_eq!(all(&mut in_hand), ["2 dropped, 2 elsewhere", "3 x0"]);
+    }
+}

@@ -1,0 +1,183 @@
+//! Intake: what a read gave is checked for gaps, taken apart, and put into work as far as there is room.
+
+use std::time::Duration;
+
+use kcl_aggregation::BrokenAggregate;
+use kcl_checkpoint::Timestamp;
+use kcl_lease::Clock as _;
+
+use super::call::{Advice, CallFailure};
+use super::in_hand::Item;
+use super::retry::Condemned;
+use super::schedule::Entry;
+use super::{ShardConsumer, Stop};
+use crate::dead_letter::{Condition, FailureKind};
+use crate::record::Record;
+use crate::retrieval::Fetched;
+use crate::stream::{ChildShard, StreamError};
+
+/// A pause in reading after which nothing is taken for granted: below the five minutes for which an iterator lives, and below the margin
+/// within which records count as trimmed.
+const LONG_PAUSE: Duration = Duration::from_secs(240);
+
+impl ShardConsumer {
+    /// Takes the answer of a read into the hand.
+    pub(super) async fn take_in(&mut self, fetched: Result<Fetched, StreamError>) -> Result<(), Stop> {
+        if fetched.is_ok() {
+            self.work.read_failing = false;
+            self.hold.shared.reading.succeeded(self.hold.shared.clock.boot_time());
+            if self.paused_for_long() {
+                // What was just read is put away, and read again with what comes before it.
+                self.work.reopen = true;
+                return Ok(());
+            }
+        }
+        match fetched {
+            Ok(Fetched::Records { records, millis_behind_latest }) => self.records_read(records, millis_behind_latest).await,
+            Ok(Fetched::ShardEnd { children }) => {
+                self.work.ended = Some(children);
+                Ok(())
+            }
+            Err(error) => self.read_failed(&error).await,
+        }
+    }
+
+    /// Whether no answer was taken in for so long that what was read ahead says little of the shard as it is, and its iterator has expired.
+    fn paused_for_long(&mut self) -> bool {
+        let now = self.hold.shared.clock.boot_time();
+        now.saturating_sub(std::mem::replace(&mut self.looked, now)) > LONG_PAUSE
+    }
+
+    async fn records_read(&mut self, mut records: Vec<Record>, behind: Option<u64>) -> Result<(), Stop> {
+        let shared = &self.hold.shared;
+        shared.status.update(self.hold.shard.shard_id(), |status| status.millis_behind_latest = behind);
+        if let Some(millis) = behind {
+            shared.metrics.behind(millis);
+        }
+        let (now, retention) = (shared.clock.wall_time(), shared.retention());
+        if let Err(gap) = self.filter.admit(&mut records, behind == Some(0), now, retention) {
+            self.after_gap(gap).await?;
+        }
+        // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
+        // arrived before now. A closed shard's last answer has records, and says nothing of now: its children's have been arriving meanwhile.
+        self.work.mark_in_hand = match records.last() {
+            Some(_) => records.iter().rev().find_map(Record::approximate_arrival),
+            None => Some(now).filter(|_| behind == Some(0)),
+        };
+        self.work.behind = behind;
+        self.work.in_hand.put(records);
+        self.answer_is_taken();
+        Ok(())
+    }
+
+    /// Takes records out of the hand into work, as many as there is room for.
+    pub(super) fn take_into_work(&mut self) {
+        // With one lane a batch is put together; with several, each record fills the room by itself.
+        let mut batch = self.work.room(&self.hold.shared.processing, self.prefix.span());
+        let one_lane = self.work.lanes.len() == 1;
+        while !self.work.in_hand.is_empty() {
+            let room =
+                if one_lane && !self.work.barrier { batch } else { self.work.room(&self.hold.shared.processing, self.prefix.span()) };
+            if room == 0 {
+                break;
+            }
+            match self.work.in_hand.next() {
+                None => {}
+                Some(Item::Record(record)) => batch -= usize::from(self.begin_record(record) && one_lane),
+                Some(Item::Broken(record, broken)) => self.set_aside(record, &broken),
+                Some(Item::Dropped(record, elsewhere)) => self.drop_aggregate(&record, elsewhere),
+            }
+        }
+        let elsewhere = self.work.in_hand.take_elsewhere();
+        if elsewhere > 0 {
+            self.hold.shared.metrics.elsewhere(elsewhere);
+        }
+        self.answer_is_taken();
+    }
+
+    /// A record that is finished already goes no further. Returns whether it does.
+    fn begin_record(&mut self, record: Record) -> bool {
+        if self.filter.is_finished(&record) {
+            return false;
+        }
+        let position = record.position();
+        self.prefix.deliver(position);
+        if self.work.finished_before.as_ref().is_some_and(|note| note.covers(position, record.is_aggregated())) {
+            self.prefix.ack(position);
+            self.acked_more();
+            self.hold.shared.metrics.spared();
+            return false;
+        }
+        self.work.schedule.push(record);
+        true
+    }
+
+    /// An aggregate that nobody can take apart goes to the dead-letter queue as a whole. Nobody knows whose records are in it: nothing after it begins
+    /// before it is accepted there.
+    fn set_aside(&mut self, record: Record, broken: &BrokenAggregate) {
+        if self.filter.is_finished(&record) {
+            return;
+        }
+        self.prefix.deliver(record.position());
+        tracing::error!(record = %record.position(), %broken, "an aggregate is broken: it goes to the dead-letter queue as a whole");
+        let failure = CallFailure { kind: FailureKind::BrokenAggregate, advice: Advice::Poison, chain: vec![broken.to_string()] };
+        self.work.schedule.hold(&record);
+        self.work.barrier = true;
+        self.condemn(Condemned { entry: Entry::new(record), failure, condition: Condition::RetryAttemptsExhausted }, None);
+    }
+
+    /// An aggregate of which nothing is delivered, as configured.
+    fn drop_aggregate(&mut self, record: &Record, elsewhere: usize) {
+        if self.filter.is_finished(record) {
+            return;
+        }
+        tracing::error!(
+            target: "kcl::audit",
+            stream = %self.hold.shared.stream.arn,
+            shard = %self.hold.shard.shard_id(),
+            record = %record.position(),
+            elsewhere,
+            "an aggregate with records of other shards is dropped, as configured"
+        );
+        self.hold.shared.metrics.dropped_aggregate();
+        self.prefix.deliver(record.position());
+        self.prefix.ack(record.position());
+        self.acked_more();
+    }
+
+    /// If the whole answer is in work now: what is finished with it, once its last record is.
+    fn answer_is_taken(&mut self) {
+        if self.work.in_hand.is_empty()
+            && let Some(mark) = self.work.mark_in_hand.take()
+        {
+            self.work.marks.push_back((self.prefix.delivered(), mark));
+            self.move_watermark();
+        }
+    }
+
+    /// Moves the watermark to what is finished now.
+    pub(super) fn move_watermark(&mut self) {
+        let mut reached: Option<Timestamp> = None;
+        while let Some((_, mark)) = self.work.marks.front().copied().filter(|(last, _)| *last <= self.prefix.acked()) {
+            self.work.marks.pop_front();
+            reached = reached.max(Some(mark));
+        }
+        if let Some(watermark) = reached {
+            self.hold.term.set_watermark(watermark);
+            self.filter.watched_until(watermark);
+            self.watermark = Some(watermark);
+        }
+        let careful_is_over = self.work.behind == Some(0) && self.work.is_idle();
+        if careful_is_over && self.work.careful.is_some() {
+            self.care_is_over();
+        }
+    }
+
+    /// The shard has no more records, and all that it had are finished.
+    pub(super) async fn read_to_its_end(&mut self, children: Vec<ChildShard>) -> Result<Stop, Stop> {
+        if let Err(gap) = self.filter.end(self.hold.shared.clock.wall_time(), self.hold.shared.retention()) {
+            self.after_gap(gap).await?;
+        }
+        Ok(Stop::ShardEnd(children))
+    }
+}

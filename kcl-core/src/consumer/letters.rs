@@ -1,0 +1,98 @@
+//! Dead letters: from a record that is given up to the queue's acceptance. Only then is the record finished.
+
+use futures::FutureExt as _;
+use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_lease::Clock as _;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use super::ShardConsumer;
+use super::flow::PauseReason;
+use super::outbox::Outgoing;
+use super::retry::Condemned;
+use super::schedule::GroupKey;
+use super::settings::PoisonedKey;
+use super::work::Answers;
+use crate::dead_letter::{DeadLetter, FailureKind};
+
+impl ShardConsumer {
+    /// A record is given up. `waiting`: the group that waits until the queue has accepted it.
+    pub(super) fn condemn(&mut self, condemned: Condemned, waiting: Option<GroupKey>) {
+        let Condemned { entry, failure, condition } = condemned;
+        let (shared, history) = (&self.hold.shared, entry.history);
+        let now = shared.clock.wall_time();
+        if shared.processing.poisoned_key == PoisonedKey::Follow
+            && !matches!(failure.kind, FailureKind::Follows | FailureKind::BrokenAggregate)
+            && self.work.poisoned.insert(entry.record.partition_key())
+        {
+            tracing::error!("more keys are poisoned than can be remembered: records of the oldest one are processed again");
+        }
+        if is_planted(Bug::FinishedBeforeDeadLetter) {
+            self.hold.shard.checkpointer.note_delivered(entry.record.position());
+            self.finish(std::slice::from_ref(&entry.record), true);
+        }
+        let shared = &self.hold.shared;
+        let letter = DeadLetter {
+            record: entry.record,
+            stream_arn: shared.stream.arn.clone(),
+            stream_created: shared.stream.created,
+            shard_id: self.hold.shard.shard_id().clone(),
+            kind: failure.kind,
+            condition,
+            error_chain: failure.chain,
+            attempts: history.attempts,
+            first_failure: history.first_failure.unwrap_or(now),
+            last_failure: now,
+            application: shared.application.clone(),
+            worker: shared.worker.clone(),
+            fencing_token: self.hold.shard.fencing_token(),
+        };
+        self.work.outbox.push(Outgoing { letter, waiting });
+    }
+
+    /// Begins an attempt at the queue, if there is something to send and the queue may be tried.
+    pub(super) fn begin_sending(&mut self) {
+        let Some(queue) = &self.hold.shared.dead_letter_queue else { return };
+        let work = &mut self.work;
+        if work.outbox.is_empty() || work.sending.is_some() || !work.send.may(Instant::now()) {
+            return;
+        }
+        let letters = work.outbox.next_batch(work.valve.room());
+        if !letters.is_empty() {
+            let queue = Arc::clone(queue);
+            work.sending = Some(async move { queue.send(&letters).await }.boxed());
+        } else if !std::mem::replace(&mut work.valve_closed, true) {
+            tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed, or until it is taken anew");
+            self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::SafetyValve);
+        }
+    }
+
+    /// The queue has answered.
+    pub(super) fn letters_answered(&mut self, answers: Answers) {
+        self.work.sending = None;
+        let answers = if is_planted(Bug::DeadLetterErrorIgnored) { answers.into_iter().map(|_| Ok(())).collect() } else { answers };
+        let (accepted, refused) = self.work.outbox.answered(answers);
+        for Outgoing { letter, waiting } in accepted {
+            let record = letter.record.position();
+            tracing::error!(%record, attempts = letter.attempts, kind = letter.kind.as_str(), "record sent to the dead-letter queue");
+            self.hold.shared.metrics.dead_lettered(letter.kind.as_str());
+            self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.dead_letters += 1);
+            if !is_planted(Bug::FinishedBeforeDeadLetter) {
+                // What only follows says nothing new of the program.
+                self.finish(std::slice::from_ref(&letter.record), letter.kind != FailureKind::Follows);
+            }
+            match waiting {
+                Some(group) => self.work.schedule.letter_accepted(group),
+                None if letter.kind == FailureKind::BrokenAggregate => self.work.barrier = false,
+                None => {}
+            }
+        }
+        match refused {
+            None => self.work.send.succeeded(),
+            Some(error) => {
+                let wait = self.work.send.failed(Instant::now());
+                tracing::error!(%error, ?wait, "dead letters were not accepted; their records wait");
+            }
+        }
+    }
+}

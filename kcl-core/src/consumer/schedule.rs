@@ -1,0 +1,362 @@
+//! Which records of a shard wait for a call, in which order, and what holds them back: plain data.
+//!
+//! Records form groups whose order is kept. With one lane all records of the shard are one group; with several lanes each partition key is one. A group
+//! is in at most one call at a time. Of the groups that may be called, the one whose first record is the oldest is called first.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
+use tokio::time::Instant;
+
+use crate::record::Record;
+
+/// Names a group. Two keys that share one only wait for each other.
+pub(super) type GroupKey = u64;
+
+/// What a record has been through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct History {
+    /// Failed calls that it took part in.
+    pub(super) attempts: u32,
+    /// Failed calls that it is to blame for.
+    pub(super) failures: u32,
+    /// When the first of the failed calls ended.
+    pub(super) first_failure: Option<Timestamp>,
+}
+
+/// A record that is not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) record: Record,
+    pub(super) history: History,
+    /// A call ends before it.
+    pub(super) cut: bool,
+}
+
+impl Entry {
+    pub(super) fn new(record: Record) -> Self {
+        Self { record, history: History::default(), cut: false }
+    }
+}
+
+/// What keeps a group back after a call.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hold {
+    /// Not called before.
+    pub(super) not_before: Option<Instant>,
+    /// So many of its records are on their way to the dead-letter queue, and the others wait for that.
+    pub(super) letters: usize,
+    /// Its first record can't be processed, and there is no queue for it.
+    pub(super) blocked: bool,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    queue: VecDeque<Entry>,
+    in_work: bool,
+    hold: Hold,
+    place: Place,
+}
+
+/// In which of the two orders a group stands.
+#[derive(Clone, Copy, Debug, Default)]
+enum Place {
+    #[default]
+    Nowhere,
+    Ready(ExtendedSequenceNumber),
+    Waiting(Instant),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    by_key: bool,
+    groups: BTreeMap<GroupKey, Group>,
+    ready: BTreeSet<(ExtendedSequenceNumber, GroupKey)>,
+    waiting: BTreeSet<(Instant, GroupKey)>,
+    blocked: usize,
+    open: usize,
+    open_bytes: usize,
+}
+
+impl Schedule {
+    pub(super) fn new(by_key: bool) -> Self {
+        Self { by_key, groups: BTreeMap::new(), ready: BTreeSet::new(), waiting: BTreeSet::new(), blocked: 0, open: 0, open_bytes: 0 }
+    }
+
+    /// The group that a record belongs to.
+    pub(super) fn group_of(&self, record: &Record) -> GroupKey {
+        if !self.by_key {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        record.partition_key().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The next record of the shard.
+    pub(super) fn push(&mut self, record: Record) {
+        let group = self.group_of(&record);
+        self.open += 1;
+        self.open_bytes += record.size();
+        self.groups.entry(group).or_default().queue.push_back(Entry::new(record));
+        self.place(group);
+    }
+
+    /// Lets groups whose wait is over be called.
+    pub(super) fn wake(&mut self, now: Instant) {
+        while let Some((until, group)) = self.waiting.first().copied().filter(|(until, _)| *until <= now) {
+            self.waiting.remove(&(until, group));
+            if let Some(waiting) = self.groups.get_mut(&group) {
+                waiting.hold.not_before = None;
+            }
+            self.place(group);
+        }
+    }
+
+    /// When the first wait is over.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.waiting.first().map(|(until, _)| *until)
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Whether a group waits after a failure.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn has_blocked(&self) -> bool {
+        self.blocked > 0
+    }
+
+    /// Takes the records of the next call into work: of one group, in order, at most so many.
+    pub(super) fn take(&mut self, most: usize) -> Option<(GroupKey, Vec<Entry>)> {
+        let (_, key) = self.ready.first().copied()?;
+        let group = self.groups.get_mut(&key)?;
+        let end = group.queue.iter().skip(1).position(|entry| entry.cut).map_or(group.queue.len(), |index| index + 1);
+        let entries = group.queue.drain(..end.min(most)).collect();
+        group.in_work = true;
+        self.blocked -= usize::from(std::mem::take(&mut group.hold.blocked));
+        self.place(key);
+        Some((key, entries))
+    }
+
+    /// Ends a call: what is not finished of it comes back, and waits as `hold` says. A cut after it keeps it apart from what came later.
+    pub(super) fn put_back(&mut self, key: GroupKey, entries: Vec<Entry>, hold: Hold) {
+        let group = self.groups.entry(key).or_default();
+        if let Some(next) = group.queue.front_mut().filter(|_| !entries.is_empty()) {
+            next.cut = true;
+        }
+        for entry in entries.into_iter().rev() {
+            group.queue.push_front(entry);
+        }
+        group.in_work = false;
+        group.hold = Hold { letters: group.hold.letters + hold.letters, ..hold };
+        self.blocked += usize::from(hold.blocked);
+        self.place(key);
+    }
+
+    /// A record is open that belongs to no group.
+    pub(super) fn hold(&mut self, record: &Record) {
+        self.open += 1;
+        self.open_bytes += record.size();
+    }
+
+    /// Of the records that were taken from a group, so many are on their way to the dead-letter queue; the others, if there are any, are in a call.
+    pub(super) fn hold_letters(&mut self, key: GroupKey, letters: usize, in_work: bool) {
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.hold.letters += letters;
+            group.in_work = in_work;
+        }
+        self.place(key);
+    }
+
+    /// One of the group's records was accepted by the dead-letter queue.
+    pub(super) fn letter_accepted(&mut self, key: GroupKey) {
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.hold.letters = group.hold.letters.saturating_sub(1);
+        }
+        self.place(key);
+    }
+
+    /// A record is finished.
+    pub(super) fn finished(&mut self, record: &Record) {
+        self.open -= 1;
+        self.open_bytes -= record.size();
+    }
+
+    /// Records that are not finished, wherever they are.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Their bytes.
+    pub(super) fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
+    /// Puts a group where it now belongs, or drops it if there is nothing left of it.
+    fn place(&mut self, key: GroupKey) {
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        match std::mem::take(&mut group.place) {
+            Place::Nowhere => {}
+            Place::Ready(head) => {
+                self.ready.remove(&(head, key));
+            }
+            Place::Waiting(until) => {
+                self.waiting.remove(&(until, key));
+            }
+        }
+        if group.in_work || group.hold.letters > 0 {
+            return;
+        }
+        let Some(head) = group.queue.front().map(|entry| entry.record.position()) else {
+            self.groups.remove(&key);
+            return;
+        };
+        match group.hold.not_before {
+            Some(until) => {
+                group.place = Place::Waiting(until);
+                self.waiting.insert((until, key));
+            }
+            None => {
+                group.place = Place::Ready(head);
+                self.ready.insert((head, key));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn record(number: u128, key: &str) -> Record {
+        Record::new(number.into(), Some(key.to_owned()), Bytes::from_static(b"data"), None)
+    }
+
+    fn schedule(by_key: bool, keys: &str) -> Schedule {
+        let mut schedule = Schedule::new(by_key);
+        for (number, key) in keys.chars().enumerate() {
+            schedule.push(record(number as u128, &key.to_string()));
+        }
+        schedule
+    }
+
+    fn numbers(entries: &[Entry]) -> Vec<u128> {
+        entries.iter().map(|entry| entry.record.sequence_number().into_words().1).collect()
+    }
+
+    fn take(schedule: &mut Schedule) -> Option<(GroupKey, Vec<u128>, Vec<Entry>)> {
+        schedule.take(usize::MAX).map(|(key, entries)| (key, numbers(&entries), entries))
+    }
+
+    #[test]
+    fn one_lane_calls_all_records_in_order_and_one_call_at_a_time() {
+        let mut schedule = schedule(false, "abcab");
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0, 1, 2, 3, 4]);
+        schedule.push(record(5, "a"));
+        assert!(take(&mut schedule).is_none(), "its group is in work");
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert_eq!(take(&mut schedule).unwrap().1, [5]);
+    }
+
+    #[test]
+    fn keys_are_called_beside_each_other_and_each_in_order() {
+        let mut schedule = schedule(true, "abcab");
+        let (a, first, _) = take(&mut schedule).unwrap();
+        assert_eq!(first, [0, 3]);
+        assert_eq!(take(&mut schedule).unwrap().1, [1, 4]);
+        assert_eq!(take(&mut schedule).unwrap().1, [2]);
+        assert!(take(&mut schedule).is_none());
+        schedule.push(record(5, "a"));
+        assert!(take(&mut schedule).is_none(), "never two calls of a key");
+        schedule.put_back(a, Vec::new(), Hold::default());
+        assert_eq!(take(&mut schedule).unwrap().1, [5]);
+    }
+
+    #[test]
+    fn the_oldest_first_record_is_called_first() {
+        let mut schedule = schedule(true, "ab");
+        let (a, _, entries) = take(&mut schedule).unwrap();
+        schedule.put_back(a, entries, Hold::default());
+        assert_eq!(take(&mut schedule).unwrap().1, [0]);
+    }
+
+    #[test]
+    fn what_comes_back_keeps_its_place_and_waits() {
+        let now = Instant::now();
+        let mut schedule = schedule(true, "aba");
+        let (a, _, entries) = take(&mut schedule).unwrap();
+        let until = now + Duration::from_secs(1);
+        schedule.put_back(a, entries, Hold { not_before: Some(until), ..Hold::default() });
+        assert_eq!(take(&mut schedule).unwrap().1, [1], "another key goes on");
+        assert!(take(&mut schedule).is_none());
+        assert_eq!(schedule.next_wake(), Some(until));
+        schedule.wake(now);
+        assert!(take(&mut schedule).is_none());
+        schedule.wake(until);
+        assert_eq!(take(&mut schedule).unwrap().1, [0, 2]);
+    }
+
+    #[test]
+    fn a_cut_ends_a_call() {
+        let mut schedule = schedule(false, "abcd");
+        let (key, _, mut entries) = take(&mut schedule).unwrap();
+        schedule.push(record(4, "e"));
+        entries[2].cut = true;
+        schedule.put_back(key, entries, Hold::default());
+        for expected in [vec![0, 1], vec![2, 3], vec![4]] {
+            let (key, taken, _) = take(&mut schedule).unwrap();
+            assert_eq!(taken, expected);
+            schedule.put_back(key, Vec::new(), Hold::default());
+        }
+        assert!(take(&mut schedule).is_none());
+    }
+
+    #[test]
+    fn a_group_waits_until_its_letters_are_accepted() {
+        let mut schedule = schedule(true, "aab");
+        let (a, _, mut entries) = take(&mut schedule).unwrap();
+        let condemned = entries.remove(0);
+        schedule.put_back(a, entries, Hold { letters: 1, ..Hold::default() });
+        assert_eq!(take(&mut schedule).unwrap().1, [2]);
+        assert!(take(&mut schedule).is_none());
+        schedule.letter_accepted(a);
+        schedule.finished(&condemned.record);
+        assert_eq!(take(&mut schedule).unwrap().1, [1]);
+    }
+
+    #[test]
+    fn what_is_not_finished_is_counted_wherever_it_is() {
+        let mut schedule = schedule(true, "aab");
+        let size = record(0, "a").size();
+        assert_eq!((schedule.open(), schedule.open_bytes()), (3, 3 * size));
+        let (a, _, mut entries) = take(&mut schedule).unwrap();
+        schedule.finished(&entries.remove(0).record);
+        assert_eq!((schedule.open(), schedule.open_bytes()), (2, 2 * size));
+        schedule.put_back(a, entries, Hold { blocked: true, ..Hold::default() });
+        assert!(schedule.has_blocked());
+        take(&mut schedule).unwrap();
+        assert!(!schedule.has_blocked());
+        assert_eq!(schedule.open(), 2);
+    }
+
+    #[test]
+    fn at_most_so_many_are_taken() {
+        let mut schedule = schedule(false, "abcde");
+        let (key, entries) = schedule.take(2).unwrap();
+        assert_eq!(numbers(&entries), [0, 1]);
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert_eq!(take(&mut schedule).unwrap().1, [2, 3, 4]);
+    }
+}

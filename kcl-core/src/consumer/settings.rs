@@ -1,0 +1,164 @@
+//! How records of a shard are processed: lanes, bounds, poisoned keys, aggregates. Settings with their ranges.
+
+use kcl_aggregation::Rules;
+
+use super::valve::SafetyValve;
+use crate::error::ConfigError;
+
+/// How many records of a shard are in work at a time, and how many may be open.
+///
+/// A lane is one call of [`process_records`](crate::RecordProcessor::process_records) at a time, with a processor of its own. With one lane, the default, a
+/// shard is processed batch by batch, in order. With several lanes each call has records of one partition key; calls of different keys run beside each
+/// other, those of one key never do, and never out of order. Lanes share their shard's task: they overlap waiting, not computing.
+///
+/// ```
+/// use kcl_core::Lanes;
+///
+/// let lanes = Lanes { max_records: 5_000, ..Lanes::new(16) };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lanes {
+    /// Lanes per shard. 1 to 1,024; default 1.
+    pub lanes: usize,
+    /// With several lanes: the most records between the oldest unfinished one and the newest one in work; a key that is stuck stops its shard only
+    /// after so many. 1 to 1,000,000; default 10,000.
+    pub max_records: usize,
+    /// With several lanes: the most bytes of unfinished records, but at least one record. 1 KiB to 1 GiB; default 16 MiB.
+    pub max_bytes: usize,
+}
+
+impl Lanes {
+    /// So many lanes, with the default bounds.
+    #[must_use]
+    pub fn new(lanes: usize) -> Self {
+        Self { lanes, ..Self::default() }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=1024).contains(&self.lanes) {
+            return Err(ConfigError::new("lanes.lanes", self.lanes, "must be 1 to 1024"));
+        }
+        if !(1..=1_000_000).contains(&self.max_records) {
+            return Err(ConfigError::new("lanes.max_records", self.max_records, "must be 1 to 1000000"));
+        }
+        if !(1 << 10..=1 << 30).contains(&self.max_bytes) {
+            return Err(ConfigError::new("lanes.max_bytes", self.max_bytes, "must be 1 KiB (1024) to 1 GiB (1073741824)"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { lanes: 1, max_records: 10_000, max_bytes: 16 << 20 }
+    }
+}
+
+/// What becomes of later records of a key after one of its records goes to the dead-letter queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PoisonedKey {
+    /// They wait until the queue has accepted it, and are then processed. The default. With one lane, all later records of the shard wait.
+    #[default]
+    Wait,
+    /// They are processed without waiting for the queue.
+    Pass,
+    /// They follow it into the queue unseen, so that nothing of the key is processed out of order: for this worker's term of the shard, and for up
+    /// to 10,000 keys; beyond that the key that was poisoned longest ago is processed again, which is logged as an error.
+    Follow,
+}
+
+/// What becomes of records that the Kinesis Producer Library has aggregated into one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aggregated {
+    /// They are delivered each for itself, with sub-sequence numbers, by these rules. The default.
+    ///
+    /// A payload that is no aggregate is an ordinary record. An aggregate in which something is wrong goes to the dead-letter queue as a whole.
+    TakenApart {
+        /// When an aggregate is one, and when it is broken.
+        rules: Rules,
+        /// What becomes of records in it that belong to another shard.
+        elsewhere: Elsewhere,
+    },
+    /// The Kinesis record is delivered as it is.
+    AsIs,
+}
+
+impl Default for Aggregated {
+    fn default() -> Self {
+        Self::TakenApart { rules: Rules::default(), elsewhere: Elsewhere::default() }
+    }
+}
+
+/// What becomes of records of an aggregate whose partition keys belong to another shard than the one that it was read from.
+///
+/// There are such after the stream was resharded between aggregating and putting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// They are delivered, and counted (`kcl.records.elsewhere`): the producer may have put them again, so that some come twice. The default.
+    #[default]
+    Deliver,
+    /// As the Java library does: nothing of an aggregate that has even one of them is delivered. It relies on the producer to put all of them
+    /// again; what it does not put again is lost. Each is logged as an error under the target `kcl::audit`, and counted.
+    DropAggregate,
+}
+
+/// Everything that is set of processing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Processing {
+    pub(crate) lanes: Lanes,
+    pub(crate) max_batch_records: usize,
+    pub(crate) poisoned_key: PoisonedKey,
+    pub(crate) valve: Option<SafetyValve>,
+    pub(crate) aggregated: Aggregated,
+}
+
+impl Default for Processing {
+    fn default() -> Self {
+        Self {
+            lanes: Lanes::default(),
+            max_batch_records: 10_000,
+            poisoned_key: PoisonedKey::default(),
+            valve: Some(SafetyValve::default()),
+            aggregated: Aggregated::default(),
+        }
+    }
+}
+
+impl Processing {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        self.lanes.validate()?;
+        if !(1..=100_000).contains(&self.max_batch_records) {
+            return Err(ConfigError::new("max_batch_records", self.max_batch_records, "must be 1 to 100000"));
+        }
+        if let Aggregated::TakenApart { rules: Rules { max_sub_records: 0, .. }, .. } = self.aggregated {
+            return Err(ConfigError::new("aggregated.rules.max_sub_records", 0, "must be at least 1"));
+        }
+        self.valve.map_or(Ok(()), |valve| valve.validate())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_settings_are_refused_by_name() {
+        let sound = Processing::default();
+        sound.validate().unwrap();
+        let lanes = |lanes| Processing { lanes, ..sound };
+        let none = Rules { max_sub_records: 0, ..Rules::default() };
+        for (processing, setting) in [
+            (lanes(Lanes::new(0)), "lanes.lanes"),
+            (lanes(Lanes { max_records: 0, ..Lanes::default() }), "lanes.max_records"),
+            (lanes(Lanes { max_bytes: 1, ..Lanes::default() }), "lanes.max_bytes"),
+            (Processing { max_batch_records: 0, ..sound }, "max_batch_records"),
+            (Processing { valve: Some(SafetyValve { window: 10, most: 0 }), ..sound }, "safety_valve.most"),
+            (
+                Processing { aggregated: Aggregated::TakenApart { rules: none, elsewhere: Elsewhere::Deliver }, ..sound },
+                "aggregated.rules.max_sub_records",
+            ),
+        ] {
+            assert_eq!(processing.validate().unwrap_err().setting, setting);
+        }
+    }
+}

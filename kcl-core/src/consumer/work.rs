@@ -1,0 +1,208 @@
+//! What a shard's delivery has in its hands: records that wait, are called, or are on their way to the dead-letter queue.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use futures::future::BoxFuture;
+use kcl_checkpoint::{ExtendedSequenceNumber, FinishedBeyond, Timestamp};
+use kcl_lease::backoff::Backoff;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::careful::Careful;
+use super::flow::PauseReason;
+use super::hold::Hold;
+use super::in_hand::InHand;
+use super::lanes::Lanes;
+use super::outbox::Outbox;
+use super::schedule::{GroupKey, Schedule};
+use super::settings::Processing;
+use super::valve::Valve;
+use crate::dead_letter::DeadLetterError;
+use crate::stream::ChildShard;
+
+/// Keys whose records follow an earlier one into the dead-letter queue: the most that are remembered.
+const MOST_POISONED: usize = 10_000;
+
+/// The answers of the dead-letter queue to an attempt.
+pub(super) type Answers = Vec<Result<(), DeadLetterError>>;
+
+/// See the module.
+pub(super) struct Work {
+    pub(super) in_hand: InHand,
+    pub(super) schedule: Schedule,
+    pub(super) lanes: Lanes,
+    pub(super) outbox: Outbox,
+    /// The attempt at the dead-letter queue that is under way.
+    pub(super) sending: Option<BoxFuture<'static, Answers>>,
+    pub(super) send: Paced,
+    pub(super) make: Paced,
+    /// Of groups that have failed and not succeeded since.
+    pub(super) backoffs: BTreeMap<GroupKey, Backoff>,
+    pub(super) valve: Valve,
+    pub(super) valve_closed: bool,
+    pub(super) poisoned: PoisonedKeys,
+    pub(super) careful: Option<Careful>,
+    /// What was finished beyond the checkpoint before this term.
+    pub(super) finished_before: Option<FinishedBeyond>,
+    /// How far behind the last answer was.
+    pub(super) behind: Option<u64>,
+    /// What is known to be finished with a record: all that arrived before the time.
+    pub(super) marks: VecDeque<(Option<ExtendedSequenceNumber>, Timestamp)>,
+    /// The mark of the answer in hand.
+    pub(super) mark_in_hand: Option<Timestamp>,
+    /// A broken aggregate, whose records' keys nobody knows, is on its way to the queue: nothing after it begins before.
+    pub(super) barrier: bool,
+    /// The shard is read to its end.
+    pub(super) ended: Option<Vec<ChildShard>>,
+    /// Nothing more is read before it is read anew.
+    pub(super) reopen: bool,
+    /// Kinesis can't be read.
+    pub(super) read_failing: bool,
+    /// Since when an answer is waited for.
+    pub(super) waiting_since: Option<Instant>,
+    /// When what is finished beyond the checkpoint was noted last.
+    pub(super) noted: Option<Instant>,
+    pub(super) flow_changes: watch::Receiver<()>,
+    pub(super) paused: Option<PauseReason>,
+}
+
+impl Work {
+    pub(super) fn new(hold: &Hold) -> Self {
+        let Hold { shared, term, .. } = hold;
+        let settings = &shared.processing;
+        let range = term.taken().hash_range.map(|range| range.start..=range.end);
+        Self {
+            in_hand: InHand::new(settings.aggregated, range),
+            schedule: Schedule::new(settings.lanes.lanes > 1),
+            lanes: Lanes::new(settings.lanes.lanes),
+            outbox: Outbox::default(),
+            sending: None,
+            send: Paced::new(hold.backoff()),
+            make: Paced::new(hold.backoff()),
+            backoffs: BTreeMap::new(),
+            valve: Valve::new(settings.valve),
+            valve_closed: false,
+            poisoned: PoisonedKeys::default(),
+            careful: Careful::begin(term),
+            finished_before: term.taken().finished_beyond.clone().filter(|note| note.is_valid_for(term.taken().checkpoint)),
+            behind: None,
+            marks: VecDeque::new(),
+            mark_in_hand: None,
+            barrier: false,
+            ended: None,
+            reopen: false,
+            read_failing: false,
+            waiting_since: None,
+            noted: None,
+            flow_changes: shared.flow.changes(),
+            paused: None,
+        }
+    }
+
+    /// Whether everything that was read is finished.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_hand.is_empty() && self.schedule.open() == 0 && self.outbox.is_empty() && self.lanes.is_idle()
+    }
+
+    /// Whether the next answer may be taken into the hand.
+    pub(super) fn wants_more(&self) -> bool {
+        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0;
+        self.in_hand.is_empty() && self.paused.is_none() && self.ended.is_none() && !self.reopen && !one_lane_is_busy
+    }
+
+    /// How many more records may be taken out of the hand into work, beyond `span` between the oldest unfinished and the newest in work.
+    pub(super) fn room(&self, settings: &Processing, span: usize) -> usize {
+        if self.barrier {
+            0
+        } else if self.lanes.len() > 1 {
+            // One record may always be in work, however large.
+            let is_full = self.schedule.open_bytes() >= settings.lanes.max_bytes;
+            if is_full { 0 } else { settings.lanes.max_records.saturating_sub(span) }
+        } else if self.schedule.open() > 0 {
+            0
+        } else {
+            settings.max_batch_records
+        }
+    }
+
+    /// When there is something to do without anybody's word.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        [self.schedule.next_wake(), self.send.not_before, self.make.not_before].into_iter().flatten().min()
+    }
+}
+
+/// Something that is tried again after a while.
+pub(super) struct Paced {
+    pub(super) backoff: Backoff,
+    pub(super) not_before: Option<Instant>,
+}
+
+impl Paced {
+    fn new(backoff: Backoff) -> Self {
+        Self { backoff, not_before: None }
+    }
+
+    /// Whether it may be tried now.
+    pub(super) fn may(&mut self, now: Instant) -> bool {
+        self.not_before = self.not_before.filter(|not_before| *not_before > now);
+        self.not_before.is_none()
+    }
+
+    pub(super) fn failed(&mut self, now: Instant) -> std::time::Duration {
+        let wait = self.backoff.next_wait();
+        self.not_before = Some(now + wait);
+        wait
+    }
+
+    /// Whether the last try failed.
+    pub(super) fn is_failing(&self) -> bool {
+        self.backoff.failures() > 0
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.not_before = None;
+    }
+}
+
+/// Keys of which a record went to the dead-letter queue, by their hashes.
+#[derive(Debug, Default)]
+pub(super) struct PoisonedKeys {
+    keys: BTreeSet<Option<u128>>,
+    oldest_first: VecDeque<Option<u128>>,
+}
+
+impl PoisonedKeys {
+    /// Remembers a key. Returns whether another one had to be forgotten.
+    pub(super) fn insert(&mut self, key: Option<&str>) -> bool {
+        let key = key.map(kcl_aggregation::hash_of);
+        if !self.keys.insert(key) {
+            return false;
+        }
+        self.oldest_first.push_back(key);
+        if self.keys.len() <= MOST_POISONED {
+            return false;
+        }
+        self.oldest_first.pop_front().is_some_and(|oldest| self.keys.remove(&oldest))
+    }
+
+    pub(super) fn contains(&self, key: Option<&str>) -> bool {
+        !self.keys.is_empty() && self.keys.contains(&key.map(kcl_aggregation::hash_of))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_that_was_poisoned_longest_ago_is_forgotten() {
+        let mut keys = PoisonedKeys::default();
+        let key = |number: usize| format!("key-{number}");
+        assert!((0..MOST_POISONED).all(|number| !keys.insert(Some(&key(number)))));
+        assert!(!keys.insert(Some(&key(0))), "known already");
+        assert!(keys.contains(Some(&key(0))) && !keys.contains(None));
+        assert!(keys.insert(None));
+        assert!(!keys.contains(Some(&key(0))) && keys.contains(Some(&key(1))) && keys.contains(None));
+    }
+}
