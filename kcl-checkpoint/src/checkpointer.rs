@@ -173,6 +173,12 @@ impl Checkpointer {
         }
     }
 
+    /// Notes that this checkpoint was written along with something else. For whoever wrote it.
+    pub fn note_written(&self, checkpoint: Checkpoint) {
+        let mut state = self.lock();
+        state.last = state.last.max(checkpoint);
+    }
+
     /// Notes that the shard has ended and all its records were delivered, so that SHARD_END may be checkpointed.
     /// For whoever delivers records.
     pub fn note_shard_end(&self) {
@@ -181,9 +187,8 @@ impl Checkpointer {
 
     async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointError> {
         self.writer.write(checkpoint).await?;
-        let mut state = self.lock();
         // Two clones may write at once; the writer serialises them and the later position stands.
-        state.last = state.last.max(checkpoint);
+        self.note_written(checkpoint);
         Ok(())
     }
 

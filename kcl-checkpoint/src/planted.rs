@@ -86,6 +86,14 @@ bugs! {
     NoBackoff = "no-backoff",
     /// A partition key is logged.
     KeyLogged = "key-logged",
+    /// With several lanes, two records of a key may be in work at once.
+    KeysNotKeptApart = "keys-not-kept-apart",
+    /// When some records of a batch fail, those that succeeded come again too.
+    NeighboursRepeated = "neighbours-repeated",
+    /// All up to the last finished record counts as finished after a restart.
+    OpenRecordsForgotten = "open-records-forgotten",
+    /// A record that kills its process is never found.
+    DeathsNotCounted = "deaths-not-counted",
     /// A lease is let go without its last checkpoint.
     LastCheckpointForgotten = "last-checkpoint-forgotten",
 }

@@ -101,7 +101,7 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
         ("checkpoint", held.clone(), LeaseWrite::checkpoint(&held, at(200, 1), id)),
         ("checkpoint with all that can be noted", held.clone(), noted),
         ("checkpoint that clears what was noted", watched.clone(), cleared),
-        ("record in work alone", held.clone(), LeaseWrite::suspect(&held, suspect(), id)),
+        ("record in work alone", held.clone(), LeaseWrite::suspect(&held, suspect(), Some(at(150, 0)), id)),
         ("take of a lease with notes", watched.clone(), LeaseWrite::take(&watched, &worker, id)),
         ("release", held.clone(), LeaseWrite::release(&held, None, BTreeSet::new(), id)),
         ("release to the next owner", handed.clone(), LeaseWrite::release(&handed, Some(at(200, 0)), BTreeSet::new(), id)),

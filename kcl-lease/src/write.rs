@@ -145,10 +145,15 @@ impl LeaseWrite {
         }
     }
 
-    /// Notes that this record is in work alone, before it is: should the process die of it, the next owner knows.
+    /// Notes that this record is in work alone, before it is: should the process die of it, the next owner knows. With the checkpoint of those before it,
+    /// if there is a new one.
     #[must_use]
-    pub fn suspect(held: &Lease, suspect: Suspect, write_id: WriteId) -> Self {
-        Self { suspect: Change::Set(suspect), ..Self::of_term(held, write_id) }
+    pub fn suspect(held: &Lease, suspect: Suspect, checkpoint: Option<Checkpoint>, write_id: WriteId) -> Self {
+        let base = match checkpoint {
+            Some(checkpoint) => Self::checkpoint(held, checkpoint, write_id),
+            None => Self::of_term(held, write_id),
+        };
+        Self { suspect: Change::Set(suspect), ..base }
     }
 
     /// Ends the owner's term: hands the lease to its next owner if a handoff is under way, else frees it. With a last checkpoint
@@ -350,7 +355,9 @@ mod tests {
     fn a_record_in_work_alone_is_noted_until_a_checkpoint_or_a_release() {
         let held = owned_by(Some("a"), None);
         let suspect = Suspect { record: ExtendedSequenceNumber::whole(5.into()), begun: 2 };
-        let noted = LeaseWrite::suspect(&held, suspect, WriteId(1)).apply(&held).unwrap();
+        let noted = LeaseWrite::suspect(&held, suspect, None, WriteId(1)).apply(&held).unwrap();
+        let with_checkpoint = LeaseWrite::suspect(&held, suspect, Some(at(4)), WriteId(1)).apply(&held).unwrap();
+        assert_eq!((with_checkpoint.checkpoint, with_checkpoint.suspect), (at(4), Some(suspect)));
         assert_eq!((noted.suspect, noted.counter), (Some(suspect), 8));
         let taken = LeaseWrite::take(&noted, &worker("b"), WriteId(2)).apply(&noted).unwrap();
         assert_eq!(taken.suspect, Some(suspect), "whoever takes the lease from the dead knows");

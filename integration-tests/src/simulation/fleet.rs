@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_core::test_util::{Host, SimulatedAws};
-use kcl_core::{Checkpointing, Entropy, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
+use kcl_core::{Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -50,8 +50,6 @@ pub(super) struct Fleet {
     /// Machines that are to have a process.
     pub(super) in_service: BTreeMap<usize, bool>,
     pub(super) exits: JoinSet<(usize, Exit)>,
-    /// How many more processes the killing record kills.
-    pub(super) deaths_left: Arc<AtomicU32>,
     /// Whether trimmed records are skipped, by processes that start from now on.
     pub(super) mended: Arc<AtomicBool>,
     /// The most bytes that a process of the run held beyond what it may.
@@ -129,7 +127,7 @@ impl Fleet {
         built: watch::Sender<Option<WorkerHandle>>,
     ) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
         let plan = Arc::clone(&self.plan);
-        let (judge, entropy, deaths_left) = (self.judge.clone(), self.entropy.clone(), Arc::clone(&self.deaths_left));
+        let (judge, entropy) = (self.judge.clone(), self.entropy.clone());
         let trimmed = if self.mended.load(Ordering::Relaxed) { TrimmedData::SkipAndAudit } else { plan.trimmed };
         async move {
             let handling = plan.handling.clone();
@@ -148,14 +146,16 @@ impl Fleet {
                     max_attempts: 3,
                     first_backoff: Duration::from_millis(100),
                     max_backoff: Duration::from_secs(5),
+                    attempt_deadline: plan.handling.deadline,
                     ..RetryPolicy::default()
                 })
+                .lanes(Lanes::new(plan.handling.lanes))
+                .poisoned_key(plan.handling.poisoned_key)
                 .processor(move |_: &ShardContext| Processor {
                     judge: judge.clone(),
                     host: of_processors.clone(),
                     handling: handling.clone(),
                     entropy: entropy.clone(),
-                    deaths_left: Arc::clone(&deaths_left),
                     since_checkpoint: 0,
                 });
             let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use kcl_core::test_util::{Cut, FaultKind, FaultRates, Service};
-use kcl_core::{Entropy, InitialPosition, RetrievalMode, TrimmedData};
+use kcl_core::{Entropy, InitialPosition, PoisonedKey, RetrievalMode, TrimmedData};
 
 /// What can be set from outside; `None`: as the scenario has it.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ pub enum Chaos {
     Burst(u32),
     /// The stream is deleted and made anew.
     Recreate,
-    /// From now on workers skip trimmed records, and records no longer kill their processes: what operators do in the end.
+    /// From now on workers skip trimmed records: what operators do in the end.
     Mend,
 }
 
@@ -80,12 +80,25 @@ pub struct Traffic {
     pub poison: u32,
     /// Of each thousand records, so many fail at each attempt.
     pub failing: u32,
-    /// The record of this number kills its process, so many times.
-    pub killer: Option<(u64, u32)>,
+    /// The record of this number kills each process that has it in work.
+    pub killer: Option<u64>,
     /// The largest payload.
     pub largest: usize,
     /// No records before this time.
     pub from: Duration,
+}
+
+/// How a processor tells which records have failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tells {
+    /// It goes through the batch in order, and gives up at the first that fails.
+    InOrder,
+    /// Not at all.
+    Nothing,
+    /// By an outcome that names the first that fails.
+    From,
+    /// By an outcome that names each that fails.
+    These,
 }
 
 /// What the processors do. Rates are probabilities from 0 to 1.
@@ -101,8 +114,14 @@ pub struct Handling {
     pub errors: f64,
     /// Batches that panic.
     pub panics: f64,
-    /// Whether the processor goes through the batch in order; otherwise it can't tell which record failed.
-    pub in_order: bool,
+    /// How the processor tells which record failed.
+    pub tells: Tells,
+    /// Lanes of a shard.
+    pub lanes: usize,
+    /// What becomes of records of a key that was poisoned.
+    pub poisoned_key: PoisonedKey,
+    /// How long a call may take.
+    pub deadline: Option<Duration>,
     /// Whether the processor checkpoints for itself.
     pub manual: bool,
     /// Whether there is a dead-letter queue.
@@ -117,7 +136,10 @@ impl Default for Handling {
             stall: Duration::from_secs(60),
             errors: 0.0,
             panics: 0.0,
-            in_order: true,
+            tells: Tells::InOrder,
+            lanes: 1,
+            poisoned_key: PoisonedKey::Wait,
+            deadline: None,
             manual: false,
             queue: true,
         }
@@ -146,6 +168,8 @@ pub struct Demands {
     pub neighbours: Option<Duration>,
     /// All records are finished within this time of their arrival, at all times.
     pub always_within: Option<Duration>,
+    /// Processes that are killed by a record: at most so many.
+    pub deaths: Option<u64>,
 }
 
 /// One run.

@@ -26,7 +26,7 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 12] = [
+    const SEARCHED: [&str; 13] = [
         "random-mix",
         "reshard-storm",
         "random-mix",
@@ -39,6 +39,7 @@ mod search {
         "table-outage",
         "dead-letter-queue-down",
         "rolling-deploy",
+        "process-killing-poison",
     ];
 
     /// A bug that was found.

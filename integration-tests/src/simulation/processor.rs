@@ -1,14 +1,12 @@
 //! What the services of the fleet do with records: process them, late, wrongly or not at all, as the plan has it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kcl_core::test_util::Host;
 use kcl_core::{Entropy, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
 
 use super::oracle::Judge;
-use super::plan::Handling;
+use super::plan::{Handling, Tells};
 use super::publisher::{Kind, kind_of};
 
 /// What the processors' own panics say.
@@ -20,8 +18,6 @@ pub(super) struct Processor {
     pub(super) host: Host,
     pub(super) handling: Handling,
     pub(super) entropy: Entropy,
-    /// How many more processes the killing record kills.
-    pub(super) deaths_left: Arc<AtomicU32>,
     pub(super) since_checkpoint: u32,
 }
 
@@ -30,12 +26,12 @@ impl Processor {
         match kind_of(record.data()) {
             Kind::Poison => return Err(ProcessError::poison("it says so")),
             Kind::Failing => return Err(ProcessError::retry("it fails each time")),
-            Kind::Killer if self.deaths_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() => {
+            Kind::Killer => {
                 self.judge.note("process killed by its record");
                 self.host.kill();
                 std::future::pending::<()>().await;
             }
-            Kind::Killer | Kind::Good => {}
+            Kind::Good => {}
         }
         if self.entropy.fraction() < self.handling.errors {
             return Err(ProcessError::retry("this once"));
@@ -53,21 +49,44 @@ impl Processor {
         if self.entropy.fraction() < self.handling.panics {
             std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
-        if self.handling.in_order {
-            for record in batch.in_order() {
-                self.one(record).await?;
-                self.judge.finished(self.host.name(), shard.shard_id(), record.sequence_number());
+        let done = |record: &Record| self.judge.finished(self.host.name(), shard.shard_id(), record.sequence_number());
+        let mut outcome = Outcome::Done;
+        match self.handling.tells {
+            Tells::InOrder => {
+                for record in batch.in_order() {
+                    self.one(record).await?;
+                    done(record);
+                }
             }
-        } else {
-            for record in batch.records() {
-                self.one(record).await?;
+            Tells::Nothing => {
+                for record in batch.records() {
+                    self.one(record).await?;
+                }
+                batch.records().iter().for_each(done);
             }
-            for record in batch.records() {
-                self.judge.finished(self.host.name(), shard.shard_id(), record.sequence_number());
+            Tells::From => {
+                for record in batch.records() {
+                    if let Err(error) = self.one(record).await {
+                        outcome = Outcome::failed_from(record, error);
+                        break;
+                    }
+                    done(record);
+                }
+            }
+            Tells::These => {
+                let mut failed = Vec::new();
+                for record in batch.records() {
+                    match self.one(record).await {
+                        Ok(()) => done(record),
+                        Err(error) => failed.push((record, error)),
+                    }
+                }
+                outcome = Outcome::failed(failed);
             }
         }
         tokio::time::sleep(time / 2).await;
-        if self.handling.manual {
+        // While some of it is to come again, a checkpoint would pass it.
+        if self.handling.manual && matches!(outcome, Outcome::Done) {
             self.since_checkpoint += 1;
             if self.since_checkpoint >= 3 {
                 // What is not written down is written down with the next.
@@ -76,7 +95,21 @@ impl Processor {
                 }
             }
         }
-        Ok(Outcome::Done)
+        Ok(outcome)
+    }
+}
+
+/// A call under way, until it is dropped.
+struct InWork<'a> {
+    judge: &'a Judge,
+    shard: &'a ShardContext,
+    batch: &'a RecordBatch,
+    host: String,
+}
+
+impl Drop for InWork<'_> {
+    fn drop(&mut self) {
+        self.judge.returned(&self.host, self.shard, self.batch.records());
     }
 }
 
@@ -84,6 +117,8 @@ impl Processor {
 impl RecordProcessor for Processor {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         self.judge.delivered(self.host.name(), shard, batch.records());
+        let judge = self.judge.clone();
+        let _in_work = InWork { judge: &judge, shard, batch, host: self.host.name().to_owned() };
         self.work(batch, shard).await
     }
 

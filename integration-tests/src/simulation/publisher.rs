@@ -64,7 +64,7 @@ impl Publisher {
             let drawn = self.entropy.u64() % 1000;
             let (poison, failing) = (u64::from(self.traffic.poison), u64::from(self.traffic.failing));
             let kind = match self.traffic.killer {
-                Some((at, _)) if at == number => Kind::Killer,
+                Some(at) if at == number => Kind::Killer,
                 _ if drawn < poison => Kind::Poison,
                 _ if drawn < poison + failing => Kind::Failing,
                 _ => Kind::Good,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant as WallInstant};
 
 use kcl_core::Entropy;
@@ -129,7 +129,6 @@ impl Simulation {
             aws.faults().set_rates_of(service, rates);
         }
         aws.set_write_budget(super::oracle::APPLICATION, plan.write_budget);
-        let deaths = plan.traffic.killer.map_or(0, |(_, deaths)| deaths);
         let fleet = Fleet {
             aws: aws.clone(),
             judge: judge.clone(),
@@ -138,7 +137,6 @@ impl Simulation {
             processes: BTreeMap::new(),
             in_service: BTreeMap::new(),
             exits: JoinSet::new(),
-            deaths_left: Arc::new(AtomicU32::new(deaths)),
             mended: Arc::new(AtomicBool::new(false)),
             hosts: Vec::new(),
         };
@@ -320,7 +318,6 @@ impl Simulation {
             Chaos::Recreate => self.recreate(),
             Chaos::Mend => {
                 self.fleet.mended.store(true, Ordering::Relaxed);
-                self.fleet.deaths_left.store(0, Ordering::SeqCst);
                 self.judge.with(|oracle, _| oracle.allow_skips());
             }
         }
@@ -566,6 +563,12 @@ impl Simulation {
                 let takes = oracle.takes_between(from, to);
                 if takes > most {
                     oracle.violated("L7", format!("{takes} leases were taken from {from:?} to {to:?}, at most {most} are right"));
+                }
+            }
+            if let Some(most) = demands.deaths {
+                let deaths = oracle.states().get("process killed by its record").copied().unwrap_or(0);
+                if deaths > most {
+                    oracle.violated("isolation", format!("a record has killed {deaths} processes, at most {most} are right"));
                 }
             }
             if let Some(most) = demands.repeated

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use integration_tests::simulation::plan::{Chaos, Options};
+use integration_tests::simulation::plan::{Chaos, Options, Tells};
 use integration_tests::simulation::{Detail, Plan, run};
 use kcl_core::RetrievalMode;
 
@@ -62,10 +62,10 @@ fn of_an_orderly_release_and_of_who_takes_what_was_released() {
 
 #[test]
 fn of_a_dead_letter() {
-    for in_order in [true, false] {
+    for tells in [Tells::InOrder, Tells::Nothing, Tells::These] {
         let writes = after_every_write(0, |plan| {
             plan.traffic.poison = 300;
-            plan.handling.in_order = in_order;
+            plan.handling.tells = tells;
         });
         assert!(writes >= 20, "{writes}");
     }

@@ -80,7 +80,6 @@ impl ShardConsumer {
         match careful.before(record, self.hold.shared.retry.max_deaths) {
             Step::Go => return Ok(entries),
             Step::Note(suspect) => {
-                self.checkpoint_now().await?;
                 self.note_suspect(suspect).await?;
                 if let Some(careful) = &mut self.work.careful {
                     careful.noted(record);
@@ -105,31 +104,13 @@ impl ShardConsumer {
         Ok(Vec::new())
     }
 
-    /// Writes down how far all is finished, if the framework does that, and waits until it is written.
-    async fn checkpoint_now(&mut self) -> Result<(), Stop> {
-        let mut backoff = self.hold.backoff();
-        while let Some(Checkpoint::At(target)) = self.final_checkpoint() {
-            match self.hold.shard.checkpointer.checkpoint_at(target).await {
-                Ok(()) => break,
-                Err(error) if error.is_retryable() => {
-                    tracing::warn!(%error, "checkpoint not confirmed; it will be tried again");
-                    self.hold.pause(backoff.next_wait()).await?;
-                }
-                // The processor's own later one stands, or the term is over, which the next look at it tells.
-                Err(error) => {
-                    tracing::debug!(%error, "checkpoint refused");
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
+    /// Notes in the lease that this record is in work alone, together with how far all is finished, if the framework writes that down.
     async fn note_suspect(&mut self, suspect: Suspect) -> Result<(), Stop> {
         let mut backoff = self.hold.backoff();
+        let checkpoint = self.final_checkpoint();
         loop {
-            match self.hold.term.note_suspect(suspect).await {
-                Ok(()) => return Ok(()),
+            match self.hold.term.note_suspect(suspect, checkpoint).await {
+                Ok(()) => break,
                 Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
                 Err(error) => {
                     tracing::warn!(%error, "the record in work can't be noted yet; trying again");
@@ -137,6 +118,10 @@ impl ShardConsumer {
                 }
             }
         }
+        if let Some(checkpoint) = checkpoint {
+            self.hold.shard.checkpointer.note_written(checkpoint);
+        }
+        Ok(())
     }
 
     /// From now on records go in batches again.

@@ -5,14 +5,15 @@
 //! work (`rk_suspect`) and checkpointed after. Who finds such a note for a record that is not finished knows what the dead had in hand, and how often.
 
 use kcl_checkpoint::ExtendedSequenceNumber;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::term::Term;
 use kcl_lease::{Lease, Suspect};
 
 /// Owner changes since the last checkpoint from which on a death is suspicious: the change that began this term, and one before it.
 const SUSPICIOUS: u64 = 2;
 
-/// So many records are tried alone, unless the shard's tip is reached before: what the dead may have read beyond the checkpoint.
-const TRIED_ALONE: u32 = 100_000;
+/// So many records are tried alone, unless the shard's tip is reached before: as many as the dead can have had in hand (GetRecords: 10,000).
+const TRIED_ALONE: u32 = 10_000;
 
 /// What a record in work alone needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,9 @@ impl Careful {
     }
 
     fn judge(taken: &Lease, from_the_dead: bool) -> Option<Self> {
+        if is_planted(Bug::DeathsNotCounted) {
+            return None;
+        }
         let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
         let suspicious = from_the_dead && taken.owner_switches_since_checkpoint >= SUSPICIOUS;
         (found.is_some() || suspicious).then_some(Self { found, noted: None, left: TRIED_ALONE })

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kcl_checkpoint::Timestamp;
+use kcl_checkpoint::planted::{Bug, is_planted};
 
 use super::call::{Advice, CallFailure};
 use super::schedule::Entry;
@@ -159,6 +160,7 @@ pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, now: Timestamp, polic
         Blame::These(mut failures) => {
             for (index, entry) in entries.into_iter().enumerate() {
                 match failures.remove(&index) {
+                    None if is_planted(Bug::NeighboursRepeated) => judged.back.push(entry),
                     None => judged.finished.push(entry.record),
                     Some(failure) => one_failed(Entry { cut: true, ..entry }, failure, now, policy, &mut judged),
                 }

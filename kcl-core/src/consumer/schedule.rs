@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
 use tokio::time::Instant;
 
@@ -92,6 +93,9 @@ impl Schedule {
         }
         let mut hasher = DefaultHasher::new();
         record.partition_key().hash(&mut hasher);
+        if is_planted(Bug::KeysNotKeptApart) {
+            record.position().hash(&mut hasher);
+        }
         hasher.finish()
     }
 

@@ -32,7 +32,7 @@ pub struct TermKeeper {
 enum Intent {
     Renew,
     Checkpoint(Checkpoint),
-    Suspect(Suspect),
+    Suspect(Suspect, Option<Checkpoint>),
     Release(Option<Checkpoint>, BTreeSet<ShardId>),
 }
 
@@ -87,7 +87,7 @@ impl TermKeeper {
                     // Whoever asked has given up waiting; it will ask again with a later checkpoint.
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
                     Some(Command::Checkpoint { checkpoint, reply }) => return (Intent::Checkpoint(checkpoint), Some(reply)),
-                    Some(Command::Suspect { suspect, reply }) => return (Intent::Suspect(suspect), Some(reply)),
+                    Some(Command::Suspect { suspect, checkpoint, reply }) => return (Intent::Suspect(suspect, checkpoint), Some(reply)),
                     Some(Command::Release { checkpoint, children, reply }) => return (Intent::Release(checkpoint, children), Some(reply)),
                     None => return (Intent::Release(None, BTreeSet::new()), None),
                 },
@@ -153,7 +153,7 @@ impl TermKeeper {
         let mut write = match intent {
             Intent::Renew => LeaseWrite::renew(&self.held, id),
             Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
-            Intent::Suspect(suspect) => LeaseWrite::suspect(&self.held, *suspect, id),
+            Intent::Suspect(suspect, checkpoint) => LeaseWrite::suspect(&self.held, *suspect, *checkpoint, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
         let notes = self.notes.borrow_and_update();

@@ -112,7 +112,7 @@ struct View {
 /// What the holder asks of the keeper.
 enum Command {
     Checkpoint { checkpoint: Checkpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
-    Suspect { suspect: Suspect, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Suspect { suspect: Suspect, checkpoint: Option<Checkpoint>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
 }
 
@@ -269,15 +269,16 @@ impl Term {
         self.notes.send_modify(|notes| notes.finished_beyond = note);
     }
 
-    /// Notes in the row that this record is in work alone. It stands there until the next checkpoint or release.
+    /// Notes in the row that this record is in work alone, with a checkpoint of those before it. It stands there until the next checkpoint or
+    /// release.
     ///
     /// # Errors
     /// As [`CheckpointWriter::write`]: after [`CheckpointWriteError::Unavailable`] it may still be noted later.
     ///
     /// # Cancel safety
     /// The note may or may not be made.
-    pub async fn note_suspect(&self, suspect: Suspect) -> Result<(), CheckpointWriteError> {
-        self.ask(|reply| Command::Suspect { suspect, reply }).await
+    pub async fn note_suspect(&self, suspect: Suspect, checkpoint: Option<Checkpoint>) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Suspect { suspect, checkpoint, reply }).await
     }
 
     /// Ends the term: hands the lease to the worker that asked for it, or frees it; with a last checkpoint, and with the children of

@@ -358,7 +358,7 @@ async fn a_record_in_work_alone_is_found_by_who_takes_the_lease_from_the_dead() 
     let term = world.take("a").await;
     assert!(!term.is_from_the_dead());
     let suspect = Suspect { record: ExtendedSequenceNumber::whole(7.into()), begun: 1 };
-    term.note_suspect(suspect).await.unwrap();
+    term.note_suspect(suspect, None).await.unwrap();
     // The process dies: nothing more is written.
     world.tasks.shutdown().await;
     let term = world.take("b").await;

@@ -1,8 +1,9 @@
 //! What is delivered: by the one owner, from its checkpoint on, without a gap, after the parents, each key in order.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kcl_core::{Record, ShardId};
+use kcl_core::{Record, SequenceNumber, ShardId};
 
 use super::Oracle;
 
@@ -25,6 +26,40 @@ impl Oracle {
         for record in records {
             self.one_delivered(host, shard, record, now);
         }
+        if !self.lanes {
+            return;
+        }
+        let keys = self.keys_of(shard, records);
+        let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) else { return };
+        let twice = keys.iter().find(|key| !term.in_work.insert(**key)).copied();
+        if let Some(key) = twice {
+            self.violated("S4", format!("{host} has two calls with records of key {key} of {shard} at once"));
+        } else {
+            self.reached("lanes in use");
+        }
+    }
+
+    pub(super) fn returned(&mut self, host: &str, shard: &ShardId, token: u64, records: &[Record]) {
+        let keys = self.keys_of(shard, records);
+        let terms = self.terms.get_mut(shard).into_iter().flatten();
+        for term in terms.filter(|term| term.host == host && term.token == token) {
+            term.in_work.retain(|key| !keys.contains(key));
+        }
+    }
+
+    fn keys_of(&self, shard: &ShardId, records: &[Record]) -> BTreeSet<u64> {
+        let Some(log) = self.log.shards.get(shard) else { return BTreeSet::new() };
+        let entry = |record: &Record| log.entries.get(log.at_or_after(record.sequence_number()));
+        records.iter().filter_map(entry).map(|entry| entry.key).collect()
+    }
+
+    /// A record went to the dead-letter queue, perhaps without having been delivered in this term.
+    pub(super) fn not_delivered(&mut self, host: &str, shard: &ShardId, number: SequenceNumber) {
+        let Some(index) = self.log.shards.get(shard).map(|log| log.at_or_after(number)) else { return };
+        let term = self.terms.get_mut(shard).and_then(|terms| terms.last_mut());
+        if let Some(term) = term.filter(|term| term.host == host && term.next == index) {
+            term.next = index + 1;
+        }
     }
 
     fn one_delivered(&mut self, host: &str, shard: &ShardId, record: &Record, now: Duration) {
@@ -42,11 +77,11 @@ impl Oracle {
         term.next = next.max(index + 1);
         if index < first {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which is before the checkpoint of its term"));
-        } else if index > next && !self.were_trimmed(shard, next, index, now) {
+        } else if self.contiguous && index > next && !self.were_trimmed(shard, next, index, now) {
             let missed = self.log.shards[shard].entries[next].number;
             self.violated("S3", format!("{host} delivers record {number} of {shard} without {missed} before it"));
         }
-        if finished_in.is_some_and(|(by, term)| by == host && term == token) {
+        if !self.overruns && finished_in.is_some_and(|(by, term)| by == host && term == token) {
             self.violated("S3", format!("{host} delivers record {number} of {shard} again in the term in which it has finished it"));
         }
         if again {

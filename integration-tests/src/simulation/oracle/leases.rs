@@ -1,9 +1,10 @@
 //! What becomes of rows: terms, checkpoints, the ends of shards, and the lease table as a whole.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_core::{Checkpoint, ShardId, Timestamp};
-use kcl_lease::{Lease, LeaseWrite};
+use kcl_lease::{Change, Lease, LeaseWrite};
 
 use super::{Oracle, Term};
 
@@ -28,6 +29,10 @@ impl Oracle {
             format_args!("{host} {kind} {shard} counter {} owner {:?} checkpoint {}", after.counter, after.owner, after.checkpoint),
         );
         self.rows.insert(shard.clone(), after.clone());
+        if matches!(write.suspect, Change::Set(_)) {
+            self.limits.excuse(host, "dynamodb:UpdateItem", shard.as_str());
+            self.reached("record tried alone");
+        }
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
@@ -62,7 +67,15 @@ impl Oracle {
             taken_over = last.host != host;
             last.open = false;
         }
-        terms.push(Term { token: after.counter, host: host.to_owned(), taken_at: now, first, next: first, open: true });
+        terms.push(Term {
+            token: after.counter,
+            host: host.to_owned(),
+            taken_at: now,
+            first,
+            next: first,
+            open: true,
+            in_work: BTreeSet::new(),
+        });
         if terms.len() > TERMS {
             terms.remove(0);
         }

@@ -38,6 +38,13 @@ impl Limits {
         (*calls > most).then(|| format!("{host} called {operation} {shard} {calls} times within {SPAN:?}, at most {most} are right"))
     }
 
+    /// A call went through that is made for each record: no budget is for it.
+    pub(super) fn excuse(&mut self, host: &str, operation: &'static str, shard: &str) {
+        if let Some((_, calls)) = self.calls.get_mut(&(host.to_owned(), operation, shard.to_owned())) {
+            *calls = calls.saturating_sub(1);
+        }
+    }
+
     pub(super) fn holds(&mut self, host: &str, takes: bool) {
         let (now, most) = self.held.entry(host.to_owned()).or_default();
         *now = if takes { *now + 1 } else { now.saturating_sub(1) };

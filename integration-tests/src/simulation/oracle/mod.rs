@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use kcl_core::dead_letter::FailureKind;
 use kcl_core::test_util::{Event, SimulatedAws};
-use kcl_core::{Record, SequenceNumber, ShardContext, ShardId, Timestamp};
+use kcl_core::{PoisonedKey, Record, SequenceNumber, ShardContext, ShardId, Timestamp};
 use kcl_lease::Lease;
 use tokio::sync::Notify;
 
@@ -64,10 +64,18 @@ struct Term {
     next: usize,
     /// Not released and not taken by another.
     open: bool,
+    /// Keys of which records are in work, where no key may be twice.
+    in_work: BTreeSet<u64>,
 }
 
 /// What the oracle knows. Times are since the start of the services.
 pub(super) struct Oracle {
+    /// Whether keys are processed beside each other.
+    lanes: bool,
+    /// Whether a call may be given up that has done its work.
+    overruns: bool,
+    /// Whether records are delivered one after the other, without a gap.
+    contiguous: bool,
     trimmed_may_be_skipped: bool,
     retention: Duration,
     log: Log,
@@ -108,6 +116,9 @@ impl Judge {
         let judge = Self {
             aws: aws.clone(),
             oracle: Arc::new(Mutex::new(Oracle {
+                lanes: plan.handling.lanes > 1,
+                overruns: plan.handling.deadline.is_some(),
+                contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
                 log: Log::default(),
@@ -161,6 +172,11 @@ impl Judge {
     /// A call of a processor begins.
     pub(super) fn delivered(&self, host: &str, shard: &ShardContext, records: &[Record]) {
         self.with(|oracle, now| oracle.delivered(host, shard.shard_id(), shard.fencing_token(), records, now));
+    }
+
+    /// A call of a processor has ended, however it did.
+    pub(super) fn returned(&self, host: &str, shard: &ShardContext, records: &[Record]) {
+        self.with(|oracle, _| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records));
     }
 
     /// A processor has finished a record.
@@ -228,10 +244,12 @@ impl Oracle {
                 let (shard, number) = (&letter.shard_id, letter.record.sequence_number());
                 self.trace.line(now, format_args!("{host} dead letter {shard} {number} {}", letter.kind.as_str()));
                 self.reached("dead letter accepted");
+                self.limits.excuse(host, "sqs:SendMessageBatch", "");
                 if self.log.kind(shard, number) == Some(Kind::Good) && letter.kind == FailureKind::Poison {
                     self.violated("S9", format!("good record {number} of {shard} was dead-lettered as poison"));
                 }
                 self.finish(host, shard, number, now);
+                self.not_delivered(host, shard, number);
             }
             _ => {}
         }

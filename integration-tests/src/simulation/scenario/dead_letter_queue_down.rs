@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kcl_core::test_util::Service;
 
-use crate::simulation::plan::{Chaos, Options, Plan};
+use crate::simulation::plan::{Chaos, Options, Plan, Tells};
 
 pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     let mut plan = Plan::calm("dead-letter-queue-down", seed, options);
@@ -13,7 +13,8 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.traffic.every = Duration::from_secs(20);
     plan.traffic.keys = 8;
     plan.traffic.poison = 5;
-    plan.handling.in_order = dice.chance(0.5);
+    plan.handling.tells = dice.one_of(&[Tells::InOrder, Tells::Nothing, Tells::From, Tells::These]);
+    plan.handling.lanes = dice.one_of(&[1, 1, 4]);
     let (from, time) = (dice.between(60.0, 120.0), options.duration(Duration::from_secs(6 * 3600)));
     plan.at(from, Chaos::Outage(Service::DeadLetters, time));
     // Workers check the queue when they start: one that is replaced meanwhile waits for it too.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kcl_core::test_util::{Cut, FaultRates, Service};
-use kcl_core::{InitialPosition, RetrievalMode};
+use kcl_core::{InitialPosition, PoisonedKey, RetrievalMode};
 
-use crate::simulation::plan::{Chaos, Dice, Ending, Options, Plan};
+use crate::simulation::plan::{Chaos, Dice, Ending, Options, Plan, Tells};
 
 /// Up to 4 workers and 4 shards.
 pub(super) fn small(seed: u64, options: &Options) -> Plan {
@@ -38,6 +38,7 @@ fn mixed(name: &'static str, seed: u64, options: &Options, workers: usize, shard
     }
     traffic(&mut plan, &dice);
     handling(&mut plan, &dice);
+    processing(&mut plan);
     not_more_than_can_be_done(&mut plan);
     for service in Service::ALL {
         plan.rates.insert(service, rates(&dice));
@@ -71,7 +72,7 @@ fn traffic(plan: &mut Plan, dice: &Dice) {
 
 fn handling(plan: &mut Plan, dice: &Dice) {
     plan.handling.longest = dice.skewed_seconds(0.001, 1.0);
-    plan.handling.in_order = dice.chance(0.7);
+    plan.handling.tells = if dice.chance(0.7) { Tells::InOrder } else { Tells::Nothing };
     plan.handling.manual = dice.chance(0.2);
     plan.handling.stall = dice.skewed_seconds(5.0, 200.0);
     for (rate, likely, most) in
@@ -80,6 +81,29 @@ fn handling(plan: &mut Plan, dice: &Dice) {
         if dice.chance(likely) {
             *rate = dice.between(0.0, most);
         }
+    }
+}
+
+/// What came later draws for itself, so that older seeds are what they were.
+fn processing(plan: &mut Plan) {
+    let dice = Dice::new(plan.seed ^ 0x1a4e5);
+    if dice.chance(0.4) {
+        plan.handling.tells = dice.one_of(&[Tells::From, Tells::These]);
+    }
+    let lanes = dice.chance(0.4);
+    if lanes && !plan.handling.manual {
+        plan.handling.lanes = 2 + dice.below(8);
+    }
+    if plan.handling.manual {
+        // A processor that is never called, as all of a key follows, never checkpoints.
+        return;
+    }
+    plan.handling.poisoned_key = dice.one_of(&[PoisonedKey::Wait, PoisonedKey::Wait, PoisonedKey::Pass, PoisonedKey::Follow]);
+    if dice.chance(0.2) {
+        plan.handling.deadline = Some(dice.seconds(5.0, 20.0));
+    }
+    if dice.chance(0.1) {
+        plan.traffic.killer = Some(1 + dice.number() % 200);
     }
 }
 
