@@ -91,6 +91,7 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
     let watched = Lease { suspect: Some(suspect()), finished_beyond: Some(note()), ..held.clone() };
     let mut cleared = LeaseWrite::checkpoint(&watched, at(400, 0), id);
     cleared.finished_beyond = Change::Remove;
+    cleared.suspect = Change::Remove;
     vec![
         ("take of a free lease", free.clone(), LeaseWrite::take(&free, &worker, id)),
         ("take of a dead owner's lease", held.clone(), LeaseWrite::take(&held, &worker, id)),

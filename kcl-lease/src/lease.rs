@@ -67,7 +67,8 @@ pub struct HashKeyRange {
 pub struct Suspect {
     /// The record.
     pub record: ExtendedSequenceNumber,
-    /// How often work on it was begun without its end being written down: as often, a process may have died of it.
+    /// How often work on it was begun without its end being written down: as often, a process may have died of it. If the checkpoint covers the
+    /// record, none has.
     pub begun: u32,
 }
 
@@ -100,7 +101,7 @@ pub struct Lease {
     pub stream_created: Option<Timestamp>,
     /// Records beyond the checkpoint that need not be processed again (`rk_done`); absent: none are known.
     pub finished_beyond: Option<FinishedBeyond>,
-    /// The record in work alone, while processes die in this shard (`rk_suspect`).
+    /// The last record in work alone, while records go one by one because processes have died in this shard (`rk_suspect`).
     pub suspect: Option<Suspect>,
     /// The last of our writes that changed the row's counter (`rk_wid`). Stale once a Java worker has written the row.
     pub write_id: Option<WriteId>,

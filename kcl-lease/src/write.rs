@@ -137,12 +137,7 @@ impl LeaseWrite {
     /// was not confirmed, the lower may come last.
     #[must_use]
     pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
-        Self {
-            checkpoint: Some(checkpoint.max(held.checkpoint)),
-            switches: Switches::Set(0),
-            suspect: Change::from_to(held.suspect.as_ref(), None),
-            ..Self::of_term(held, write_id)
-        }
+        Self { checkpoint: Some(checkpoint.max(held.checkpoint)), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
     }
 
     /// Notes that this record is in work alone, before it is: should the process die of it, the next owner knows. With the checkpoint of those before it,
@@ -170,8 +165,6 @@ impl LeaseWrite {
             checkpoint_owner: None,
             checkpoint,
             children,
-            // The process lives: no record has killed it.
-            suspect: Change::from_to(held.suspect.as_ref(), None),
             switches: match (checkpoint, changed) {
                 (Some(_), changed) => Switches::Set(changed),
                 (None, 0) => Switches::Keep,
@@ -352,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_in_work_alone_is_noted_until_a_checkpoint_or_a_release() {
+    fn a_record_in_work_alone_stays_noted() {
         let held = owned_by(Some("a"), None);
         let suspect = Suspect { record: ExtendedSequenceNumber::whole(5.into()), begun: 2 };
         let noted = LeaseWrite::suspect(&held, suspect, None, WriteId(1)).apply(&held).unwrap();
@@ -362,8 +355,9 @@ mod tests {
         let taken = LeaseWrite::take(&noted, &worker("b"), WriteId(2)).apply(&noted).unwrap();
         assert_eq!(taken.suspect, Some(suspect), "whoever takes the lease from the dead knows");
         assert_eq!(LeaseWrite::renew(&noted, WriteId(2)).apply(&noted).unwrap().suspect, Some(suspect));
-        assert_eq!(LeaseWrite::checkpoint(&noted, at(5), WriteId(2)).apply(&noted).unwrap().suspect, None);
-        assert_eq!(LeaseWrite::release(&noted, None, BTreeSet::new(), WriteId(2)).apply(&noted).unwrap().suspect, None);
+        assert_eq!(LeaseWrite::checkpoint(&noted, at(5), WriteId(2)).apply(&noted).unwrap().suspect, Some(suspect));
+        let cleared = LeaseWrite { suspect: Change::Remove, ..LeaseWrite::renew(&noted, WriteId(2)) };
+        assert_eq!(cleared.apply(&noted).unwrap().suspect, None);
     }
 
     #[test]

@@ -128,6 +128,7 @@ impl ShardConsumer {
     pub(super) fn care_is_over(&mut self) {
         tracing::info!("records are delivered in batches again");
         self.work.careful = None;
+        self.hold.term.set_carefree();
     }
 
     pub(super) fn processor_made(&mut self, made: Result<(), CallFailure>) {

@@ -2,7 +2,8 @@
 //!
 //! A worker that dies of a record can't say so. The next one sees that the lease was taken from the dead, and that since the last checkpoint owners
 //! have changed before: then somebody died before it got anywhere. From there on records go one at a time, each noted in the lease before it is in
-//! work (`rk_suspect`) and checkpointed after. Who finds such a note for a record that is not finished knows what the dead had in hand, and how often.
+//! work (`rk_suspect`) and checkpointed after. Who finds such a note for a record that is not finished knows what the dead had in hand, and how often;
+//! for one that is finished, that care is not over.
 
 use kcl_checkpoint::ExtendedSequenceNumber;
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -46,9 +47,10 @@ impl Careful {
         if is_planted(Bug::DeathsNotCounted) {
             return None;
         }
-        let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
         let suspicious = from_the_dead && taken.owner_switches_since_checkpoint >= SUSPICIOUS;
-        (found.is_some() || suspicious).then_some(Self { found, noted: None, left: TRIED_ALONE })
+        // A note is there as long as care is not over, whoever had the shard meanwhile.
+        let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
+        (taken.suspect.is_some() || suspicious).then_some(Self { found, noted: None, left: TRIED_ALONE })
     }
 
     /// What this record needs before it is in work.
@@ -101,7 +103,7 @@ mod tests {
             (9, None, false, false), // an idle shard that goes from hand to hand
             (1, Some((6, 1)), true, true),
             (1, Some((6, 1)), false, true),
-            (1, Some((5, 1)), true, false), // finished: somebody else has checkpointed it
+            (1, Some((5, 1)), false, true), // it is finished, and care was not over when the shard was handed over
         ] {
             assert_eq!(
                 Careful::judge(&lease(switches, suspect), from_the_dead).is_some(),
@@ -123,6 +125,8 @@ mod tests {
             assert_eq!(careful.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: begun + 1 }));
             assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
         }
+        let finished = Careful::judge(&lease(3, Some((5, 9))), true).unwrap();
+        assert_eq!(finished.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: 1 }));
         let careful = Careful::judge(&lease(3, Some((6, 3))), true).unwrap();
         assert_eq!(careful.before(at(6), 3), Step::GiveUp(3));
     }

@@ -182,7 +182,9 @@ impl ShardConsumer {
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
         let hold = Hold { shared, term, shard };
         let work = Work::new(&hold);
-        if work.careful.is_some() {
+        if work.careful.is_none() {
+            hold.term.set_carefree();
+        } else {
             tracing::warn!(shard = %hold.shard.shard_id(), "owners of the shard have died since its last checkpoint: records are delivered one by one");
         }
         Self { hold, work, filter, prefix: AckedPrefix::default(), watermark, looked, acked: watch::Sender::new(None) }

@@ -12,7 +12,10 @@ use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
 use crate::lease::{Lease, ShardId, Suspect};
 use crate::table::{TableError, WriteOutcome};
-use crate::write::{Change, LeaseWrite};
+use crate::write::{Change, LeaseWrite, Switches};
+
+/// Lease durations for which checkpoints of a term that was taken from the dead leave the count of owner changes as it is.
+const PROBATION: u32 = 5;
 
 /// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct TermKeeper {
     next_renewal: Instant,
     /// From the moment when a request for a handoff was seen.
     handoff_deadline: Option<Instant>,
+    /// In a term that was taken from the dead: until then, this one might die of the same.
+    probation: Option<Instant>,
 }
 
 /// What the row's owner wants to do with it.
@@ -45,9 +50,11 @@ impl TermKeeper {
         view: watch::Sender<View>,
         commands: mpsc::Receiver<Command>,
         notes: watch::Receiver<Notes>,
+        from_the_dead: bool,
     ) -> Self {
         let next_renewal = Instant::now() + context.timing.renewal_interval();
-        Self { context, held, view, commands, notes, next_renewal, handoff_deadline: None }
+        let probation = from_the_dead.then(|| Instant::now() + context.timing.lease_duration * PROBATION);
+        Self { context, held, view, commands, notes, next_renewal, handoff_deadline: None, probation }
     }
 
     /// Renews, checkpoints and releases until the term is over, and says how it ended.
@@ -156,7 +163,14 @@ impl TermKeeper {
             Intent::Suspect(suspect, checkpoint) => LeaseWrite::suspect(&self.held, *suspect, *checkpoint, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
+        if matches!(write.switches, Switches::Set(0)) && self.probation.is_some_and(|until| Instant::now() < until) {
+            // A record that kills processes is found by this count. With a checkpoint on the way to it each of them would begin anew.
+            write.switches = Switches::Keep;
+        }
         let notes = self.notes.borrow_and_update();
+        if notes.carefree {
+            write.suspect = Change::from_to(self.held.suspect.as_ref(), None);
+        }
         write.watermark = notes.watermark;
         write.finished_beyond = note_change(&self.held, write.checkpoint, notes.finished_beyond.as_ref());
         write

@@ -121,6 +121,8 @@ enum Command {
 struct Notes {
     watermark: Option<Timestamp>,
     finished_beyond: Option<FinishedBeyond>,
+    /// Records go in batches: a note of one in work alone is removed.
+    carefree: bool,
 }
 
 /// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
@@ -165,8 +167,9 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
     Ok(match keeper::carry_out(context, &write).await? {
         WriteOutcome::Refused(row) => Acquired::No(row),
         WriteOutcome::Applied(row) => {
-            // A lease that was let go has no owner, and one that was handed over has this one.
-            let from_the_dead = seen.owner.as_ref().is_some_and(|owner| *owner != context.worker);
+            // A lease that was let go has no owner, and one that was handed over has this one. One that was asked for, and not handed over, still
+            // is the other's.
+            let from_the_dead = seen.actual_owner().is_some_and(|owner| *owner != context.worker);
             let (term, keeper) = begin(context, *row, sent, from_the_dead);
             Acquired::Yes(term, Box::new(keeper))
         }
@@ -179,7 +182,7 @@ fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool)
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
     // What is noted already stays, until the holder says otherwise.
-    let notes = watch::Sender::new(Notes { watermark: None, finished_beyond: row.finished_beyond.clone() });
+    let notes = watch::Sender::new(Notes { watermark: None, finished_beyond: row.finished_beyond.clone(), carefree: false });
     let term = Term {
         taken: Arc::new(row.clone()),
         from_the_dead,
@@ -189,7 +192,7 @@ fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool)
         commands,
         notes: notes.clone(),
     };
-    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, notes.subscribe()))
+    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, notes.subscribe(), from_the_dead))
 }
 
 impl Term {
@@ -269,8 +272,13 @@ impl Term {
         self.notes.send_modify(|notes| notes.finished_beyond = note);
     }
 
-    /// Notes in the row that this record is in work alone, with a checkpoint of those before it. It stands there until the next checkpoint or
-    /// release.
+    /// Tells the keeper that records go in batches: the next write removes the note of a record in work alone, if there is one.
+    pub fn set_carefree(&self) {
+        self.notes.send_modify(|notes| notes.carefree = true);
+    }
+
+    /// Notes in the row that this record is in work alone, with a checkpoint of those before it. It stands there until
+    /// [`set_carefree`](Self::set_carefree), also beyond this term.
     ///
     /// # Errors
     /// As [`CheckpointWriter::write`]: after [`CheckpointWriteError::Unavailable`] it may still be noted later.

@@ -364,10 +364,34 @@ async fn a_record_in_work_alone_is_found_by_who_takes_the_lease_from_the_dead() 
     let term = world.take("b").await;
     assert!(term.is_from_the_dead());
     assert_eq!(term.taken().suspect, Some(suspect));
+    term.set_carefree();
     term.release(None, BTreeSet::new()).await.unwrap();
     assert_eq!(world.row().await.suspect, None);
     let term = world.take("c").await;
     assert!(!term.is_from_the_dead());
+    // It is asked for, and dies before it hands over.
+    let asked = LeaseWrite::request_handoff(&world.row().await, &"d".into()).unwrap();
+    assert!(matches!(world.table.write(&asked).await, Ok(WriteOutcome::Applied(_))));
+    world.tasks.shutdown().await;
+    let term_after = world.take("d").await;
+    assert!(term_after.is_from_the_dead());
+    assert!(!term.is_from_the_dead());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_death_checkpoints_do_not_hide_the_next_one_for_a_while() {
+    let mut world = World::new().await;
+    let at = |number: u128| Checkpoint::At(ExtendedSequenceNumber::whole(number.into()));
+    let term = world.take("a").await;
+    term.write(at(1)).await.unwrap();
+    assert_eq!(world.row().await.owner_switches_since_checkpoint, 0);
+    world.tasks.shutdown().await;
+    let term = world.take("b").await;
+    term.write(at(2)).await.unwrap();
+    assert_eq!(world.row().await.owner_switches_since_checkpoint, 1);
+    tokio::time::sleep(DURATION * 6).await;
+    term.write(at(3)).await.unwrap();
+    assert_eq!(world.row().await.owner_switches_since_checkpoint, 0);
 }
 
 #[tokio::test(start_paused = true)]
