@@ -26,7 +26,7 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 13] = [
+    const SEARCHED: [&str; 14] = [
         "random-mix",
         "reshard-storm",
         "random-mix",
@@ -40,6 +40,7 @@ mod search {
         "dead-letter-queue-down",
         "rolling-deploy",
         "process-killing-poison",
+        "slow-keys",
     ];
 
     /// A bug that was found.

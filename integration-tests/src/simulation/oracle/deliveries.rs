@@ -39,6 +39,12 @@ impl Oracle {
         }
     }
 
+    /// Whether there is a record from one index to another that nobody has finished: what is finished beyond a checkpoint need not come again.
+    fn misses(&self, shard: &ShardId, from: usize, to: usize) -> bool {
+        let entries = self.log.shards.get(shard).and_then(|log| log.entries.get(from..to));
+        entries.is_some_and(|entries| entries.iter().any(|entry| !entry.done))
+    }
+
     pub(super) fn returned(&mut self, host: &str, shard: &ShardId, token: u64, records: &[Record]) {
         let keys = self.keys_of(shard, records);
         let terms = self.terms.get_mut(shard).into_iter().flatten();
@@ -77,7 +83,7 @@ impl Oracle {
         term.next = next.max(index + 1);
         if index < first {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which is before the checkpoint of its term"));
-        } else if self.contiguous && index > next && !self.were_trimmed(shard, next, index, now) {
+        } else if self.contiguous && self.misses(shard, next, index) && !self.were_trimmed(shard, next, index, now) {
             let missed = self.log.shards[shard].entries[next].number;
             self.violated("S3", format!("{host} delivers record {number} of {shard} without {missed} before it"));
         }

@@ -9,6 +9,7 @@ mod random_mix;
 mod recreated_stream;
 mod reshard_storm;
 mod rolling_deploy;
+mod slow_keys;
 mod table_outage;
 mod thundering_start;
 mod trimmed_behind;
@@ -30,7 +31,7 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 69 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 66 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
     Scenario { name: "rolling-deploy", about: "every worker is replaced, one after the other", plan: rolling_deploy::plan, share: 4 },
     Scenario { name: "thundering-start", about: "200 workers start in the same second", plan: thundering_start::plan, share: 1 },
@@ -48,6 +49,7 @@ pub const SCENARIOS: &[Scenario] = &[
         plan: dead_letter_queue_down::plan,
         share: 2,
     },
+    Scenario { name: "slow-keys", about: "keys that stand still, and processes that die meanwhile", plan: slow_keys::plan, share: 3 },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",
