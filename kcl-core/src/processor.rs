@@ -116,7 +116,8 @@ impl Outcome {
     /// These records failed, and all others of the batch are done. None: all are done.
     ///
     /// Failed records come again alone, in their order, after the others: whoever needs the order within a key must not process a record
-    /// after one of the same key that failed.
+    /// after one of the same key that failed. Go through [`RecordBatch::records`] for it, not through [`RecordBatch::in_order`], with which a panic would
+    /// mean that all records before are done.
     ///
     /// ```
     /// # use kcl_core::{Outcome, ProcessError, Record, RecordBatch};

@@ -3,4 +3,5 @@
 //! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
 
 mod crash_points;
+mod processing;
 mod runs;

@@ -231,18 +231,21 @@ impl ShardConsumer {
             status.checkpoint = checkpointer.last();
         });
         self.move_watermark();
-        if self.work.noted.is_none_or(|noted| noted.elapsed() >= NOTE_INTERVAL) {
-            self.note_finished_beyond();
+        if !self.prefix.is_complete() || self.work.noted.is_some() {
+            let due = self.work.noted.map_or_else(Instant::now, |noted| noted + NOTE_INTERVAL);
+            self.work.note_due.get_or_insert(due);
         }
     }
 
     /// Tells the keeper what is finished beyond the checkpoint.
     pub(super) fn note_finished_beyond(&mut self) {
+        self.work.note_due = None;
         // What was known before this term is better than what it has seen until now.
         let before = self.work.finished_before.as_ref();
         if before.is_none_or(|before| self.prefix.delivered() >= Some(before.until)) {
-            self.work.noted = Some(Instant::now());
-            self.hold.term.set_finished_beyond(self.prefix.finished_beyond());
+            let note = self.prefix.finished_beyond();
+            self.work.noted = note.is_some().then(Instant::now);
+            self.hold.term.set_finished_beyond(note);
         }
     }
 

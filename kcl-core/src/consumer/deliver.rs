@@ -95,6 +95,9 @@ impl ShardConsumer {
             self.begin_sending();
         }
         self.show_state(is_open);
+        if self.work.note_due.is_some_and(|due| due <= Instant::now()) {
+            self.note_finished_beyond();
+        }
 
         let ahead = ahead.filter(|_| self.work.lanes.has_any() && self.work.wants_more());
         let read_by = ahead.is_some().then(|| *self.work.waiting_since.get_or_insert_with(Instant::now) + REMINDER);

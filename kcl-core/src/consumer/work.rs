@@ -60,7 +60,8 @@ pub(super) struct Work {
     pub(super) read_failing: bool,
     /// Since when an answer is waited for.
     pub(super) waiting_since: Option<Instant>,
-    /// When what is finished beyond the checkpoint was noted last.
+    /// When what is finished beyond the checkpoint is to be noted again, if that may have changed; and when it was noted last.
+    pub(super) note_due: Option<Instant>,
     pub(super) noted: Option<Instant>,
     pub(super) flow_changes: watch::Receiver<()>,
     pub(super) paused: Option<PauseReason>,
@@ -93,6 +94,7 @@ impl Work {
             reopen: false,
             read_failing: false,
             waiting_since: None,
+            note_due: None,
             noted: None,
             flow_changes: shared.flow.changes(),
             paused: None,
@@ -127,7 +129,7 @@ impl Work {
 
     /// When there is something to do without anybody's word.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        [self.schedule.next_wake(), self.send.not_before, self.make.not_before].into_iter().flatten().min()
+        [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due].into_iter().flatten().min()
     }
 }
 

@@ -1,0 +1,92 @@
+//! Pauses, stops and the safety valve: a shard stands still, keeps its lease, says why, and goes on when it is told to.
+
+use std::time::Duration;
+
+use kcl_core::{Lanes, SafetyValve, ShardState};
+use tokio::time::sleep;
+
+use super::service::{Running, Scene, Tells, shard, until};
+
+fn state(running: &Running) -> Option<ShardState> {
+    running.handle.status().shards.get(&shard()).map(|status| status.state)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_shard_delivers_nothing_and_keeps_its_lease() {
+    let mut scene = Scene::new(1, Tells::InOrder);
+    let running = scene.start(|builder| builder).await;
+    scene.put("a", "good 1");
+    until("it is processed", || scene.done.texts().len() == 1).await;
+    running.handle.pause_shard(&shard());
+    until("it is paused", || state(&running) == Some(ShardState::Paused)).await;
+    scene.put("a", "good 2");
+    // Longer than iterators live and than leases are valid.
+    sleep(Duration::from_secs(900)).await;
+    assert_eq!(scene.done.texts(), ["good 1"]);
+    assert!(!ShardState::Paused.is_stuck());
+    running.handle.resume_shard(&shard());
+    until("it goes on", || scene.done.texts().len() == 2).await;
+
+    running.handle.pause();
+    scene.put("a", "good 3");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.done.texts().len(), 2);
+    running.handle.resume_shard(&shard());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.done.texts().len(), 2, "the worker is paused, not the shard");
+    running.handle.resume();
+    until("it goes on", || scene.done.texts().len() == 3).await;
+    scene.stop(running).await;
+    assert_eq!(scene.done.texts(), ["good 1", "good 2", "good 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_processor_can_stop_its_shard() {
+    for lanes in [1, 4] {
+        let mut scene = Scene::new(2, Tells::InOrder);
+        let running = scene.start(|builder| builder.lanes(Lanes::new(lanes))).await;
+        scene.put("a", "stop 1");
+        scene.put("a", "good 2");
+        until("it has stopped", || state(&running) == Some(ShardState::StoppedByProcessor)).await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((scene.done.texts().len(), scene.letters().len()), (0, 0), "neither processed nor dead-lettered");
+        assert!(ShardState::StoppedByProcessor.is_stuck());
+        running.handle.resume_shard(&shard());
+        until("it goes on", || scene.done.texts() == ["stop 1", "good 2"]).await;
+        scene.stop(running).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_safety_valve_stops_a_shard_that_would_drain_into_the_queue() {
+    for tells in [Tells::InOrder, Tells::These] {
+        let mut scene = Scene::new(3, tells);
+        let valve = SafetyValve { window: 20, most: 5 };
+        let running = scene.start(|builder| builder.safety_valve(Some(valve))).await;
+        for number in 0..12 {
+            scene.put("a", &format!("poison {number}"));
+        }
+        until("it has stopped", || state(&running) == Some(ShardState::StoppedBySafetyValve)).await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(scene.letters().len(), 5);
+        assert!(ShardState::StoppedBySafetyValve.is_stuck());
+        running.handle.resume_shard(&shard());
+        until("it has stopped again", || scene.letters().len() == 10 && state(&running) == Some(ShardState::StoppedBySafetyValve)).await;
+        running.handle.resume_shard(&shard());
+        until("all are in the queue", || scene.letters().len() == 12).await;
+        scene.put("a", "good");
+        until("it goes on", || scene.done.texts() == ["good"]).await;
+        scene.stop(running).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_takes_long_is_shown() {
+    let mut scene = Scene::new(4, Tells::InOrder);
+    let running = scene.start(|builder| builder.retry_policy(Default::default())).await;
+    scene.put("a", "slow");
+    until("it is shown", || state(&running) == Some(ShardState::InLongCall)).await;
+    until("it ends", || scene.done.texts().len() == 1).await;
+    until("all is well", || state(&running) == Some(ShardState::Processing)).await;
+    scene.stop(running).await;
+}

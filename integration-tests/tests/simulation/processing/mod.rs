@@ -1,0 +1,7 @@
+//! What becomes of records: failures of every kind at every place, lanes, aggregates, pauses. One worker over services in memory, in paused time.
+
+mod aggregates;
+mod batches;
+mod flow;
+mod lanes;
+mod service;
