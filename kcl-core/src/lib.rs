@@ -37,6 +37,7 @@
 //! |---|---|
 //! | [`worker`] | the worker, its builder, and what it does beside consuming: leases, shard sync, shutdown |
 //! | [`processor`] | what users implement, and what they are handed |
+//! | [`handler`] | for simple cases: one record, or one message, at a time |
 //! | [`record`] | records and batches |
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
@@ -49,6 +50,7 @@
 pub mod consumer;
 pub mod dead_letter;
 pub mod error;
+pub mod handler;
 mod metrics;
 pub mod processor;
 pub mod record;
@@ -76,6 +78,7 @@ pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
 pub use self::consumer::{Aggregated, Checkpointing, Elsewhere, Lanes, PoisonedKey, RetryPolicy, SafetyValve, TrimmedData};
 pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDeadLetterQueue};
 pub use self::error::{ConfigError, WorkerError};
+pub use self::handler::{Json, MessageHandler, RecordHandler};
 pub use self::processor::{
     FailedRecord, Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo,
 };

@@ -29,6 +29,7 @@ use crate::consumer::{
 };
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
+use crate::handler::{EachRecord, RecordHandler};
 use crate::metrics::Metrics;
 use crate::processor::RecordProcessorFactory;
 use crate::retrieval::polling::PollingConfigError;
@@ -137,6 +138,12 @@ impl WorkerBuilder {
     pub fn processor(mut self, factory: impl RecordProcessorFactory + 'static) -> Self {
         self.factory = Some(Factory(Arc::new(factory)));
         self
+    }
+
+    /// What handles records one at a time, in place of a [`processor`](Self::processor): a [`RecordHandler`], or a
+    /// [`MessageHandler`](crate::MessageHandler) in [`Json`](crate::Json).
+    pub fn handler(self, handler: impl RecordHandler + 'static) -> Self {
+        self.processor(EachRecord::new(handler))
     }
 
     /// Where records go that can't be processed. Without one, such a record stops its shard until it can be.
@@ -342,10 +349,9 @@ impl WorkerBuilder {
         let entropy = self.entropy.take().unwrap_or_else(Entropy::from_os);
         let timing = LeaseTiming { lease_duration: self.lease_duration, handoff_timeout: self.handoff_timeout };
         let (stream_api, table) = self.ports(&timing, &entropy)?;
-        let factory = self
-            .factory
-            .take()
-            .ok_or_else(|| ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory"))?;
+        let factory = self.factory.take().ok_or_else(|| {
+            ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory; or a `handler` in its place")
+        })?;
 
         let clock = Arc::new(ServiceClock::new(Arc::clone(&self.clock)));
         let stream = self.wait_for_stream(stream_api.as_ref(), &clock).await?;

@@ -18,21 +18,19 @@ const LINES_SHOWN: usize = 40;
 /// The program with the environment that it needs to reach the world, and no other where that is embedded. No flags yet.
 pub(super) fn program(world: &World) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_consumer-under-test"));
-    match &world.local {
-        Some(local) => {
-            embedded(&mut command, &local.endpoint_url());
-        }
-        None => {
-            if let Some(url) = std::env::var("KCL_TEST_ENDPOINT_URL").ok().filter(|url| url != "aws") {
-                command.args(["--endpoint-url", &url]);
-            }
-        }
-    }
+    environment(&mut command, world.local.as_ref().map(kcl_local::LocalAws::endpoint_url).as_deref());
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 
-fn embedded(command: &mut Command, url: &str) {
+/// Leads a program to the embedded endpoint, or to the one that the tests were given.
+pub(super) fn environment(command: &mut Command, embedded: Option<&str>) {
+    let Some(url) = embedded else {
+        if let Some(url) = std::env::var("KCL_TEST_ENDPOINT_URL").ok().filter(|url| url != "aws") {
+            command.env("AWS_ENDPOINT_URL", url);
+        }
+        return;
+    };
     command
         .env_clear()
         .env("AWS_ENDPOINT_URL", url)

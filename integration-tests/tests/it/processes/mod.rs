@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod child;
+mod killer;
 mod log;
 #[cfg(target_os = "linux")]
 mod memory;
