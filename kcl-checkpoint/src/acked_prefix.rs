@@ -65,6 +65,14 @@ impl AckedPrefix {
         self.open.len()
     }
 
+    /// Up to where all would be finished if these records were, which are in work, in order. `None`: nothing is, and would be.
+    #[must_use]
+    pub fn acked_with(&self, in_work: impl IntoIterator<Item = ExtendedSequenceNumber>) -> Option<ExtendedSequenceNumber> {
+        let mut in_work = in_work.into_iter().peekable();
+        let reached = self.open.iter().take_while(|(record, finished)| *finished || in_work.next_if_eq(record).is_some());
+        reached.last().map(|(record, _)| *record).or(self.acked)
+    }
+
     /// What is finished beyond the prefix, as far as it can be noted, without a base; `None`: nothing is.
     #[must_use]
     pub fn finished_beyond(&self) -> Option<FinishedBeyond> {
@@ -136,6 +144,18 @@ mod tests {
         prefix.ack(record(2));
         assert!(prefix.is_complete());
         assert_eq!(prefix.acked(), Some(record(2)));
+    }
+
+    #[test]
+    fn records_in_work_reach_as_far_as_nothing_else_is_open() {
+        let mut prefix = AckedPrefix::default();
+        (1..=6).for_each(|n| prefix.deliver(record(n)));
+        prefix.ack(record(1));
+        prefix.ack(record(3));
+        for (in_work, reached) in [(&[2u128, 4][..], 4), (&[2], 3), (&[4, 5], 1), (&[], 1), (&[2, 5, 6], 3), (&[2, 4, 5, 6], 6)] {
+            assert_eq!(prefix.acked_with(in_work.iter().map(|n| record(*n))), Some(record(reached)), "{in_work:?}");
+        }
+        assert_eq!(AckedPrefix::default().acked_with([record(1)]), None);
     }
 
     #[test]

@@ -44,10 +44,11 @@ impl ShardConsumer {
                 if is_planted(Bug::KeyLogged) {
                     tracing::warn!(key = entries[0].record.partition_key(), "processing");
                 }
-                let records = entries.iter().map(|entry| entry.record.position());
-                if self.work.lanes.len() == 1 {
-                    // While they are in work the processor may checkpoint them for itself.
-                    records.for_each(|record| self.hold.shard.checkpointer.note_delivered(record));
+                if self.work.lanes.len() == 1
+                    && let Some(reached) = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()))
+                {
+                    // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
+                    self.hold.shard.checkpointer.note_delivered(reached);
                 }
                 self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard, &self.hold.shared.retry);
             }

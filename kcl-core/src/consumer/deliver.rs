@@ -104,8 +104,9 @@ impl ShardConsumer {
         if read_by.is_none() {
             self.work.waiting_since = None;
         }
-        let slow_by = self.work.lanes.longest_since().map(|since| since + REMINDER).filter(|by| *by > Instant::now());
-        let wake = [self.work.next_wake(), slow_by].into_iter().flatten().min();
+        let now = Instant::now();
+        let slow_by = self.work.lanes.longest_since().map(|since| since + REMINDER).filter(|by| *by > now);
+        let wake = [self.work.next_wake(now), slow_by].into_iter().flatten().min();
         let event = tokio::select! {
             biased;
             stop = self.hold.interrupted() => return Err(stop),

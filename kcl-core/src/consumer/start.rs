@@ -107,7 +107,7 @@ impl StartFilter {
 
     /// Goes on after a gap: whatever comes first is the first.
     pub(crate) fn accept_gap(&mut self) {
-        self.whole = true;
+        (self.finished, self.whole) = (None, true);
     }
 
     /// The gap that a refusal of the starting position means, unless reading has begun.

@@ -127,9 +127,11 @@ impl Work {
         }
     }
 
-    /// When there is something to do without anybody's word.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
-        [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due].into_iter().flatten().min()
+    /// When there will be something to do without anybody's word. What was due before could not be done now: something else has to change first, a pause
+    /// or the lease, and that is waited for.
+    pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let due = [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due];
+        due.into_iter().flatten().filter(|due| *due > now).min()
     }
 }
 

@@ -96,6 +96,7 @@ fn processing(plan: &mut Plan) {
     }
     if plan.handling.manual {
         // A processor that is never called, as all of a key follows, never checkpoints.
+        plan.handling.poisoned_key = dice.one_of(&[PoisonedKey::Wait, PoisonedKey::Pass]);
         return;
     }
     plan.handling.poisoned_key = dice.one_of(&[PoisonedKey::Wait, PoisonedKey::Wait, PoisonedKey::Pass, PoisonedKey::Follow]);

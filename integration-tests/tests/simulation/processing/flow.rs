@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kcl_core::{Lanes, SafetyValve, ShardState};
+use kcl_core::test_util::{Cut, Service};
+use kcl_core::{Lanes, RetryPolicy, SafetyValve, ShardState};
 use tokio::time::sleep;
 
 use super::service::{Running, Scene, Tells, shard, until};
@@ -78,6 +79,30 @@ async fn the_safety_valve_stops_a_shard_that_would_drain_into_the_queue() {
         until("it goes on", || scene.done.texts() == ["good"]).await;
         scene.stop(running).await;
     }
+}
+
+/// A turn that found something due that it could not do turned again at once, for ever.
+#[tokio::test(start_paused = true)]
+async fn what_is_due_while_nothing_may_be_done_waits_quietly() {
+    let mut scene = Scene::new(5, Tells::InOrder);
+    // The next attempt is due after the lease has run out, or in the pause.
+    let wait = Duration::from_secs(30);
+    let retry = RetryPolicy { max_attempts: 2, first_backoff: wait, max_backoff: wait, ..RetryPolicy::default() };
+    let running = scene.start(|builder| builder.retry_policy(retry)).await;
+    scene.put("a", "failing 1");
+    until("it has failed", || state(&running) == Some(ShardState::Retrying)).await;
+    scene.aws.faults().partition("host-1", Service::LeaseTable, Cut::Requests, Duration::from_secs(60));
+    until("the lease has run out", || state(&running) == Some(ShardState::Suspended)).await;
+    until("it is in the queue", || scene.letters().len() == 1).await;
+
+    scene.put("a", "failing 2");
+    until("it has failed", || state(&running) == Some(ShardState::Retrying)).await;
+    running.handle.pause();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.letters().len(), 1);
+    running.handle.resume();
+    until("it is in the queue", || scene.letters().len() == 2).await;
+    scene.stop(running).await;
 }
 
 #[tokio::test(start_paused = true)]
