@@ -41,7 +41,7 @@
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
-//! | [`dead_letter`] | the dead-letter queue port, and SQS |
+//! | [`dead_letter`] | the dead-letter queue port: SQS, Kinesis, a file; the blob store port: S3; the message, written and read |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -72,7 +72,11 @@ pub use kcl_efo::{FanOutApi, FanOutError};
 pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
 
 pub use self::consumer::{Checkpointing, RetryPolicy, TrimmedData};
-pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDeadLetterQueue};
+#[cfg(feature = "s3")]
+pub use self::dead_letter::S3BlobStore;
+pub use self::dead_letter::{
+    BlobStore, DeadLetter, DeadLetterError, DeadLetterQueue, FileDeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, SqsDeadLetterQueue,
+};
 pub use self::error::{ConfigError, WorkerError};
 pub use self::processor::{Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo};
 pub use self::record::{Record, RecordBatch};
