@@ -42,7 +42,7 @@
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
-//! | [`dead_letter`] | the dead-letter queue port, and SQS |
+//! | [`dead_letter`] | the dead-letter queue port: SQS, Kinesis, a file; the blob store port: S3; the message, written and read |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -76,7 +76,11 @@ pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, Leas
 pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
 
 pub use self::consumer::{Aggregated, Checkpointing, Elsewhere, Lanes, PoisonedKey, RetryPolicy, SafetyValve, TrimmedData};
-pub use self::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, SqsDeadLetterQueue};
+#[cfg(feature = "s3")]
+pub use self::dead_letter::S3BlobStore;
+pub use self::dead_letter::{
+    BlobStore, DeadLetter, DeadLetterError, DeadLetterQueue, FileDeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, SqsDeadLetterQueue,
+};
 pub use self::error::{ConfigError, WorkerError};
 pub use self::handler::{Json, MessageHandler, RecordHandler};
 pub use self::processor::{

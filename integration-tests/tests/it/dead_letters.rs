@@ -124,7 +124,7 @@ async fn a_shard_waits_for_a_queue_that_is_down_and_the_others_go_on() {
     let world = World::with_shards(2).await;
     let Some(faults) = world.faults() else { return };
     let queue = Queue::new(&world).await;
-    let outage = faults.add(Rule::new(Fault::ServerError).service(Service::Sqs).operation("SendMessage"));
+    let outage = faults.add(Rule::new(Fault::ServerError).service(Service::Sqs).operation("SendMessageBatch"));
     let before = world.put(FIRST, "a", "a:0").await;
     let poison = world.put(FIRST, "a", "poison:1").await;
     world.put(FIRST, "a", "a:2").await;
@@ -144,7 +144,7 @@ async fn a_shard_waits_for_a_queue_that_is_down_and_the_others_go_on() {
     assert_eq!(worker.state(FIRST), Some(ShardState::WaitingForDeadLetterQueue));
     assert!(!ledger.payloads().contains("a:2"));
     assert_eq!(queue.receive().await, Vec::<Value>::new());
-    let attempts = faults.requests_of(Service::Sqs, "SendMessage");
+    let attempts = faults.requests_of(Service::Sqs, "SendMessageBatch");
     assert!(attempts < 100, "{attempts} attempts within seconds");
 
     faults.remove(outage);
@@ -249,7 +249,7 @@ async fn what_fails_for_a_while_needs_no_dead_letter() {
     let worker = Running::start(run.builder().processor(processor)).await;
     run.all_sound_are_delivered_once(worker).await;
     assert_eq!(failures_left.load(Ordering::SeqCst), 0);
-    assert_eq!(run.world.faults().unwrap().requests_of(Service::Sqs, "SendMessage"), 0);
+    assert_eq!(run.world.faults().unwrap().accepted_of(Service::Sqs, "SendMessageBatch"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -185,7 +185,7 @@ async fn everything_failing_at_once_costs_no_record() {
     let sqs = aws_sdk_sqs::Client::new(&scene.world.config);
     let queue = sqs.create_queue().queue_name("letters").send().await.unwrap().queue_url.unwrap();
     let rules = of_dynamodb().into_iter().chain(of_kinesis()).chain([latency()]);
-    let of_sqs = ["SendMessage", "GetQueueAttributes"].into_iter().flat_map(|operation| {
+    let of_sqs = ["SendMessageBatch", "GetQueueAttributes"].into_iter().flat_map(|operation| {
         let faults = [(Fault::LoseAnswer, 0.2), (Fault::Drop, 0.2), (Fault::ServerError, 0.2)];
         faults.map(|(fault, p)| Rule::new(fault).service(Service::Sqs).operation(operation).probability(p))
     });
@@ -205,7 +205,7 @@ async fn everything_failing_at_once_costs_no_record() {
         .faults()
         .counts()
         .iter()
-        .filter(|((at, kind), _)| at.1 == "SendMessage" && *kind != FaultKind::Latency)
+        .filter(|((at, kind), _)| at.1 == "SendMessageBatch" && *kind != FaultKind::Latency)
         .map(|(_, struck)| struck)
         .sum();
     assert!(struck > 0, "no letter met a fault");

@@ -1,12 +1,47 @@
 //! Dead-letter queues: where records go that can't be processed.
+//!
+//! | module | owns |
+//! |---|---|
+//! | this | the letter, and the queue port |
+//! | `envelope`, `parsed` | the message: written, and read back |
+//! | `blobs`, `message` | the blob store port; payloads that are too large for a message |
+//! | `identity` | what makes two letters the same |
+//! | `batches` | which letters go into which call |
+//! | `sqs`, `kinesis`, `file` | the queues |
+//! | `s3` (feature `s3`) | the blob store over the AWS SDK |
+//! | `refusal` | what an AWS service's refusals mean |
+//! | [`conformance`] (feature `test-util`) | what every queue and every blob store must do |
 
+mod batches;
+mod blobs;
+#[cfg(feature = "test-util")]
+pub mod conformance;
 mod envelope;
+mod file;
+pub(crate) mod identity;
+mod kinesis;
+mod message;
+mod parsed;
+pub(crate) mod refusal;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(test)]
+mod schema;
 mod sqs;
 
 use async_trait::async_trait;
 use kcl_checkpoint::Timestamp;
 use kcl_lease::{ShardId, WorkerId};
 
+use self::batches::{Plan, Settled};
+pub use self::blobs::{BlobAddress, BlobError, BlobStore, LARGEST_BLOB, PayloadLocation};
+pub use self::envelope::PartitionKeys;
+pub use self::file::FileDeadLetterQueue;
+pub use self::identity::RecordAddress;
+pub use self::kinesis::KinesisDeadLetterQueue;
+pub use self::parsed::{Envelope, EnvelopeError, Payload, ToldKey};
+#[cfg(feature = "s3")]
+pub use self::s3::S3BlobStore;
 pub use self::sqs::SqsDeadLetterQueue;
 use crate::record::Record;
 
@@ -124,7 +159,8 @@ pub enum DeadLetterError {
     },
     /// The record, in its envelope, is larger than the queue takes.
     #[error(
-        "dead-letter queue `{queue}` takes messages of at most {limit} bytes and this record needs {size}; raise the queue's MaximumMessageSize"
+        "dead-letter queue `{queue}` takes messages of at most {limit} bytes and this record needs {size}; give the queue a blob store \
+         (`blob_store`), or raise its limit (SQS: MaximumMessageSize, up to 1 MiB)"
     )]
     TooLarge {
         /// The queue.
@@ -133,6 +169,24 @@ pub enum DeadLetterError {
         size: usize,
         /// Bytes that the queue takes.
         limit: usize,
+    },
+    /// The queue does not encrypt what it keeps, and that was demanded.
+    #[error(
+        "dead-letter queue `{queue}` does not encrypt its messages; set its SqsManagedSseEnabled to true or give it a KmsMasterKeyId, or don't \
+         demand it (`require_encryption`)"
+    )]
+    NotEncrypted {
+        /// The queue.
+        queue: String,
+    },
+    /// The record is too large for the queue, and its payload could not be stored beside it. Nothing was sent: the payload may have been stored,
+    /// and is stored in the same place again.
+    #[error("dead-letter queue `{queue}`: the payload of a record that is too large for it could not be stored: {error}")]
+    Payload {
+        /// The queue.
+        queue: String,
+        /// Why not.
+        error: BlobError,
     },
     /// No answer, throttled, or a failure of the service. The message may have been accepted: sending it again is right.
     #[error("dead-letter queue `{queue}` did not accept the record: {message}")]
@@ -152,8 +206,12 @@ pub const LARGEST_BATCH: usize = 10;
 /// # Contract
 ///
 /// - Each letter has an answer of its own, in their order. `Ok` means durably accepted. Only then does the checkpoint pass the record.
+/// - A queue that keeps an order keeps it whatever fails: a letter is sent only when those of its key before it in the call have been accepted, and
+///   is answered as not accepted otherwise.
 /// - Whoever sends retries, for as long as it takes: an error never leads to a skipped record. So a dead letter may arrive more than once;
 ///   stream ARN, creation time, shard, sequence and sub-sequence number tell duplicates.
+///
+/// `conformance::dead_letter_queue` (feature `test-util`) checks an implementation against it.
 ///
 /// # Cancel safety
 /// A dropped `send` may or may not have been accepted.
@@ -165,6 +223,20 @@ pub trait DeadLetterQueue: Send + Sync + std::fmt::Debug {
     /// Sends dead letters, up to [`LARGEST_BATCH`] of them: one attempt for each, with a bounded duration. One answer for each letter, in
     /// their order.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>>;
+}
+
+/// A settled plan as answers.
+fn answers(queue: &str, plan: Plan<'_, DeadLetterError>) -> Vec<Result<(), DeadLetterError>> {
+    let held_back = || DeadLetterError::Unavailable {
+        queue: queue.to_owned(),
+        message: "an earlier letter of its key was not accepted; this one was not tried, to keep their order".to_owned(),
+    };
+    let answer = |settled| match settled {
+        Settled::Accepted => Ok(()),
+        Settled::Refused(error) => Err(error),
+        Settled::HeldBack => Err(held_back()),
+    };
+    plan.into_settled().map(answer).collect()
 }
 
 #[cfg(test)]

@@ -1,44 +1,59 @@
-//! Dead letters in an SQS queue: one message per record.
+//! Dead letters in an SQS queue: one message per record, up to ten of them in a call.
 //!
-//! It owns the queue's lookup and limits, and what a service's refusal means. What a message says is the envelope's matter; when it is
+//! It owns the queue's lookup, limits and encryption. What a message says is the envelope's matter; what goes into which call, the plan's; when it is
 //! sent again, the caller's.
 
-use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_sqs::types::QueueAttributeName;
+use aws_sdk_sqs::error::ProvideErrorMetadata as _;
+use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
-use md5::{Digest as _, Md5};
+use futures::future::join_all;
 use tokio::sync::OnceCell;
 
-use super::envelope::envelope;
-use super::{DeadLetter, DeadLetterError, DeadLetterQueue};
-
-/// How long one call may take, with connecting and signing: then it is [`DeadLetterError::Unavailable`].
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+use super::batches::{Item, Limits, Plan};
+use super::blobs::BlobStore;
+use super::identity::{group_id, letter_id};
+use super::message::MessageFormat;
+use super::refusal::{CALL_TIMEOUT, by_code, refusal};
+use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, answers};
 
 /// A queue's size limit while it has not been read.
 const UNKNOWN: usize = 0;
+
+/// What SendMessageBatch takes: ten entries, and 1 MiB of bodies and attributes in all (SQS Developer Guide, "message quotas").
+const LIMITS: Limits = Limits { entries: LARGEST_BATCH, bytes: 1_048_576 };
+
+/// What is asked of the queue.
+const ASKED: [QueueAttributeName; 3] =
+    [QueueAttributeName::MaximumMessageSize, QueueAttributeName::SqsManagedSseEnabled, QueueAttributeName::KmsMasterKeyId];
 
 /// A dead-letter queue in Amazon SQS.
 ///
 /// Each record becomes one message: a JSON object with the record's address, key and payload (base64), the error, and who tried it how
 /// often; it also has the fields of AWS Lambda's on-failure message. It needs `sqs:GetQueueUrl` (for a queue given by name),
-/// `sqs:GetQueueAttributes` and `sqs:SendMessage`.
+/// `sqs:GetQueueAttributes` and `sqs:SendMessage`, and for a queue with a KMS key `kms:GenerateDataKey` and `kms:Decrypt` on it.
 ///
-/// A record is sent whole, so base64 makes a message a third larger than its payload. A queue takes up to 1 MiB, and less where its
-/// `MaximumMessageSize` says so; that is read from the queue, and read again before a record is refused as too large, so that
-/// raising it takes effect at once.
+/// # Size
+/// Base64 makes a message a third larger than its payload. A queue takes up to 1 MiB, and less where its `MaximumMessageSize` says so; that is
+/// read from the queue, and read again before a record counts as too large, so that raising it takes effect at once. What is too
+/// large goes to the [blob store](Self::blob_store), if there is one, and is refused ([`DeadLetterError::TooLarge`]) otherwise.
 ///
-/// On a FIFO queue (its name ends in `.fifo`) the letters of one partition key of a shard keep their order, and a letter sent twice within
-/// five minutes, SQS's deduplication interval, arrives once.
+/// # Order
+/// On a FIFO queue (its name ends in `.fifo`) the letters of one partition key of a shard keep their order: a later one is sent when SQS has
+/// accepted the one before it, whatever else fails. A letter sent twice within five minutes, SQS's deduplication interval, arrives once.
+/// A standard queue keeps no order.
+///
+/// # What `check` finds out
+/// Whether the queue exists, its limits, and its encryption if that is demanded. Whether it may be written to, as far as that can be known without
+/// writing: it sends a batch without a message, which SQS refuses as empty, or as not allowed. What can't be known so: whether the KMS key may
+/// be used, since SQS asks KMS only when there is a message.
 pub struct SqsDeadLetterQueue {
     client: Client,
     /// Name or URL, as given.
@@ -46,6 +61,8 @@ pub struct SqsDeadLetterQueue {
     url: OnceCell<String>,
     /// Bytes of the largest message that the queue takes, or [`UNKNOWN`].
     limit: AtomicUsize,
+    require_encryption: bool,
+    format: MessageFormat,
 }
 
 impl SqsDeadLetterQueue {
@@ -60,7 +77,37 @@ impl SqsDeadLetterQueue {
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 2).build())
             .build();
-        Self { client: Client::from_conf(config), queue: queue.into(), url: OnceCell::new(), limit: AtomicUsize::new(UNKNOWN) }
+        Self {
+            client: Client::from_conf(config),
+            queue: queue.into(),
+            url: OnceCell::new(),
+            limit: AtomicUsize::new(UNKNOWN),
+            require_encryption: false,
+            format: MessageFormat::default(),
+        }
+    }
+
+    /// Whether [`check`](DeadLetterQueue::check) refuses a queue whose messages are not encrypted at rest, by SQS's own keys (SSE-SQS) or by one of
+    /// KMS. Default: no.
+    #[must_use]
+    pub fn require_encryption(mut self, require: bool) -> Self {
+        self.require_encryption = require;
+        self
+    }
+
+    /// How messages tell partition keys. Default: in clear, for only so a record can be put back into a stream.
+    #[must_use]
+    pub fn partition_keys(mut self, keys: PartitionKeys) -> Self {
+        self.format.partition_keys = keys;
+        self
+    }
+
+    /// Where payloads go that are too large for the queue: they are stored first, and the message says where. A record of Kinesis may have 10
+    /// MiB, a message 1 MiB. Without it such a record is refused, and its shard waits.
+    #[must_use]
+    pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
+        self.format.blobs = Some(Arc::new(blobs));
+        self
     }
 
     async fn url(&self) -> Result<&str, DeadLetterError> {
@@ -75,15 +122,39 @@ impl SqsDeadLetterQueue {
         self.url.get_or_try_init(resolve).await.map(String::as_str)
     }
 
-    /// Asks the queue for its limit and keeps it.
-    async fn read_limit(&self, url: &str) -> Result<usize, DeadLetterError> {
-        let asked = QueueAttributeName::MaximumMessageSize;
-        let read = self.client.get_queue_attributes().queue_url(url).attribute_names(asked.clone()).send().await;
+    /// Asks the queue for its attributes, and keeps its limit.
+    async fn read_attributes(&self, url: &str) -> Result<Attributes, DeadLetterError> {
+        let read = self.client.get_queue_attributes().queue_url(url).set_attribute_names(Some(ASKED.into())).send().await;
         let read = read.map_err(|error| refusal(&self.queue, "sqs:GetQueueAttributes", &error))?;
-        let limit = read.attributes().and_then(|attributes| attributes.get(&asked)).and_then(|limit| limit.parse().ok());
+        let attribute = |name| read.attributes().and_then(|attributes| attributes.get(&name)).map(String::as_str);
+        let limit = attribute(QueueAttributeName::MaximumMessageSize).and_then(|limit| limit.parse::<usize>().ok());
         let limit = limit.ok_or_else(|| self.unavailable("sqs:GetQueueAttributes answered without a MaximumMessageSize"))?;
+        // No queue takes more than a batch does.
+        let limit = limit.min(LIMITS.bytes);
         self.limit.store(limit, Ordering::Relaxed);
-        Ok(limit)
+        let encrypted = attribute(QueueAttributeName::SqsManagedSseEnabled) == Some("true")
+            || attribute(QueueAttributeName::KmsMasterKeyId).is_some_and(|key| !key.is_empty());
+        Ok(Attributes { limit, encrypted })
+    }
+
+    /// Sends a batch without a message, and hears whether that is allowed.
+    async fn try_the_door(&self, url: &str) -> Result<(), DeadLetterError> {
+        let tried = self.client.send_message_batch().queue_url(url).set_entries(Some(Vec::new())).send().await;
+        match tried.map_err(|error| refusal(&self.queue, "sqs:SendMessage", &error)) {
+            Err(error @ (DeadLetterError::AccessDenied { .. } | DeadLetterError::NotFound { .. })) => Err(error),
+            // Refused as empty. Any other failure proves nothing: whoever has a letter tries again.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The limit, read again if one of the letters seems to be above it: what is known may be of yesterday, and only the queue itself may turn a
+    /// record away. [`UNKNOWN`] is below any size.
+    async fn limit_for(&self, url: &str, letters: &[DeadLetter]) -> Result<usize, DeadLetterError> {
+        let known = self.limit.load(Ordering::Relaxed);
+        if letters.iter().any(|letter| self.format.whole_size(letter) > known) {
+            return Ok(self.read_attributes(url).await?.limit);
+        }
+        Ok(known)
     }
 
     fn unavailable(&self, message: &str) -> DeadLetterError {
@@ -91,51 +162,118 @@ impl SqsDeadLetterQueue {
     }
 }
 
+struct Attributes {
+    limit: usize,
+    encrypted: bool,
+}
+
 #[async_trait]
 impl DeadLetterQueue for SqsDeadLetterQueue {
     async fn check(&self) -> Result<(), DeadLetterError> {
         let url = self.url().await?;
-        self.read_limit(url).await.map(drop)
+        let attributes = self.read_attributes(url).await?;
+        if self.require_encryption && !attributes.encrypted {
+            return Err(DeadLetterError::NotEncrypted { queue: self.queue.clone() });
+        }
+        self.try_the_door(url).await?;
+        self.format.check(&self.queue).await
     }
 
+    /// Takes up to two calls of five seconds before any letter is sent (the lookup, while it has not succeeded yet; the limit, while it is unknown or
+    /// seems too low), the puts to the blob store, all at the same time, and then one call of five seconds, or on a FIFO queue one for each
+    /// letter of the key that has most of them.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
-        let mut results = Vec::with_capacity(letters.len());
-        for letter in letters {
-            results.push(self.send_one(letter).await);
+        let ready = async {
+            let url = self.url().await?;
+            Ok((url, self.limit_for(url, letters).await?))
+        };
+        let ready: Result<_, DeadLetterError> = ready.await;
+        let (url, limit) = match ready {
+            Ok(ready) => ready,
+            Err(error) => return letters.iter().map(|_| Err(error.clone())).collect::<Vec<_>>(),
+        };
+        let messages = join_all(letters.iter().map(|letter| self.format.message(letter, limit, &self.queue))).await;
+        let groups: Option<Vec<_>> = url.ends_with(".fifo").then(|| letters.iter().map(group_id).collect());
+        let items = messages.iter().enumerate().map(|(at, message)| Item {
+            bytes: message.as_ref().map_or(0, String::len),
+            group: groups.as_ref().map(|groups| groups[at].as_str()),
+        });
+        let mut plan = Plan::new(LIMITS, items.collect());
+        let mut bodies: Vec<Option<String>> = Vec::with_capacity(messages.len());
+        for (at, message) in messages.into_iter().enumerate() {
+            bodies.push(message.map_err(|error| plan.settle(at, Err(error))).ok());
         }
-        results
+        loop {
+            let calls = plan.next_round();
+            if calls.is_empty() {
+                return answers(&self.queue, plan);
+            }
+            let answered = join_all(calls.iter().map(|call| {
+                let entries = call.iter().map(|at| Entry {
+                    id: at.to_string(),
+                    body: bodies[*at].clone().unwrap_or_default(),
+                    fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
+                });
+                self.send_batch(url, entries.collect())
+            }));
+            for (call, results) in calls.iter().zip(answered.await) {
+                for (at, result) in call.iter().zip(results) {
+                    plan.settle(*at, result);
+                }
+            }
+        }
     }
 }
 
+/// A message of a batch. On a FIFO queue: its group, and what makes two messages the same.
+struct Entry {
+    id: String,
+    body: String,
+    fifo: Option<(String, String)>,
+}
+
 impl SqsDeadLetterQueue {
-    /// Takes up to three calls of five seconds: the lookup, while it has not succeeded yet; the limit, while it is unknown or seems too
-    /// low; and the message.
-    async fn send_one(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
-        let url = self.url().await?;
-        let body = envelope(letter);
-        // The limit known may be of yesterday: only the queue itself may turn a record away. UNKNOWN is below any size.
-        let size = body.len();
-        if size > self.limit.load(Ordering::Relaxed) {
-            let limit = self.read_limit(url).await?;
-            if size > limit {
-                return Err(DeadLetterError::TooLarge { queue: self.queue.clone(), size, limit });
-            }
-        }
-        let mut message = self.client.send_message().queue_url(url).message_body(body);
-        if url.ends_with(".fifo") {
-            message = message.message_group_id(group_id(letter)).message_deduplication_id(deduplication_id(letter));
-        }
-        match message.send().await {
-            Ok(_) => Ok(()),
+    /// One call; an answer for each entry.
+    async fn send_batch(&self, url: &str, batch: Vec<Entry>) -> Vec<Result<(), DeadLetterError>> {
+        const OPERATION: &str = "sqs:SendMessage";
+        let ids: Vec<_> = batch.iter().map(|entry| entry.id.clone()).collect();
+        let entries = batch.into_iter().map(|Entry { id, body, fifo }| {
+            let (group, deduplication) = fifo.unzip();
+            let entry = SendMessageBatchRequestEntry::builder().id(id).message_body(body);
+            let entry = entry.set_message_group_id(group).set_message_deduplication_id(deduplication).build();
+            entry.expect("an entry with id and body is complete")
+        });
+        let sent = self.client.send_message_batch().queue_url(url).set_entries(Some(entries.collect())).send().await;
+        let sent = match sent {
+            Ok(sent) => sent,
             Err(error) => {
-                // A message above a limit that was lowered meanwhile is an invalid parameter: the next attempt reads the limit first.
-                if error.code().is_some_and(|code| code.starts_with("InvalidParameterValue")) {
+                if error.code().is_some_and(is_about_size) {
                     self.limit.store(UNKNOWN, Ordering::Relaxed);
                 }
-                Err(refusal(&self.queue, "sqs:SendMessage", &error))
+                let error = refusal(&self.queue, OPERATION, &error);
+                return ids.iter().map(|_| Err(error.clone())).collect();
             }
-        }
+        };
+        let answer = |id: &String| {
+            if sent.successful().iter().any(|entry| entry.id() == id) {
+                return Ok(());
+            }
+            let Some(failed) = sent.failed().iter().find(|entry| entry.id() == id) else {
+                return Err(self.unavailable("sqs:SendMessageBatch answered without a word of this message"));
+            };
+            if is_about_size(failed.code()) {
+                self.limit.store(UNKNOWN, Ordering::Relaxed);
+            }
+            Err(by_code(&self.queue, OPERATION, failed.code(), failed.message().unwrap_or_default().to_owned()))
+        };
+        ids.iter().map(answer).collect()
     }
+}
+
+/// A message above a limit that was lowered meanwhile is an invalid parameter, or makes its batch too long: the next attempt reads the limit
+/// first.
+fn is_about_size(code: &str) -> bool {
+    code.contains("InvalidParameterValue") || code.contains("BatchRequestTooLong")
 }
 
 impl fmt::Debug for SqsDeadLetterQueue {
@@ -144,157 +282,9 @@ impl fmt::Debug for SqsDeadLetterQueue {
     }
 }
 
-/// What keeps its order in a FIFO queue: one key of one shard. The key is hashed because SQS takes 128 characters of ASCII and shows
-/// group ids in places where keys don't belong.
-fn group_id(letter: &DeadLetter) -> String {
-    format!("{}-{}", letter.shard_id, hash(letter.record.partition_key().unwrap_or_default()))
-}
-
-/// What makes two messages the same letter to a FIFO queue: the record's address and the application, for two applications may share a queue.
-fn deduplication_id(letter: &DeadLetter) -> String {
-    let identity = format!(
-        "{}\n{}\n{}\n{}\n{}\n{}",
-        letter.application,
-        letter.stream_arn,
-        letter.stream_created.as_millis(),
-        letter.shard_id,
-        letter.record.sequence_number(),
-        letter.record.sub_sequence_number(),
-    );
-    hash(&identity)
-}
-
-fn hash(text: &str) -> String {
-    format!("{:032x}", u128::from_be_bytes(Md5::digest(text).into()))
-}
-
-/// What an unsuccessful call means.
-fn refusal<E, R>(queue: &str, operation: &'static str, error: &SdkError<E, R>) -> DeadLetterError
-where
-    E: Error + ProvideErrorMetadata + 'static,
-    R: fmt::Debug,
-{
-    match error.as_service_error() {
-        Some(refused) => {
-            let words = refused.message().map_or_else(|| refused.to_string(), str::to_owned);
-            by_code(queue, operation, refused.code().unwrap_or_default(), words)
-        }
-        None => DeadLetterError::Unavailable { queue: queue.to_owned(), message: format!("{operation}: {}", with_causes(error)) },
-    }
-}
-
-/// What a refusal with this code means. The same code may come in two spellings: the JSON protocol's and the older query protocol's.
-///
-/// See the common errors and the errors of each operation in the SQS API.
-fn by_code(queue: &str, operation: &'static str, code: &str, message: String) -> DeadLetterError {
-    let queue = queue.to_owned();
-    match code.rsplit('.').next().unwrap_or_default() {
-        "QueueDoesNotExist" | "NonExistentQueue" | "InvalidAddress" => DeadLetterError::NotFound { queue, message },
-        // Asked for by something that no queue can be called.
-        "InvalidParameterValue" | "InvalidParameterValueException" if operation == "sqs:GetQueueUrl" => {
-            DeadLetterError::NotFound { queue, message }
-        }
-        "AccessDenied"
-        | "AccessDeniedException"
-        | "ExpiredToken"
-        | "ExpiredTokenException"
-        | "IncompleteSignature"
-        | "IncompleteSignatureException"
-        | "InvalidAccessKeyId"
-        | "InvalidClientTokenId"
-        | "InvalidSecurity"
-        | "InvalidSignatureException"
-        | "KmsAccessDenied"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "NotAuthorized"
-        | "OptInRequired"
-        | "SignatureDoesNotMatch"
-        | "UnrecognizedClientException" => DeadLetterError::AccessDenied { queue, operation, message },
-        _ => DeadLetterError::Unavailable { queue, message: format!("{operation}: {code}: {message}") },
-    }
-}
-
-/// An error's words and those of its causes. Display only: Debug of an SDK error may show a whole answer.
-fn with_causes(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use kcl_checkpoint::{ExtendedSequenceNumber, SequenceNumber, Timestamp};
-
-    use super::super::envelope::tests::letter;
     use super::*;
-    use crate::record::Record;
-
-    fn keyed(number: u128, key: Option<&str>) -> DeadLetter {
-        let record = Record::new(SequenceNumber::from(number), key.map(Into::into), Bytes::new(), None);
-        assert_eq!(record.position(), ExtendedSequenceNumber::whole(number.into()));
-        DeadLetter { record, ..letter() }
-    }
-
-    #[test]
-    fn a_group_is_one_key_of_one_shard() {
-        assert_eq!(group_id(&keyed(1, Some("a"))), group_id(&keyed(2, Some("a"))));
-        assert_ne!(group_id(&keyed(1, Some("a"))), group_id(&keyed(1, Some("b"))));
-        assert_ne!(group_id(&keyed(1, Some("a"))), group_id(&DeadLetter { shard_id: "other".into(), ..keyed(1, Some("a")) }));
-        assert_eq!(group_id(&keyed(1, None)), "shardId-000000000001-d41d8cd98f00b204e9800998ecf8427e");
-        let long = group_id(&keyed(1, Some(&"🦀".repeat(256))));
-        assert!(long.len() <= 128 && long.is_ascii(), "{long}");
-    }
-
-    #[test]
-    fn a_letter_is_known_by_its_record_and_application_alone() {
-        let one = letter();
-        let id = deduplication_id(&one);
-        assert!(id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
-        let again = DeadLetter { attempts: 9, worker: "another".into(), error_chain: Vec::new(), fencing_token: 43, ..one.clone() };
-        assert_eq!(deduplication_id(&again), id);
-        for other in [
-            keyed(1, Some("customer-7")),
-            DeadLetter { application: "other".into(), ..one.clone() },
-            DeadLetter { stream_arn: "other".into(), ..one.clone() },
-            DeadLetter { stream_created: Timestamp::from_millis(1), ..one.clone() },
-            DeadLetter { shard_id: "other".into(), ..one },
-        ] {
-            assert_ne!(deduplication_id(&other), id);
-        }
-    }
-
-    #[test]
-    fn refusals_mean_what_their_codes_say() {
-        let meaning = |operation, code: &str| match by_code("q", operation, code, "words".into()) {
-            DeadLetterError::NotFound { .. } => "not found",
-            DeadLetterError::AccessDenied { operation: named, .. } if named == operation => "denied",
-            DeadLetterError::Unavailable { message, .. } if message == format!("{operation}: {code}: words") => "unavailable",
-            other => panic!("{other}"),
-        };
-        for (code, expected) in [
-            ("QueueDoesNotExist", "not found"),
-            ("AWS.SimpleQueueService.NonExistentQueue", "not found"),
-            ("InvalidAddress", "not found"),
-            ("AccessDeniedException", "denied"),
-            ("InvalidClientTokenId", "denied"),
-            ("ExpiredTokenException", "denied"),
-            ("KMS.AccessDeniedException", "denied"),
-            ("RequestThrottled", "unavailable"),
-            ("AWS.SimpleQueueService.RequestThrottled", "unavailable"),
-            ("InternalFailure", "unavailable"),
-            ("InvalidParameterValue", "unavailable"),
-            ("", "unavailable"),
-        ] {
-            assert_eq!(meaning("sqs:SendMessage", code), expected, "{code}");
-        }
-        assert_eq!(meaning("sqs:GetQueueUrl", "InvalidParameterValue"), "not found");
-    }
 
     #[test]
     fn debug_shows_the_queue_alone() {

@@ -1,13 +1,15 @@
 //! A blob store in memory, behind the fault layer: for what is too large for a queue.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::faults::Service;
 use super::network::{Asked, Failure, Link};
+use crate::dead_letter::{BlobAddress, BlobError, BlobStore};
 
 type Blobs = BTreeMap<String, Bytes>;
 
@@ -15,32 +17,11 @@ type Blobs = BTreeMap<String, Bytes>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Store(Arc<Mutex<Blobs>>);
 
-/// Why the blob store gave no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BlobError {
-    /// There is none of this name.
-    #[error("there is no blob `{key}`")]
-    NotFound {
-        /// Its name.
-        key: String,
-    },
-    /// The credentials do not allow it.
-    #[error("{operation} of blob `{key}` is not allowed")]
-    AccessDenied {
-        /// Its name.
-        key: String,
-        /// The operation, as IAM names it.
-        operation: &'static str,
-    },
-    /// No answer, throttled, or a failure of the service. A put may have taken effect: putting the same again is right.
-    #[error("{operation} of blob `{key}` got no answer")]
-    Unavailable {
-        /// Its name.
-        key: String,
-        /// The operation.
-        operation: &'static str,
-    },
+impl Store {
+    fn lock(&self) -> MutexGuard<'_, Blobs> {
+        // Each change is one insertion or removal: no panic leaves it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The blob store as one host reaches it.
@@ -56,41 +37,57 @@ impl SimulatedBlobs {
         Self { store, link, timeout }
     }
 
-    /// Puts a blob in the place of one of the same name, if there is one.
-    ///
-    /// # Errors
-    /// See [`BlobError`].
-    ///
-    /// # Cancel safety
-    /// The blob may or may not have been put.
-    pub async fn put(&self, key: &str, data: Bytes) -> Result<(), BlobError> {
-        let (store, name) = (self.store.clone(), key.to_owned());
-        let put = self.link.write(self.asked("s3:PutObject"), move || {
-            let _ = store.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), Bytes::copy_from_slice(&data));
-        });
-        put.await.map_err(|failure| error("s3:PutObject", key, failure))
-    }
-
-    /// The blob of this name.
-    ///
-    /// # Errors
-    /// See [`BlobError`].
-    pub async fn get(&self, key: &str) -> Result<Bytes, BlobError> {
-        let found =
-            self.link.read(self.asked("s3:GetObject"), |_| self.store.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned());
-        found.await.map_err(|failure| error("s3:GetObject", key, failure))?.ok_or_else(|| BlobError::NotFound { key: key.to_owned() })
-    }
-
     fn asked(&self, operation: &'static str) -> Asked<'static> {
         let errors = &["AccessDenied", "InternalError"];
         Asked { service: Service::Blobs, operation, shard: "", may_be_stale: false, errors, timeout: self.timeout }
     }
 }
 
-fn error(operation: &'static str, key: &str, failure: Failure) -> BlobError {
-    let key = key.to_owned();
+/// The name of the one store there is.
+const BUCKET: &str = "simulated";
+
+#[async_trait]
+impl BlobStore for SimulatedBlobs {
+    async fn check(&self) -> Result<(), BlobError> {
+        self.put("check", Bytes::new()).await.map(drop)
+    }
+
+    async fn put(&self, key: &str, data: Bytes) -> Result<BlobAddress, BlobError> {
+        const OPERATION: &str = "s3:PutObject";
+        let (store, name) = (self.store.clone(), key.to_owned());
+        let put = self.link.write(self.asked(OPERATION), move || {
+            let _ = store.lock().insert(name.clone(), Bytes::copy_from_slice(&data));
+        });
+        put.await.map_err(|failure| error(OPERATION, failure))?;
+        Ok(BlobAddress { bucket: BUCKET.to_owned(), key: key.to_owned() })
+    }
+
+    async fn get(&self, address: &BlobAddress) -> Result<Bytes, BlobError> {
+        const OPERATION: &str = "s3:GetObject";
+        let BlobAddress { bucket, key } = own(address)?.clone();
+        let found = self.link.read(self.asked(OPERATION), |_| self.store.lock().get(&key).cloned()).await;
+        found.map_err(|failure| error(OPERATION, failure))?.ok_or(BlobError::NotFound { bucket, key })
+    }
+
+    async fn delete(&self, address: &BlobAddress) -> Result<(), BlobError> {
+        const OPERATION: &str = "s3:DeleteObject";
+        let (store, name) = (self.store.clone(), own(address)?.key.clone());
+        let deleted = self.link.write(self.asked(OPERATION), move || drop(store.lock().remove(&name)));
+        deleted.await.map_err(|failure| error(OPERATION, failure))
+    }
+}
+
+fn own(address: &BlobAddress) -> Result<&BlobAddress, BlobError> {
+    if address.bucket == BUCKET {
+        return Ok(address);
+    }
+    Err(BlobError::Elsewhere { bucket: address.bucket.clone(), configured: BUCKET.to_owned() })
+}
+
+fn error(operation: &'static str, failure: Failure) -> BlobError {
+    let (bucket, message) = (BUCKET.to_owned(), "a simulated fault".to_owned());
     match failure {
-        Failure::Refused("AccessDenied") => BlobError::AccessDenied { key, operation },
-        _ => BlobError::Unavailable { key, operation },
+        Failure::Refused("AccessDenied") => BlobError::AccessDenied { bucket, operation, message },
+        _ => BlobError::Unavailable { bucket, operation, message },
     }
 }

@@ -78,7 +78,7 @@ mod tests;
 pub use kcl_local::kinesis as kinesis_model;
 
 pub use self::aws::SimulatedAws;
-pub use self::blobs::{BlobError, SimulatedBlobs};
+pub use self::blobs::SimulatedBlobs;
 pub use self::clock::SimulatedClock;
 pub use self::dead_letters::SimulatedDeadLetterQueue;
 pub use self::events::Event;

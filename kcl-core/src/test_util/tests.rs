@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::dead_letter::{Condition, DeadLetter, DeadLetterQueue, FailureKind};
+use crate::dead_letter::conformance;
+use crate::dead_letter::{BlobAddress, BlobError, BlobStore as _, Condition, DeadLetter, DeadLetterQueue, FailureKind};
 use crate::record::Record;
 use crate::stream::{ShardFilter, StartingPosition, StreamApi, StreamError};
 use crate::{SequenceNumber, ShardId, Timestamp};
@@ -271,13 +272,22 @@ async fn a_dead_letter_may_be_accepted_though_the_sender_never_hears_of_it() {
 async fn blobs_are_kept_and_a_missing_one_is_told() {
     let aws = SimulatedAws::new(1);
     let blobs = aws.host("m").blobs();
-    assert_eq!(blobs.get("a").await, Err(BlobError::NotFound { key: "a".into() }));
-    blobs.put("a", "data".into()).await.unwrap();
-    assert_eq!(aws.host("n").blobs().get("a").await.unwrap(), "data");
+    let address = blobs.put("a", "data".into()).await.unwrap();
+    let missing = BlobAddress { key: "b".into(), ..address.clone() };
+    assert!(matches!(blobs.get(&missing).await, Err(BlobError::NotFound { key, .. }) if key == "b"));
+    assert_eq!(aws.host("n").blobs().get(&address).await.unwrap(), "data");
     aws.faults().outage(Service::Blobs, Duration::MAX);
     let began = Instant::now();
-    assert!(matches!(blobs.get("a").await, Err(BlobError::Unavailable { .. })));
+    assert!(matches!(blobs.get(&address).await, Err(BlobError::Unavailable { .. })));
     assert!(began.elapsed() <= Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn queue_and_blob_store_do_what_their_ports_say() {
+    let aws = SimulatedAws::new(1);
+    let received = async || aws.dead_letters("dlq").iter().map(conformance::Received::from).collect();
+    conformance::dead_letter_queue(&aws.host("m").dead_letter_queue("dlq"), true, received).await;
+    conformance::blob_store(&aws.host("m").blobs()).await;
 }
 
 #[tokio::test(start_paused = true)]

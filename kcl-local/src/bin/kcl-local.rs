@@ -1,4 +1,4 @@
-//! `kcl-local`: Kinesis, DynamoDB and SQS on one loopback port, until Ctrl-C or SIGTERM.
+//! `kcl-local`: Kinesis, DynamoDB, SQS and S3 on one loopback port, until Ctrl-C or SIGTERM.
 //!
 //! Standard output is one line, `kcl-local ready on http://127.0.0.1:PORT`, printed once requests are answered. All
 //! else goes to standard error.
@@ -12,7 +12,7 @@ use kcl_local::LocalAws;
 use kcl_local::kinesis::KinesisConfig;
 use tracing_subscriber::EnvFilter;
 
-/// Kinesis, DynamoDB and SQS on one port of 127.0.0.1, all in memory.
+/// Kinesis, DynamoDB, SQS and S3 on one port of 127.0.0.1, all in memory.
 ///
 /// Any credentials and any region will do. Logs go to standard error, as RUST_LOG says.
 #[derive(Debug, Parser)]

@@ -1,29 +1,32 @@
 //! What a service answered, before it is put into the format the caller speaks.
 
 use bytes::Bytes;
+use http::HeaderMap;
 use serde_json::json;
 
-/// Status, JSON body, and the one extra header that SQS needs.
+/// Status, body (JSON, but for S3), and the headers that some services need beside it.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     /// HTTP status.
     pub(super) status: u16,
-    /// JSON text; may be empty, as for an operation without an output.
+    /// JSON text, or what S3 answers; may be empty, as for an operation without an output.
     pub(super) body: Bytes,
     /// `x-amzn-query-error`: the code an SQS error had in the service's older protocol, by which SDKs tell it apart.
     pub(super) query_error: Option<String>,
+    /// Of S3, whose answers are made of them; the content type among them.
+    pub(super) headers: HeaderMap,
 }
 
 impl Answer {
     /// A success.
     pub(super) fn ok(body: impl Into<Bytes>) -> Self {
-        Self { status: 200, body: body.into(), query_error: None }
+        Self { status: 200, body: body.into(), query_error: None, headers: HeaderMap::new() }
     }
 
     /// An error as AWS's JSON protocols word it.
     pub(super) fn error(status: u16, code: &str, message: &str) -> Self {
         let body = json!({ "__type": code, "message": message }).to_string();
-        Self { status, body: body.into(), query_error: None }
+        Self { status, ..Self::ok(body) }
     }
 
     /// An error of SQS, given by its code in the older query protocol.

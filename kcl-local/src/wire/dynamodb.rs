@@ -95,7 +95,7 @@ fn run<Q: DeserializeOwned, R: Serialize>(body: &[u8], call: impl FnOnce(Q) -> R
 }
 
 fn failed(error: &DynoxideError) -> Answer {
-    Answer { status: error.status_code(), body: error.to_json().into(), query_error: None }
+    Answer { status: error.status_code(), ..Answer::ok(error.to_json()) }
 }
 
 /// The error for a request that could not be read. The crate's own readers of requests mark what kind it is by the

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Service;
+use super::batches::has_entries;
 
 /// What goes wrong with a request.
 ///
@@ -42,6 +43,14 @@ pub enum Fault {
         status: u16,
         /// The error's name in the service's model, as `KMSThrottlingException`; for SQS its code in the older query
         /// protocol, as `AWS.SimpleQueueService.NonExistentQueue`, where that is another.
+        code: &'static str,
+    },
+    /// SendMessageBatch and PutRecords alone: the entries at these places, from 0, fail with this code; the others are applied. Never strikes
+    /// another operation, and is not counted there.
+    FailEntries {
+        /// Places in the request.
+        entries: &'static [usize],
+        /// The entries' error code, as `InternalError` (SQS) or `ProvisionedThroughputExceededException` (Kinesis).
         code: &'static str,
     },
     /// SubscribeToShard alone: from this time after the beginning of the answer no frame comes any more, while the
@@ -88,6 +97,7 @@ impl Fault {
             Self::LoseAnswer => FaultKind::LoseAnswer,
             Self::WithholdAnswer => FaultKind::WithholdAnswer,
             Self::Error { .. } => FaultKind::Error,
+            Self::FailEntries { .. } => FaultKind::FailEntries,
             Self::StallStream { .. } => FaultKind::StallStream,
             Self::CutStream { .. } => FaultKind::CutStream,
             Self::EndStream { .. } => FaultKind::EndStream,
@@ -123,6 +133,8 @@ pub enum FaultKind {
     WithholdAnswer,
     /// [`Fault::Error`]
     Error,
+    /// [`Fault::FailEntries`]
+    FailEntries,
     /// [`Fault::StallStream`]
     StallStream,
     /// [`Fault::CutStream`]
@@ -197,6 +209,7 @@ impl Rule {
         self.service.is_none_or(|wanted| wanted == service)
             && self.operation.as_deref().is_none_or(|wanted| wanted == operation)
             && (self.fault.of_stream().is_none() || (service, operation) == STREAMING)
+            && (self.fault.kind() != FaultKind::FailEntries || has_entries(service, operation))
             && elapsed >= self.from
             && self.until.is_none_or(|until| elapsed < until)
     }
@@ -437,6 +450,16 @@ mod tests {
         assert_eq!(faults.decide(Service::Kinesis, "SubscribeToShard").fault, Some(cut));
         let subscribe = (Service::Kinesis, "SubscribeToShard".to_owned());
         assert_eq!(faults.counts(), BTreeMap::from([((subscribe, FaultKind::CutStream), 1)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_of_entries_strike_batches_alone() {
+        let faults = Faults::new(1);
+        let fault = Fault::FailEntries { entries: &[0], code: "InternalError" };
+        faults.add(Rule::new(fault));
+        assert_eq!(faults.decide(Service::Sqs, "SendMessage").fault, None);
+        assert_eq!(faults.decide(Service::Sqs, "SendMessageBatch").fault, Some(fault));
+        assert_eq!(faults.decide(Service::Kinesis, "PutRecords").fault, Some(fault));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! AWS on one loopback port: the model of Kinesis, DynamoDB and SQS, with faults on request.
+//! AWS on one loopback port: the model of Kinesis, DynamoDB, SQS and S3, with faults on request.
 //!
 //! [`LocalAws`] owns the server. It speaks HTTP/1.1 and, to clients that begin with it, HTTP/2 without TLS. Signatures
 //! are not checked, regions and accounts of requests not regarded.
@@ -9,11 +9,13 @@
 //! | `service`, `answer` | how a request names its service; how each words its errors |
 //! | `format`, `cbor` | the format the caller speaks: JSON, or Kinesis' CBOR |
 //! | `body`, `subscription`, `event_stream` | what is sent whole, and what event by event |
-//! | `dynamodb`, `sqs` | the two services that are other crates' work |
+//! | `dynamodb`, `sqs`, `s3` | the services that are other crates' work |
+//! | `batches` | calls some of whose entries fail |
 //! | `faults` | which requests go wrong, and the counts |
 //! | `tasks` | the server's tasks, stopped together |
 
 mod answer;
+mod batches;
 mod body;
 mod cbor;
 mod clock;
@@ -21,6 +23,7 @@ mod dynamodb;
 mod event_stream;
 mod faults;
 mod format;
+mod s3;
 mod server;
 mod service;
 mod sqs;
@@ -44,13 +47,14 @@ pub use self::faults::{Fault, FaultKind, Faults, Operation, Rule, RuleId};
 pub use self::service::Service;
 
 use self::dynamodb::DynamoDb;
+use self::s3::S3;
 use self::server::Server;
 use self::sqs::Sqs;
 use self::subscription::Subscribers;
 use self::tasks::Tasks;
 use crate::kinesis::{Kinesis, KinesisConfig, TimeSource};
 
-/// A running server with its own, empty Kinesis, DynamoDB and SQS, all in memory. Dropping it stops it.
+/// A running server with its own, empty Kinesis, DynamoDB, SQS and S3, all in memory. Dropping it stops it.
 pub struct LocalAws {
     address: SocketAddr,
     region: String,
@@ -161,7 +165,7 @@ impl LocalAwsBuilder {
         self
     }
 
-    /// The model's limits and delays. Its account and region are those of SQS and of
+    /// The model's limits and delays. Its account and region are those of SQS and S3 and of
     /// [`LocalAws::sdk_config`] too.
     #[must_use]
     pub fn kinesis(mut self, config: KinesisConfig) -> Self {
@@ -169,7 +173,7 @@ impl LocalAwsBuilder {
         self
     }
 
-    /// What the model of Kinesis takes for the time; the machine's clock by default. DynamoDB and SQS have clocks of
+    /// What the model of Kinesis takes for the time; the machine's clock by default. DynamoDB, SQS and S3 have clocks of
     /// their own.
     #[must_use]
     pub fn time(mut self, time: Arc<dyn TimeSource>) -> Self {
@@ -213,6 +217,7 @@ impl LocalAwsBuilder {
         let region = self.kinesis.region.clone();
         let time = self.time.unwrap_or_else(|| Arc::new(clock::MachineTime));
         let sqs = Sqs::new(address.to_string(), self.kinesis.account_id.clone(), region.clone());
+        let s3 = S3::new(self.kinesis.account_id.clone(), region.clone());
         let kinesis = Kinesis::new(self.kinesis, move || time.now_millis());
         let subscribers = Arc::new(Subscribers::default());
         let told: Weak<Subscribers> = Arc::downgrade(&subscribers);
@@ -221,6 +226,7 @@ impl LocalAwsBuilder {
             kinesis,
             subscribers,
             sqs,
+            s3,
             dynamodb,
             faults,
             tasks: Tasks::default(),

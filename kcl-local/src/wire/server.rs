@@ -11,6 +11,7 @@ use aws_smithy_types::date_time::Format as DateFormat;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CONTENT_TYPE, DATE};
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -25,10 +26,11 @@ use super::body::{self, Body, Cut};
 use super::dynamodb::DynamoDb;
 use super::faults::{Fate, Fault, Faults, STREAMING};
 use super::format::Format;
+use super::s3::S3;
 use super::sqs::Sqs;
 use super::subscription::{Subscribers, Subscription};
 use super::tasks::Tasks;
-use super::{Service, cbor, event_stream};
+use super::{Service, batches, cbor, event_stream};
 use crate::kinesis::{ApiError, Kinesis, api};
 
 /// Largest body read: a PutRecords of 10 MiB, base64 and the JSON around it, with room to spare.
@@ -44,6 +46,7 @@ pub(super) struct Server {
     pub(super) subscribers: Arc<Subscribers>,
     pub(super) dynamodb: DynamoDb,
     pub(super) sqs: Sqs,
+    pub(super) s3: S3,
     pub(super) faults: Faults,
     pub(super) tasks: Tasks,
     pub(super) requests: AtomicU64,
@@ -84,7 +87,7 @@ enum Reply {
 
 impl Reply {
     fn refused(error: &ApiError) -> Self {
-        Self::Whole(Answer { status: error.http_status(), body: error.to_json().into(), query_error: None })
+        Self::Whole(Answer { status: error.http_status(), ..Answer::ok(error.to_json()) })
     }
 }
 
@@ -101,6 +104,7 @@ struct Call {
     service: Service,
     operation: String,
     format: Format,
+    head: Parts,
     body: Bytes,
     id: String,
 }
@@ -110,7 +114,7 @@ impl Call {
         match reply {
             Reply::Whole(answer) => {
                 let content_type = match self.format {
-                    Format::Json => self.service.json_type(),
+                    Format::Json => self.service.content_type(),
                     Format::Cbor => cbor::CONTENT_TYPE,
                 };
                 respond(content_type, &self.id, Answer { body: self.format.write(answer.body), ..answer })
@@ -130,16 +134,16 @@ impl Server {
         // Counted, so that a run's requests have the same ids each time.
         let id = format!("00000000-0000-4000-8000-{:012x}", self.requests.fetch_add(1, Ordering::Relaxed));
         let target = head.headers.get("x-amz-target").and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let Some((service, operation)) = Service::of_target(target) else {
+        let named = Service::of_target(target).map(|(service, operation)| (service, operation.to_owned()));
+        let Some((service, operation)) = named.or_else(|| Some((Service::S3, self.s3.operation(&head)?))) else {
             let answer = Answer::error(
                 400,
                 "UnknownOperationException",
-                "kcl-local speaks the JSON protocols of Kinesis, DynamoDB and SQS, by the header x-amz-target",
+                "kcl-local speaks the JSON protocols of Kinesis, DynamoDB and SQS, by the header x-amz-target, and S3, by requests signed for it",
             );
-            return Ok(respond(Service::Kinesis.json_type(), &id, answer));
+            return Ok(respond(Service::Kinesis.content_type(), &id, answer));
         };
-        let mut call =
-            Call { service, operation: operation.to_owned(), format: Format::of(service, &head.headers), body: Bytes::new(), id };
+        let mut call = Call { service, operation, format: Format::of(service, &head.headers), head, body: Bytes::new(), id };
         match Limited::new(body, MAX_BODY).collect().await {
             Ok(body) => call.body = body.to_bytes(),
             Err(error) => {
@@ -212,9 +216,10 @@ impl Server {
         let reply = match call.service {
             Service::Kinesis => self.kinesis(call, fault),
             Service::DynamoDb => Reply::Whole(self.dynamodb.call(&call.operation, call.body.clone()).await),
-            Service::Sqs => Reply::Whole(self.sqs.call(&call.operation, &call.body, &call.id).await),
+            Service::Sqs => Reply::Whole(self.sqs(call, fault).await),
+            Service::S3 => Reply::Whole(self.s3.call(&call.head, &call.body, &call.id).await),
         };
-        if matches!(&reply, Reply::Events(_) | Reply::Whole(Answer { status: 200, .. })) {
+        if matches!(&reply, Reply::Events(_) | Reply::Whole(Answer { status: 200..300, .. })) {
             self.faults.count_accepted(call.service, &call.operation);
         }
         reply
@@ -231,17 +236,51 @@ impl Server {
                 .and_then(|input| Subscription::begin(&self.kinesis, &self.subscribers, input, call.format, fault))
                 .map(Reply::Events)
         } else {
-            api::call(&self.kinesis, &call.operation, &body).map(|json| Reply::Whole(Answer::ok(json)))
+            self.put(call, &body, fault).map(|json| Reply::Whole(Answer::ok(json)))
         };
         replied.unwrap_or_else(|error| Reply::refused(&error))
     }
 }
 
+/// Calls some of whose entries may be to fail.
+impl Server {
+    fn put(&self, call: &Call, body: &Bytes, fault: Option<Fault>) -> Result<Bytes, ApiError> {
+        let Some((left, taken)) = entries_taken(call, body, fault) else {
+            return api::call(&self.kinesis, &call.operation, body).map(Into::into);
+        };
+        let answer = if taken.is_all() { Vec::new() } else { api::call(&self.kinesis, &call.operation, &left)? };
+        Ok(taken.complete(&answer).into())
+    }
+
+    async fn sqs(&self, call: &Call, fault: Option<Fault>) -> Answer {
+        let Some((left, taken)) = entries_taken(call, &call.body, fault) else {
+            return self.sqs.call(&call.operation, &call.body, &call.id).await;
+        };
+        if taken.is_all() {
+            return Answer::ok(taken.complete(b"{}"));
+        }
+        match self.sqs.call(&call.operation, &left, &call.id).await {
+            answer @ Answer { status: 200, .. } => Answer { body: taken.complete(&answer.body).into(), ..answer },
+            refused => refused,
+        }
+    }
+}
+
+fn entries_taken(call: &Call, body: &[u8], fault: Option<Fault>) -> Option<(Vec<u8>, batches::Taken)> {
+    let Some(Fault::FailEntries { entries, code }) = fault else { return None };
+    batches::take(call.service, &call.operation, body, entries, code)
+}
+
 fn respond(content_type: &str, id: &str, answer: Answer) -> Response<Body> {
     let mut response = Response::builder()
         .status(StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
-        .header(CONTENT_TYPE, content_type)
         .header("x-amzn-requestid", id);
+    if !answer.headers.contains_key(CONTENT_TYPE) {
+        response = response.header(CONTENT_TYPE, content_type);
+    }
+    if let Some(headers) = response.headers_mut() {
+        headers.extend(answer.headers);
+    }
     if let Some(code) = answer.query_error {
         response = response.header("x-amzn-query-error", code);
     }

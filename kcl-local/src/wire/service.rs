@@ -1,8 +1,9 @@
-//! The three services on the port: how a request names one, and how each words the errors every service has.
+//! The four services on the port: how a request names one, and how each words the errors every service has.
 
 use std::fmt;
 
 use super::answer::Answer;
+use super::s3;
 
 /// A service that [`LocalAws`](super::LocalAws) speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,31 +15,35 @@ pub enum Service {
     DynamoDb,
     /// SQS.
     Sqs,
+    /// S3.
+    S3,
 }
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Kinesis, Self::DynamoDb, Self::Sqs];
+    pub const ALL: [Self; 4] = [Self::Kinesis, Self::DynamoDb, Self::Sqs, Self::S3];
 
-    /// What `x-amz-target` begins with for this service.
-    fn target_prefix(self) -> &'static str {
+    /// What `x-amz-target` begins with for this service. S3 has no such header.
+    fn target_prefix(self) -> Option<&'static str> {
         match self {
-            Self::Kinesis => "Kinesis_20131202.",
-            Self::DynamoDb => "DynamoDB_20120810.",
-            Self::Sqs => "AmazonSQS.",
+            Self::Kinesis => Some("Kinesis_20131202."),
+            Self::DynamoDb => Some("DynamoDB_20120810."),
+            Self::Sqs => Some("AmazonSQS."),
+            Self::S3 => None,
         }
     }
 
     /// The service and the operation that an `x-amz-target` header names.
     pub(super) fn of_target(target: &str) -> Option<(Self, &str)> {
-        Self::ALL.into_iter().find_map(|service| Some((service, target.strip_prefix(service.target_prefix())?)))
+        Self::ALL.into_iter().find_map(|service| Some((service, target.strip_prefix(service.target_prefix()?)?)))
     }
 
-    /// The content type of the service's JSON: what the official SDKs send and expect.
-    pub(super) fn json_type(self) -> &'static str {
+    /// The content type of the service's answers: what the official SDKs send and expect.
+    pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Kinesis => "application/x-amz-json-1.1",
             Self::DynamoDb | Self::Sqs => "application/x-amz-json-1.0",
+            Self::S3 => "application/xml",
         }
     }
 
@@ -58,6 +63,7 @@ impl Service {
             ) => Answer::error(400, "ThrottlingException", message),
             (Self::DynamoDb, _) => Answer::error(400, "ProvisionedThroughputExceededException", message),
             (Self::Sqs, _) => Answer::query_error(403, "RequestThrottled", message),
+            (Self::S3, _) => s3::error(503, "SlowDown", message),
         }
     }
 
@@ -67,6 +73,7 @@ impl Service {
         match self {
             Self::Kinesis | Self::DynamoDb => Answer::error(status, code, message),
             Self::Sqs => Answer::query_error(status, code, message),
+            Self::S3 => s3::error(status, code, message),
         }
     }
 
@@ -77,6 +84,7 @@ impl Service {
             Self::Kinesis => Answer::error(500, "InternalFailure", message),
             Self::DynamoDb => Answer::error(500, "InternalServerError", message),
             Self::Sqs => Answer::query_error(500, "InternalFailure", message),
+            Self::S3 => s3::error(500, "InternalError", message),
         }
     }
 }
@@ -87,6 +95,7 @@ impl fmt::Display for Service {
             Self::Kinesis => "kinesis",
             Self::DynamoDb => "dynamodb",
             Self::Sqs => "sqs",
+            Self::S3 => "s3",
         })
     }
 }

@@ -6,6 +6,7 @@ mod dynamodb;
 mod faults;
 mod kinesis;
 mod protocols;
+mod s3;
 mod server;
 mod sqs;
 mod streaming;

@@ -1,7 +1,7 @@
 //! SQS through its SDK: what a dead-letter queue is used for.
 
-use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
-use kcl_local::wire::Service;
+use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry};
+use kcl_local::wire::{Fault, Rule, Service};
 use tokio::task::JoinSet;
 
 use crate::support::{Aws, eventually};
@@ -69,4 +69,39 @@ async fn a_receiver_that_gave_up_takes_no_message() {
     aws.sqs.send_message().queue_url(&url).message_body("for the next one").send().await.unwrap();
     let received = receive().await.unwrap();
     assert_eq!(received.messages()[0].body(), Some("for the next one"));
+}
+
+fn entry(id: &str, bytes: usize) -> SendMessageBatchRequestEntry {
+    SendMessageBatchRequestEntry::builder().id(id).message_body("x".repeat(bytes)).build().unwrap()
+}
+
+#[tokio::test]
+async fn a_batch_has_limits_of_its_own_and_each_message_its_queues() {
+    let aws = Aws::start().await;
+    let url = queue(&aws).await;
+    let send = |entries: Vec<_>| aws.sqs.send_message_batch().queue_url(&url).set_entries(Some(entries)).send();
+
+    let sent = send(vec![entry("fits", 262_144), entry("large", 262_145)]).await.unwrap();
+    assert_eq!(sent.successful()[0].id(), "fits");
+    assert_eq!((sent.failed()[0].id(), sent.failed()[0].code()), ("large", "InvalidParameterValue"));
+
+    send((0..4).map(|number| entry(&number.to_string(), 262_144)).collect()).await.unwrap();
+    let too_long = (0..5).map(|number| entry(&number.to_string(), 209_716)).collect();
+    assert!(send(too_long).await.unwrap_err().into_service_error().is_batch_request_too_long());
+    assert!(send(vec![entry("a", 1), entry("a", 1)]).await.unwrap_err().into_service_error().is_batch_entry_ids_not_distinct());
+    assert!(send(Vec::new()).await.unwrap_err().into_service_error().is_empty_batch_request());
+    let eleven = (0..11).map(|number| entry(&number.to_string(), 1)).collect();
+    assert!(send(eleven).await.unwrap_err().into_service_error().is_too_many_entries_in_batch_request());
+}
+
+#[tokio::test]
+async fn a_fault_fails_single_entries_of_a_batch() {
+    let aws = Aws::start().await;
+    let url = queue(&aws).await;
+    let fault = Fault::FailEntries { entries: &[0, 2], code: "InternalError" };
+    aws.local.faults().add(Rule::new(fault).service(Service::Sqs).times(1));
+    let entries = ["a", "b", "c"].map(|id| entry(id, 1));
+    let sent = aws.sqs.send_message_batch().queue_url(&url).set_entries(Some(entries.into())).send().await.unwrap();
+    assert_eq!(sent.successful().iter().map(|entry| entry.id()).collect::<Vec<_>>(), ["b"]);
+    assert_eq!(sent.failed().iter().map(|entry| entry.id()).collect::<Vec<_>>(), ["a", "c"]);
 }

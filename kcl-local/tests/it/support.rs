@@ -19,6 +19,7 @@ pub(crate) struct Aws {
     pub(crate) kinesis: aws_sdk_kinesis::Client,
     pub(crate) dynamodb: aws_sdk_dynamodb::Client,
     pub(crate) sqs: aws_sdk_sqs::Client,
+    pub(crate) s3: aws_sdk_s3::Client,
 }
 
 impl Aws {
@@ -37,6 +38,7 @@ impl Aws {
             kinesis: aws_sdk_kinesis::Client::new(&config),
             dynamodb: aws_sdk_dynamodb::Client::new(&config),
             sqs: aws_sdk_sqs::Client::new(&config),
+            s3: aws_sdk_s3::Client::new(&config),
             local,
         }
     }

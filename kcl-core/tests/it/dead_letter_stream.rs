@@ -1,0 +1,132 @@
+//! The dead-letter queue that is a Kinesis stream, against a stream.
+
+use aws_sdk_kinesis::types::ShardIteratorType;
+use kcl_core::dead_letter::{Condition, Envelope, FailureKind, Payload};
+use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, Record, S3BlobStore, Timestamp};
+use kcl_local::LocalAws;
+use kcl_local::wire::{Fault, Rule, Service};
+
+const SHARD: &str = "shardId-000000000000";
+
+struct Aws {
+    local: LocalAws,
+    kinesis: aws_sdk_kinesis::Client,
+}
+
+impl Aws {
+    /// A server with a stream `letters` of one shard.
+    async fn start() -> Self {
+        let local = LocalAws::start().await.unwrap();
+        let kinesis = aws_sdk_kinesis::Client::new(&local.sdk_config());
+        kinesis.create_stream().stream_name("letters").shard_count(1).send().await.unwrap();
+        Self { local, kinesis }
+    }
+
+    fn queue(&self) -> KinesisDeadLetterQueue {
+        KinesisDeadLetterQueue::new(&self.local.sdk_config(), "letters")
+    }
+
+    fn fault(&self, fault: Fault) {
+        self.local.faults().add(Rule::new(fault).service(Service::Kinesis).operation("PutRecords").times(1));
+    }
+
+    /// The letters in the stream, with the keys that they were put under.
+    async fn letters(&self) -> Vec<(String, Envelope)> {
+        let start = self.kinesis.get_shard_iterator().stream_name("letters").shard_id(SHARD);
+        let start = start.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await.unwrap();
+        let read = self.kinesis.get_records().set_shard_iterator(start.shard_iterator).send().await.unwrap();
+        let letter = |record: &aws_sdk_kinesis::types::Record| {
+            let text = std::str::from_utf8(record.data().as_ref()).unwrap();
+            (record.partition_key().unwrap().to_owned(), Envelope::parse(text).unwrap())
+        };
+        read.records().iter().map(letter).collect()
+    }
+
+    async fn numbers(&self) -> Vec<String> {
+        self.letters().await.iter().map(|(_, letter)| letter.record.sequence_number.to_string()).collect()
+    }
+}
+
+fn letter(number: u128, key: Option<&str>, data: Vec<u8>) -> DeadLetter {
+    let now = Timestamp::from_millis(1_573_691_884_835);
+    DeadLetter {
+        record: Record::new(number.into(), key.map(Into::into), data.into(), Some(now)),
+        stream_arn: "arn:aws:kinesis:us-east-2:123456789012:stream/orders".into(),
+        stream_created: now,
+        shard_id: "shardId-000000000001".into(),
+        kind: FailureKind::Error,
+        condition: Condition::RetryAttemptsExhausted,
+        error_chain: vec!["no order".into()],
+        attempts: 4,
+        first_failure: now,
+        last_failure: now,
+        application: "orders-app".into(),
+        worker: "worker".into(),
+        fencing_token: 42,
+    }
+}
+
+fn accepted(results: &[Result<(), DeadLetterError>]) -> Vec<bool> {
+    results.iter().map(Result::is_ok).collect()
+}
+
+#[tokio::test]
+async fn a_letter_is_put_under_its_key_as_far_as_that_may_be_told() {
+    let aws = Aws::start().await;
+    for keys in [PartitionKeys::Clear, PartitionKeys::Hashed, PartitionKeys::Omitted] {
+        let queue = aws.queue().partition_keys(keys);
+        queue.check().await.unwrap();
+        let letters = [letter(1, Some("secret"), vec![1]), letter(2, Some("secret"), vec![2]), letter(3, None, vec![3])];
+        assert_eq!(accepted(&queue.send(&letters).await), [true; 3]);
+    }
+    let found = aws.letters().await;
+    let keys: Vec<_> = found.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys.iter().filter(|key| **key == "secret").count(), 2);
+    assert_eq!(keys.iter().filter(|key| key.len() == 64).count(), 2, "SHA-256: {keys:?}");
+    assert_eq!(keys.iter().filter(|key| key.len() == 32).count(), 5, "a key of the letter's own: {keys:?}");
+}
+
+#[tokio::test]
+async fn records_that_fail_are_told_and_hold_back_those_of_their_key() {
+    let aws = Aws::start().await;
+    let queue = aws.queue();
+    let letters = [(1, "a"), (2, "b"), (3, "a"), (4, "b")].map(|(number, key)| letter(number, Some(key), vec![0]));
+    aws.fault(Fault::FailEntries { entries: &[0], code: "ProvisionedThroughputExceededException" });
+    assert_eq!(accepted(&queue.send(&letters).await), [false, true, false, true]);
+    assert_eq!(aws.numbers().await, ["2", "4"]);
+    assert_eq!(accepted(&queue.send(&letters).await), [true; 4]);
+    assert_eq!(aws.numbers().await, ["2", "4", "1", "2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_take_it_is_unavailable_and_a_missing_one_named() {
+    let aws = Aws::start().await;
+    let queue = aws.queue();
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Drop, Fault::LoseAnswer] {
+        aws.fault(fault);
+        let results = queue.send(&[letter(1, Some("a"), vec![0])]).await;
+        assert!(matches!(results[..], [Err(DeadLetterError::Unavailable { .. })]), "{results:?}");
+    }
+    let error = KinesisDeadLetterQueue::new(&aws.local.sdk_config(), "nowhere").check().await.unwrap_err();
+    assert!(matches!(&error, DeadLetterError::NotFound { queue, .. } if queue == "nowhere"), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_streams_own_limit_decides_what_goes_to_s3() {
+    let aws = Aws::start().await;
+    let large = letter(1, Some("a"), vec![0; 1_000_000]);
+    let results = aws.queue().send(std::slice::from_ref(&large)).await;
+    assert!(matches!(results[..], [Err(DeadLetterError::TooLarge { .. })]), "{results:?}");
+
+    let s3 = aws_sdk_s3::Client::new(&aws.local.sdk_config());
+    s3.create_bucket().bucket("payloads").send().await.unwrap();
+    let queue = aws.queue().blob_store(S3BlobStore::new(&aws.local.sdk_config(), "payloads"));
+    assert_eq!(accepted(&queue.send(std::slice::from_ref(&large)).await), [true]);
+    let arn = aws.kinesis.describe_stream_summary().stream_name("letters").send().await.unwrap();
+    let arn = arn.stream_description_summary.unwrap().stream_arn;
+    aws.kinesis.update_max_record_size().stream_arn(arn).max_record_size_in_kib(4096).send().await.unwrap();
+    assert_eq!(accepted(&queue.send(std::slice::from_ref(&large)).await), [true]);
+    let payloads: Vec<_> = aws.letters().await.into_iter().map(|(_, letter)| letter.payload).collect();
+    assert!(matches!(&payloads[0], Payload::At(location) if location.bytes == 1_000_000), "{payloads:?}");
+    assert!(matches!(&payloads[1], Payload::Inside(data) if data.len() == 1_000_000), "{payloads:?}");
+}
