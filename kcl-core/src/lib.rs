@@ -43,6 +43,7 @@
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
 //! | [`dead_letter`] | the dead-letter queue port: SQS, Kinesis, a file; the blob store port: S3; the message, written and read |
+//! | [`redrive`] | dead letters back into a stream, or through a handler |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -54,6 +55,7 @@ pub mod handler;
 mod metrics;
 pub mod processor;
 pub mod record;
+pub mod redrive;
 pub mod retrieval;
 pub mod shutdown;
 pub mod status;

@@ -42,7 +42,7 @@ pub(crate) fn is_denied(code: &str) -> bool {
 }
 
 /// What an unsuccessful call means.
-pub(super) fn refusal<E, R>(queue: &str, operation: &'static str, error: &SdkError<E, R>) -> DeadLetterError
+pub(crate) fn refusal<E, R>(queue: &str, operation: &'static str, error: &SdkError<E, R>) -> DeadLetterError
 where
     E: Error + ProvideErrorMetadata + 'static,
     R: fmt::Debug,

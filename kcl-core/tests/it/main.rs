@@ -3,4 +3,5 @@
 mod dead_letter;
 mod dead_letter_stream;
 mod fan_out;
+mod redrive;
 mod stream;

@@ -1,0 +1,408 @@
+//! A run: letters in windows, from the queue to the target, and what stays back into the queue.
+//!
+//! The order of steps is the promise: the target accepts, then the letter is deleted, then its payload. Each may be repeated after a crash, none skipped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use kcl_lease::backoff::Backoff;
+
+use super::Redrive;
+use super::plan::{Job, Lane, jobs, lanes};
+use super::report::{Fate, LetterOutcome, RedriveReport, StayReason};
+use super::source::{ReceivedLetter, SourceError};
+use super::target::TargetError;
+use crate::dead_letter::identity::sha256_hex;
+use crate::dead_letter::{BlobError, Envelope, Payload, RecordAddress};
+
+/// Letters that are looked at together, so that those of one key can be put in order; and their bytes.
+const WINDOW: (usize, usize) = (100, 32 * 1024 * 1024);
+
+/// Receives in a row without a letter that was not seen before, after which the queue counts as empty: a single one proves little with SQS.
+const EMPTY_RECEIVES: u32 = 3;
+
+/// Attempts of a call that gets no answer, or is throttled: about half a minute.
+const ATTEMPTS: u32 = 10;
+
+/// Waits between attempts, from and to.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+type Identity = (RecordAddress, String);
+
+/// What a run knows so far.
+#[derive(Debug, Default)]
+struct Progress {
+    report: RedriveReport,
+    /// Messages whose fate is told or that were set aside, by their ids.
+    seen: BTreeSet<String>,
+    /// Of them, those to be given back in the end. Their bodies are dropped.
+    held: BTreeMap<String, ReceivedLetter>,
+    /// Whether a record was accepted, or its letters stay.
+    settled: BTreeMap<Identity, bool>,
+    /// Keys of which a letter stays.
+    behind: BTreeSet<Lane>,
+    tried: u64,
+}
+
+impl Redrive {
+    /// Runs as [`run`](Self::run), and ends in good order when `stop` completes: what is being put back is finished, the rest is given back.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> RedriveReport {
+        let stopped = AtomicBool::new(false);
+        let mut run = pin!(self.go(&stopped));
+        tokio::select! {
+            biased;
+            report = &mut run => return report,
+            () = stop => stopped.store(true, Ordering::Relaxed),
+        }
+        run.await
+    }
+
+    async fn go(&self, stopped: &AtomicBool) -> RedriveReport {
+        let mut progress = Progress::default();
+        let ended = self.work(stopped, &mut progress).await;
+        for letter in progress.held.values() {
+            // Best effort: it becomes visible by itself, only later.
+            if let Err(error) = self.patiently(|| self.source.release(letter)).await {
+                tracing::warn!(%error, "a letter that stays could not be given back; it can be seen again when its visibility timeout is over");
+            }
+        }
+        progress.report.stopped = ended.err();
+        progress.report
+    }
+
+    /// Goes through the queue; why that ended early.
+    async fn work(&self, stopped: &AtomicBool, progress: &mut Progress) -> Result<(), String> {
+        let mut empty = 0;
+        loop {
+            if stopped.load(Ordering::Relaxed) {
+                return Err("asked to stop".to_owned());
+            }
+            let left = self.limit.map(|limit| limit.saturating_sub(progress.tried));
+            if left == Some(0) {
+                return Ok(());
+            }
+            let window = self.window(progress).await.map_err(|error| error.to_string())?;
+            if window.is_empty() {
+                empty += 1;
+                if empty == EMPTY_RECEIVES {
+                    return Ok(());
+                }
+                continue;
+            }
+            empty = 0;
+            let mut jobs = self.sort_out(window, progress).await;
+            let beyond = jobs.split_off(left.map_or(jobs.len(), |left| usize::try_from(left).unwrap_or(usize::MAX)).min(jobs.len()));
+            progress.tried += jobs.len() as u64;
+            for message in beyond.into_iter().flat_map(|job| job.messages) {
+                progress.hold(message);
+            }
+            self.put_back(jobs, stopped, progress).await?;
+        }
+    }
+
+    /// Letters that were not seen before, as many as are looked at together.
+    async fn window(&self, progress: &mut Progress) -> Result<Vec<ReceivedLetter>, SourceError> {
+        let (mut window, mut bytes) = (Vec::new(), 0);
+        while window.len() < WINDOW.0 && bytes < WINDOW.1 {
+            let received = match self.patiently(|| self.source.receive()).await {
+                Ok(received) => received,
+                Err(error) => {
+                    window.into_iter().for_each(|letter| progress.hold(letter));
+                    return Err(error);
+                }
+            };
+            let before = window.len();
+            for letter in received {
+                if progress.seen.insert(letter.id.clone()) {
+                    bytes += letter.body.len();
+                    window.push(letter);
+                } else if progress.held.contains_key(&letter.id) {
+                    // It came again: by its newest handle it is given back.
+                    progress.hold(letter);
+                }
+            }
+            if window.len() == before {
+                break;
+            }
+        }
+        Ok(window)
+    }
+
+    /// Tells the fate of letters for which it is known at once; the others, each record once, in order.
+    async fn sort_out(&self, window: Vec<ReceivedLetter>, progress: &mut Progress) -> Vec<Job<ReceivedLetter>> {
+        let mut meant = Vec::new();
+        for message in window {
+            match Envelope::parse(&message.body) {
+                Err(error) => self.tell(progress, message, None, Fate::Stays(error.into())),
+                Ok(letter) if !self.is_meant(&letter) => self.tell(progress, message, Some(&letter), Fate::NotMeant),
+                Ok(letter) => meant.push((letter, ReceivedLetter { body: String::new(), ..message })),
+            }
+        }
+        let mut open = Vec::new();
+        for job in jobs(meant, |letter| self.identity(letter)) {
+            if let Some(accepted) = progress.settled.get(&self.identity(&job.letter)).copied() {
+                for message in job.messages {
+                    let deleted = accepted && self.delete(&message).await;
+                    self.tell_duplicate(progress, message, &job.letter, deleted);
+                }
+            } else if self.dry_run || self.known_reason(&job.letter, progress).is_some() {
+                let lane = Lane::of(&job.letter);
+                let fate = self.known_reason(&job.letter, progress).map_or(Fate::WouldBeTried, Fate::Stays);
+                if fate == Fate::WouldBeTried {
+                    let is_beyond = self.limit.is_some_and(|limit| progress.tried >= limit);
+                    if is_beyond {
+                        job.messages.into_iter().for_each(|message| progress.hold(message));
+                        continue;
+                    }
+                    progress.tried += 1;
+                } else {
+                    progress.behind.insert(lane);
+                }
+                self.settle(progress, job, false, fate);
+            } else {
+                open.push(job);
+            }
+        }
+        open
+    }
+
+    fn is_meant(&self, letter: &Envelope) -> bool {
+        self.only.matches(letter) && self.chosen.as_ref().is_none_or(|chosen| chosen(letter))
+    }
+
+    fn identity(&self, letter: &Envelope) -> Identity {
+        let application = if self.target.is_shared() { String::new() } else { letter.application.clone() };
+        (letter.record.clone(), application)
+    }
+
+    /// Why the letter stays, if that is known without trying.
+    fn known_reason(&self, letter: &Envelope, progress: &Progress) -> Option<StayReason> {
+        let reason = self.target.refuses(letter).or_else(|| match (&letter.payload, &self.blobs) {
+            (Payload::At(location), None) => Some(StayReason::NoBlobStore { bucket: location.address.bucket.clone() }),
+            _ => None,
+        });
+        reason.or_else(|| progress.behind.contains(&Lane::of(letter)).then_some(StayReason::Behind))
+    }
+
+    /// Puts records back, a few keys at a time.
+    async fn put_back(&self, jobs: Vec<Job<ReceivedLetter>>, stopped: &AtomicBool, progress: &mut Progress) -> Result<(), String> {
+        let closed = AtomicBool::new(false);
+        let mut why = None;
+        let lanes = lanes(jobs).into_iter().map(|(lane, jobs)| self.lane(lane, jobs, stopped, &closed));
+        let mut running = stream::iter(lanes).buffer_unordered(self.keys_at_a_time.get());
+        while let Some(done) = running.next().await {
+            for Done { job, result } in done.jobs {
+                match result {
+                    Some(Ok(deleted)) => self.accepted(progress, job, deleted).await,
+                    Some(Err(reason)) => {
+                        progress.behind.insert(done.lane.clone());
+                        self.settle(progress, job, false, Fate::Stays(reason));
+                    }
+                    // Not tried: the run ends.
+                    None => job.messages.into_iter().for_each(|message| progress.hold(message)),
+                }
+            }
+            why = why.or(done.closed);
+        }
+        why.map_or(Ok(()), Err)
+    }
+
+    /// One key's records, one after the other.
+    async fn lane(&self, lane: Lane, jobs: Vec<Job<ReceivedLetter>>, stopped: &AtomicBool, closed: &AtomicBool) -> LaneDone {
+        let mut done = LaneDone { lane, jobs: Vec::new(), closed: None };
+        let mut stays = false;
+        for job in jobs {
+            if stopped.load(Ordering::Relaxed) || closed.load(Ordering::Relaxed) {
+                done.jobs.push(Done { job, result: None });
+                continue;
+            }
+            let result = if stays { Err(Unaccepted::Stays(StayReason::Behind)) } else { self.accept(&job.letter).await };
+            let result = match result {
+                Ok(()) => Some(Ok(self.delete(&job.messages[0]).await)),
+                Err(Unaccepted::Stays(reason)) => {
+                    stays = true;
+                    Some(Err(reason))
+                }
+                Err(Unaccepted::Closed(why)) => {
+                    closed.store(true, Ordering::Relaxed);
+                    done.closed = Some(why);
+                    None
+                }
+            };
+            done.jobs.push(Done { job, result });
+        }
+        done
+    }
+
+    /// Has the target accept the record, with patience.
+    async fn accept(&self, letter: &Envelope) -> Result<(), Unaccepted> {
+        let payload = self.payload(letter).await.map_err(Unaccepted::Stays)?;
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
+        loop {
+            match self.target.accept(letter, &payload).await {
+                Ok(()) => return Ok(()),
+                Err(TargetError::Refused(message)) => return Err(Unaccepted::Stays(StayReason::Refused { message })),
+                Err(TargetError::Closed(why)) => return Err(Unaccepted::Closed(why)),
+                // What took so long to fail fails for the next one as well.
+                Err(TargetError::Unavailable(why)) if backoff.failures() + 1 >= ATTEMPTS => return Err(Unaccepted::Closed(why)),
+                Err(TargetError::Unavailable(_)) => tokio::time::sleep(backoff.next_wait()).await,
+            }
+        }
+    }
+
+    /// The record's payload, from wherever it is.
+    async fn payload(&self, letter: &Envelope) -> Result<Bytes, StayReason> {
+        let location = match &letter.payload {
+            Payload::Inside(data) => return Ok(data.clone()),
+            Payload::At(location) => location,
+        };
+        let bucket = || location.address.bucket.clone();
+        let blobs = self.blobs.as_ref().ok_or_else(|| StayReason::NoBlobStore { bucket: bucket() })?;
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
+        let data = loop {
+            match blobs.get(&location.address).await {
+                Err(BlobError::Unavailable { .. }) if backoff.failures() + 1 < ATTEMPTS => tokio::time::sleep(backoff.next_wait()).await,
+                got => break got.map_err(StayReason::Payload)?,
+            }
+        };
+        let is_right = data.len() as u64 == location.bytes && sha256_hex(&data) == location.sha256;
+        if is_right { Ok(data) } else { Err(StayReason::PayloadChanged) }
+    }
+
+    /// The record is accepted, and its first letter deleted or not: the others are deleted too, and then the payload.
+    async fn accepted(&self, progress: &mut Progress, job: Job<ReceivedLetter>, deleted: bool) {
+        let mut all = deleted;
+        for message in &job.messages[1..] {
+            all &= self.delete(message).await;
+        }
+        if let (true, true, Payload::At(location), Some(blobs)) = (self.delete_blobs, all, &job.letter.payload, &self.blobs) {
+            let mut result = blobs.delete(&location.address).await;
+            if matches!(result, Err(BlobError::Unavailable { .. })) {
+                result = blobs.delete(&location.address).await;
+            }
+            match result {
+                Ok(()) => progress.report.blobs_deleted += 1,
+                Err(_) => progress.report.blobs_left += 1,
+            }
+        }
+        self.settle(progress, job, true, if deleted { Fate::Accepted } else { Fate::AcceptedNotDeleted });
+    }
+
+    /// Notes and tells a record's fate.
+    fn settle(&self, progress: &mut Progress, job: Job<ReceivedLetter>, accepted: bool, fate: Fate) {
+        progress.settled.insert(self.identity(&job.letter), accepted);
+        let mut messages = job.messages.into_iter();
+        if let Some(first) = messages.next() {
+            self.tell(progress, first, Some(&job.letter), fate);
+        }
+        for message in messages {
+            self.tell_duplicate(progress, message, &job.letter, accepted);
+        }
+    }
+
+    fn tell_duplicate(&self, progress: &mut Progress, message: ReceivedLetter, letter: &Envelope, gone: bool) {
+        let held = (!gone).then(|| message.clone());
+        self.tell_only(progress, &message, Some(letter), &Fate::Duplicate);
+        held.into_iter().for_each(|message| progress.hold(message));
+    }
+
+    /// Tells a letter's fate; if it stays it is held until the end.
+    fn tell(&self, progress: &mut Progress, message: ReceivedLetter, letter: Option<&Envelope>, fate: Fate) {
+        self.tell_only(progress, &message, letter, &fate);
+        if !matches!(fate, Fate::Accepted | Fate::AcceptedNotDeleted) {
+            progress.hold(message);
+        }
+    }
+
+    fn tell_only(&self, progress: &mut Progress, message: &ReceivedLetter, letter: Option<&Envelope>, fate: &Fate) {
+        progress.report.count(fate);
+        if let Some(observer) = &self.observer {
+            observer(&LetterOutcome { message_id: &message.id, letter, fate });
+        }
+    }
+
+    /// Deletes a letter whose record was accepted; whether that is certain.
+    async fn delete(&self, letter: &ReceivedLetter) -> bool {
+        let mut is_repeated = false;
+        let deleted = self.patiently(|| {
+            let deletes = self.source.delete(letter);
+            let repeats = std::mem::replace(&mut is_repeated, true);
+            async move {
+                match deletes.await {
+                    // The attempt before it had no answer, and did it.
+                    Err(error) if error.is_gone && repeats => Ok(()),
+                    result => result,
+                }
+            }
+        });
+        match deleted.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "a letter whose record was accepted could not be deleted; it will come again");
+                false
+            }
+        }
+    }
+
+    /// A call to the queue, repeated while that may help.
+    async fn patiently<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
+        loop {
+            match call().await {
+                Err(error) if error.is_retryable && backoff.failures() + 1 < ATTEMPTS => tokio::time::sleep(backoff.next_wait()).await,
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Progress {
+    /// Sets a message aside until the end.
+    fn hold(&mut self, message: ReceivedLetter) {
+        self.held.insert(message.id.clone(), ReceivedLetter { body: String::new(), ..message });
+    }
+}
+
+/// Why a record was not accepted: it stays, or the run ends.
+enum Unaccepted {
+    Stays(StayReason),
+    Closed(String),
+}
+
+struct LaneDone {
+    lane: Lane,
+    jobs: Vec<Done>,
+    /// Why the run ends.
+    closed: Option<String>,
+}
+
+/// A job, and whether its first letter was deleted after the record was accepted, or why it stays; `None`: it was not tried to its end.
+struct Done {
+    job: Job<ReceivedLetter>,
+    result: Option<Result<bool, StayReason>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HandlerTarget, SqsLetters};
+    use super::*;
+
+    #[test]
+    fn a_run_may_be_a_task() {
+        fn is_send(_: impl Send) {}
+        fn of(source: SqsLetters) {
+            is_send(Redrive::new(source, HandlerTarget::new(|_, _| async { Ok::<(), std::io::Error>(()) })).run());
+        }
+        let _ = of;
+    }
+}

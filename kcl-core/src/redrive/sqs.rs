@@ -1,0 +1,111 @@
+//! Letters from an SQS queue.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_types::SdkConfig;
+use tokio::sync::OnceCell;
+
+use super::source::{LetterSource, ReceivedLetter, SourceError};
+use crate::dead_letter::DeadLetterError;
+use crate::dead_letter::refusal::refusal;
+
+/// How long one call may take: up to ten messages come with it, 1 MiB in all.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a receive waits for letters. Waiting at all has SQS ask all of its servers, so that none is overlooked.
+const WAIT_SECONDS: i32 = 1;
+
+/// How long a letter that was received is given to nobody else.
+const VISIBILITY_SECONDS: i32 = 600;
+
+/// An SQS queue that dead letters are read from.
+///
+/// It needs `sqs:GetQueueUrl` (for a queue given by name), `sqs:ReceiveMessage`, `sqs:DeleteMessage` and `sqs:ChangeMessageVisibility`, and
+/// `kms:Decrypt` on the queue's key if it has one.
+///
+/// A letter that is being looked at is invisible to others for ten minutes, unless it is released before. Don't run two redrives on one queue
+/// at a time: each sees what the other has let go.
+///
+/// A FIFO queue gives no later letter of a partition key while an earlier one is being held: those behind a letter that stays are not seen, and not
+/// counted, by the same run.
+pub struct SqsLetters {
+    client: Client,
+    queue: String,
+    url: OnceCell<String>,
+}
+
+impl SqsLetters {
+    /// The queue with this name or URL (`https://...` or `http://...`), in the configuration's region. Nothing is called yet.
+    #[must_use]
+    pub fn new(aws: &SdkConfig, queue: impl Into<String>) -> Self {
+        let config = aws_sdk_sqs::config::Builder::from(aws)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 4).build())
+            .build();
+        Self { client: Client::from_conf(config), queue: queue.into(), url: OnceCell::new() }
+    }
+
+    async fn url(&self) -> Result<&str, SourceError> {
+        let resolve = || async {
+            if self.queue.starts_with("https://") || self.queue.starts_with("http://") {
+                return Ok(self.queue.clone());
+            }
+            let found = self.client.get_queue_url().queue_name(&self.queue).send().await;
+            let found = found.map_err(|error| self.refused("sqs:GetQueueUrl", &error))?;
+            Ok(found.queue_url.unwrap_or_default())
+        };
+        self.url.get_or_try_init(resolve).await.map(String::as_str)
+    }
+
+    fn refused<E, R>(&self, operation: &'static str, error: &SdkError<E, R>) -> SourceError
+    where
+        E: Error + ProvideErrorMetadata + 'static,
+        R: fmt::Debug,
+    {
+        let is_gone = error.code().is_some_and(|code| code.ends_with("ReceiptHandleIsInvalid"));
+        let (message, is_retryable) = match refusal(&self.queue, operation, error) {
+            DeadLetterError::Unavailable { message, .. } => (message, !is_gone),
+            DeadLetterError::NotFound { message, .. } => (format!("the queue does not exist: {message}"), false),
+            DeadLetterError::AccessDenied { message, .. } => (format!("not allowed: {message}"), false),
+            other => (other.to_string(), false),
+        };
+        SourceError { queue: self.queue.clone(), operation, message, is_retryable, is_gone }
+    }
+}
+
+#[async_trait]
+impl LetterSource for SqsLetters {
+    async fn receive(&self) -> Result<Vec<ReceivedLetter>, SourceError> {
+        let receive = self.client.receive_message().queue_url(self.url().await?).max_number_of_messages(10);
+        let received = receive.wait_time_seconds(WAIT_SECONDS).visibility_timeout(VISIBILITY_SECONDS).send().await;
+        let received = received.map_err(|error| self.refused("sqs:ReceiveMessage", &error))?;
+        let letter = |message: aws_sdk_sqs::types::Message| {
+            Some(ReceivedLetter { id: message.message_id?, handle: message.receipt_handle?, body: message.body.unwrap_or_default() })
+        };
+        Ok(received.messages.unwrap_or_default().into_iter().filter_map(letter).collect())
+    }
+
+    async fn delete(&self, letter: &ReceivedLetter) -> Result<(), SourceError> {
+        let delete = self.client.delete_message().queue_url(self.url().await?).receipt_handle(&letter.handle);
+        delete.send().await.map(drop).map_err(|error| self.refused("sqs:DeleteMessage", &error))
+    }
+
+    async fn release(&self, letter: &ReceivedLetter) -> Result<(), SourceError> {
+        let release = self.client.change_message_visibility().queue_url(self.url().await?).receipt_handle(&letter.handle);
+        let released = release.visibility_timeout(0).send().await;
+        released.map(drop).map_err(|error| self.refused("sqs:ChangeMessageVisibility", &error))
+    }
+}
+
+impl fmt::Debug for SqsLetters {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SqsLetters").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,385 @@
+//! Redrive against queues, a stream and a bucket: what comes back, what stays, and what faults cost.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use aws_sdk_kinesis::types::ShardIteratorType;
+use aws_sdk_sqs::types::QueueAttributeName;
+use bytes::Bytes;
+use kcl_core::dead_letter::{BlobStore as _, Condition, Envelope, FailureKind, PartitionKeys};
+use kcl_core::redrive::{Fate, FileLetters, Filter, HandlerTarget, Redrive, RedriveReport, SqsLetters, StayReason, StreamTarget};
+use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, Record, S3BlobStore, SqsDeadLetterQueue, Timestamp};
+use kcl_local::LocalAws;
+use kcl_local::wire::{Fault, Rule, Service};
+use tokio_util::sync::CancellationToken;
+
+/// A server with a queue `letters`, a stream `orders` of one shard and a bucket `payloads`.
+struct Aws {
+    local: LocalAws,
+    sqs: aws_sdk_sqs::Client,
+    kinesis: aws_sdk_kinesis::Client,
+    url: String,
+}
+
+impl Aws {
+    async fn start() -> Self {
+        Self::with_queue("letters").await
+    }
+
+    async fn with_queue(name: &str) -> Self {
+        let local = LocalAws::start().await.unwrap();
+        let sqs = aws_sdk_sqs::Client::new(&local.sdk_config());
+        let create = sqs.create_queue().queue_name(name);
+        let create = if name.ends_with(".fifo") { create.attributes(QueueAttributeName::FifoQueue, "true") } else { create };
+        let url = create.send().await.unwrap().queue_url.unwrap();
+        let kinesis = aws_sdk_kinesis::Client::new(&local.sdk_config());
+        kinesis.create_stream().stream_name("orders").shard_count(1).send().await.unwrap();
+        aws_sdk_s3::Client::new(&local.sdk_config()).create_bucket().bucket("payloads").send().await.unwrap();
+        Self { local, sqs, kinesis, url }
+    }
+
+    fn queue(&self) -> SqsDeadLetterQueue {
+        SqsDeadLetterQueue::new(&self.local.sdk_config(), &self.url).blob_store(self.bucket())
+    }
+
+    fn bucket(&self) -> S3BlobStore {
+        S3BlobStore::new(&self.local.sdk_config(), "payloads")
+    }
+
+    fn letters(&self) -> SqsLetters {
+        SqsLetters::new(&self.local.sdk_config(), &self.url)
+    }
+
+    fn redrive(&self) -> Redrive {
+        Redrive::new(self.letters(), StreamTarget::new(&self.local.sdk_config(), "orders"))
+    }
+
+    fn fault(&self, fault: Fault, service: Service, operation: &str, times: u64) {
+        self.local.faults().add(Rule::new(fault).service(service).operation(operation).times(times));
+    }
+
+    fn count(&self, service: Service, operation: &str) -> u64 {
+        self.local.faults().accepted_of(service, operation)
+    }
+
+    /// Key and payload of all records in the stream.
+    async fn records(&self) -> Vec<(String, String)> {
+        let start = self.kinesis.get_shard_iterator().stream_name("orders").shard_id("shardId-000000000000");
+        let start = start.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await.unwrap();
+        let read = self.kinesis.get_records().set_shard_iterator(start.shard_iterator).send().await.unwrap();
+        let text = |record: &aws_sdk_kinesis::types::Record| String::from_utf8_lossy(record.data().as_ref()).into_owned();
+        read.records().iter().map(|record| (record.partition_key().unwrap().to_owned(), text(record))).collect()
+    }
+
+    /// Messages that can be received now, and those that are hidden.
+    async fn left(&self) -> (usize, usize) {
+        let wanted = [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesNotVisible];
+        let read = self.sqs.get_queue_attributes().queue_url(&self.url).set_attribute_names(Some(wanted.clone().into())).send().await;
+        let attributes = read.unwrap().attributes.unwrap();
+        let [visible, hidden] = wanted.map(|name| attributes[&name].parse().unwrap());
+        (visible, hidden)
+    }
+}
+
+fn letter(number: u128, key: Option<&str>, data: impl Into<Bytes>) -> DeadLetter {
+    let now = Timestamp::from_millis(1_573_691_884_835);
+    DeadLetter {
+        record: Record::new(number.into(), key.map(Into::into), data.into(), Some(now)),
+        stream_arn: "arn:aws:kinesis:us-east-1:000000000000:stream/orders".into(),
+        stream_created: now,
+        shard_id: "shardId-000000000001".into(),
+        kind: FailureKind::Poison,
+        condition: Condition::RetryAttemptsExhausted,
+        error_chain: vec!["no order".into()],
+        attempts: 4,
+        first_failure: now,
+        last_failure: now,
+        application: "orders-app".into(),
+        worker: "worker".into(),
+        fencing_token: 42,
+    }
+}
+
+fn keyed(number: u128, key: &str) -> DeadLetter {
+    letter(number, Some(key), format!("{key}:{number}"))
+}
+
+async fn send(queue: &dyn DeadLetterQueue, letters: &[DeadLetter]) {
+    for letters in letters.chunks(10) {
+        assert!(queue.send(letters).await.iter().all(Result::is_ok));
+    }
+}
+
+/// Fates by the record's number; letters that can't be read under none.
+type Fates = Arc<Mutex<Vec<(Option<String>, Fate)>>>;
+
+fn observed(redrive: Redrive) -> (Redrive, Fates) {
+    let fates = Fates::default();
+    let told = Arc::clone(&fates);
+    let observe = move |outcome: &kcl_core::redrive::LetterOutcome<'_>| {
+        let number = outcome.letter.map(|letter| letter.record.sequence_number.to_string());
+        told.lock().unwrap().push((number, outcome.fate.clone()));
+    };
+    (redrive.observe(observe), fates)
+}
+
+fn assert_sum(report: &RedriveReport) {
+    let RedriveReport { letters, accepted, accepted_not_deleted, would_be_tried, duplicates, not_meant, stayed, .. } = report;
+    assert_eq!(*letters, accepted + accepted_not_deleted + would_be_tried + duplicates + not_meant + stayed, "{report:?}");
+}
+
+fn assert_ordered(records: &[(String, String)]) {
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for (key, payload) in records {
+        let number = payload.rsplit(':').next().unwrap().parse().unwrap();
+        let before = last.insert(key, number);
+        assert!(before.is_none_or(|before| before < number), "{payload} after {before:?}");
+    }
+}
+
+#[tokio::test]
+async fn records_come_back_in_order_and_each_once() {
+    let aws = Aws::start().await;
+    // In the wrong order, as a standard queue may give them, and some of them twice.
+    let letters: Vec<_> = (0..60_u128).rev().map(|number| keyed(number, ["a", "b", "c"][number as usize % 3])).collect();
+    send(&aws.queue(), &letters).await;
+    send(&aws.queue(), &letters[..7]).await;
+    let report = aws.redrive().run().await;
+    assert_eq!((report.accepted, report.duplicates, report.stayed, report.stopped.clone()), (60, 7, 0, None), "{report:?}");
+    assert_sum(&report);
+    let records = aws.records().await;
+    assert_eq!(records.len(), 60);
+    assert_ordered(&records);
+    assert_eq!(aws.left().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_fifo_queue_is_redriven_too() {
+    let aws = Aws::with_queue("letters.fifo").await;
+    send(&aws.queue(), &(0..20).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    let report = aws.redrive().run().await;
+    assert_eq!((report.accepted, report.stopped), (20, None));
+    assert_ordered(&aws.records().await);
+    assert_eq!(aws.left().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_and_changes_nothing() {
+    let aws = Aws::start().await;
+    let letters: Vec<_> = (0..25).map(|number| keyed(number, "a")).collect();
+    send(&aws.queue(), &letters).await;
+    send(&aws.queue(), &[letter(100, Some("a"), vec![0; 300_000]), letters[3].clone()]).await;
+    send(&aws.queue().partition_keys(PartitionKeys::Omitted), &[keyed(101, "secret")]).await;
+    let (redrive, fates) = observed(aws.redrive().blob_store(aws.bucket()).dry_run(true));
+    let report = redrive.run().await;
+    assert_eq!((report.would_be_tried, report.duplicates, report.stayed, report.accepted), (26, 1, 1, 0), "{report:?}");
+    assert_sum(&report);
+    assert!(fates.lock().unwrap().contains(&(Some("101".into()), Fate::Stays(StayReason::KeyNotTold))));
+    assert!(aws.records().await.is_empty());
+    assert_eq!(aws.left().await, (28, 0), "all can be seen again");
+    assert_eq!(aws.count(Service::S3, "GetObject"), 0);
+
+    let report = aws.redrive().limit(5).dry_run(true).run().await;
+    assert_eq!(report.would_be_tried, 5);
+    assert_eq!(aws.left().await, (28, 0));
+}
+
+#[tokio::test]
+async fn what_can_not_be_read_or_put_back_stays_with_its_reason() {
+    let aws = Aws::start().await;
+    for body in ["hello", r#"{"version":"2"}"#, r#"{"version":"1.0","KinesisBatchInfo":{"shardId":"s"}}"#] {
+        aws.sqs.send_message().queue_url(&aws.url).message_body(body).send().await.unwrap();
+    }
+    send(&aws.queue().partition_keys(PartitionKeys::Hashed), &[keyed(1, "secret")]).await;
+    send(&aws.queue(), &[letter(2, Some("b"), vec![7; 300_000]), keyed(3, "b"), keyed(4, "c")]).await;
+    let (redrive, fates) = observed(aws.redrive());
+    let report = redrive.run().await;
+    assert_eq!((report.accepted, report.stayed, report.stopped.clone()), (1, 6, None), "{report:?}");
+    let fates = fates.lock().unwrap().clone();
+    let of = |number: &str| fates.iter().find(|(of, _)| of.as_deref() == Some(number)).unwrap().1.clone();
+    assert_eq!(of("1"), Fate::Stays(StayReason::KeyNotTold));
+    assert_eq!(of("2"), Fate::Stays(StayReason::NoBlobStore { bucket: "payloads".into() }));
+    assert_eq!(of("3"), Fate::Stays(StayReason::Behind), "it would overtake the one before it");
+    let unreadable: Vec<_> = fates.iter().filter(|(number, _)| number.is_none()).map(|(_, fate)| format!("{fate:?}")).collect();
+    for reason in ["NotJson", "UnknownVersion", "WithoutPayload"] {
+        assert!(unreadable.iter().any(|fate| fate.contains(reason)), "{unreadable:?}");
+    }
+    assert_eq!(aws.left().await, (6, 0));
+}
+
+#[tokio::test]
+async fn payloads_come_from_the_bucket_and_are_deleted_on_request() {
+    let aws = Aws::start().await;
+    let large = |number| letter(number, Some("a"), format!("{}:{number}", "x".repeat(300_000)));
+    send(&aws.queue(), &[large(1)]).await;
+    let report = aws.redrive().blob_store(aws.bucket()).run().await;
+    assert_eq!((report.accepted, report.blobs_deleted), (1, 0));
+    assert_eq!(aws.count(Service::S3, "DeleteObject"), 0);
+
+    send(&aws.queue(), &[large(2)]).await;
+    aws.fault(Fault::ServerError, Service::S3, "GetObject", 2);
+    aws.fault(Fault::LoseAnswer, Service::S3, "DeleteObject", 1);
+    let report = aws.redrive().blob_store(aws.bucket()).delete_blobs(true).run().await;
+    assert_eq!((report.accepted, report.blobs_deleted, report.blobs_left), (1, 1, 0), "{report:?}");
+    assert_eq!(aws.records().await.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>(), [300_002; 2]);
+    assert_eq!(aws.left().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_payload_that_is_gone_or_another_one_is_not_put_back() {
+    let aws = Aws::start().await;
+    send(&aws.queue(), &[letter(1, Some("a"), vec![1; 300_000]), letter(2, Some("b"), vec![2; 300_000])]).await;
+    let s3 = aws_sdk_s3::Client::new(&aws.local.sdk_config());
+    let objects = s3.list_objects_v2().bucket("payloads").send().await.unwrap();
+    let keys: Vec<_> = objects.contents().iter().map(|object| object.key().unwrap()).collect();
+    s3.delete_object().bucket("payloads").key(keys[0]).send().await.unwrap();
+    s3.put_object().bucket("payloads").key(keys[1]).body(vec![3; 300_000].into()).send().await.unwrap();
+    let (redrive, fates) = observed(aws.redrive().blob_store(aws.bucket()));
+    let report = redrive.run().await;
+    assert_eq!((report.accepted, report.stayed), (0, 2), "{report:?}");
+    let fates = format!("{:?}", fates.lock().unwrap());
+    assert!(fates.contains("PayloadChanged") && fates.contains("NotFound"), "{fates}");
+    let (elsewhere, fates) = observed(aws.redrive().blob_store(S3BlobStore::new(&aws.local.sdk_config(), "other")));
+    assert_eq!(elsewhere.run().await.stayed, 2);
+    assert!(format!("{:?}", fates.lock().unwrap()).contains("Elsewhere"), "a message does not choose the bucket");
+    assert_eq!(aws.left().await, (2, 0));
+}
+
+#[tokio::test]
+async fn throttling_and_lost_answers_cost_duplicates_at_worst() {
+    let aws = Aws::start().await;
+    send(&aws.queue(), &(0..12).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    aws.fault(Fault::Throttle, Service::Kinesis, "PutRecord", 3);
+    aws.fault(Fault::LoseAnswer, Service::Kinesis, "PutRecord", 1);
+    aws.fault(Fault::LoseAnswer, Service::Sqs, "DeleteMessage", 2);
+    aws.fault(Fault::ServerError, Service::Sqs, "ReceiveMessage", 2);
+    let report = aws.redrive().run().await;
+    assert_eq!((report.accepted, report.stopped), (12, None));
+    let mut records = aws.records().await;
+    assert_eq!(records.len(), 13, "the record whose answer was lost is there twice");
+    records.dedup();
+    assert_eq!(records.len(), 12);
+    assert_ordered(&records);
+    assert_eq!(aws.left().await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_nothing_ends_the_run_and_all_letters_stay() {
+    let aws = Aws::start().await;
+    let letters: Vec<_> = (0..15).map(|number| keyed(number, ["a", "b"][number as usize % 2])).collect();
+    send(&aws.queue(), &letters).await;
+    let report = Redrive::new(aws.letters(), StreamTarget::new(&aws.local.sdk_config(), "nowhere")).run().await;
+    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("nowhere")), "{report:?}");
+    assert_eq!((report.accepted, report.letters), (0, 0));
+    assert_eq!(aws.left().await, (15, 0));
+
+    aws.fault(Fault::Error { status: 400, code: "AccessDeniedException" }, Service::Kinesis, "PutRecord", 1);
+    let report = aws.redrive().run().await;
+    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("AccessDenied")), "{report:?}");
+    let (visible, hidden) = aws.left().await;
+    assert_eq!((visible as u64 + report.accepted, hidden), (15, 0));
+
+    let report =
+        Redrive::new(SqsLetters::new(&aws.local.sdk_config(), "missing"), HandlerTarget::new(|_, _| async { Ok::<_, std::io::Error>(()) }));
+    let report = report.run().await;
+    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("missing")), "{report:?}");
+}
+
+#[tokio::test]
+async fn only_letters_that_are_meant_are_touched() {
+    let aws = Aws::start().await;
+    let letters: Vec<_> = (0..20)
+        .map(|number| DeadLetter { kind: if number % 4 == 0 { FailureKind::Panic } else { FailureKind::Poison }, ..keyed(number, "a") })
+        .collect();
+    send(&aws.queue(), &letters).await;
+    let meant = Filter { kind: Some("panic".into()), ..Filter::default() };
+    let report = aws.redrive().only(meant).filter(|letter| letter.record.sequence_number != 8.into()).run().await;
+    assert_eq!((report.accepted, report.not_meant), (4, 16), "{report:?}");
+    let payloads: Vec<_> = aws.records().await.into_iter().map(|(_, payload)| payload).collect();
+    assert_eq!(payloads, ["a:0", "a:4", "a:12", "a:16"]);
+    assert_eq!(aws.left().await, (16, 0));
+
+    let report = aws.redrive().limit(3).run().await;
+    assert_eq!(report.accepted, 3);
+    assert_eq!(aws.left().await, (13, 0));
+}
+
+#[tokio::test]
+async fn a_handler_processes_in_place_and_what_it_refuses_stays() {
+    let aws = Aws::start().await;
+    // A handler needs no key.
+    send(&aws.queue().partition_keys(PartitionKeys::Hashed), &(0..6).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let handled = Arc::clone(&seen);
+    let handler = move |letter: Envelope, payload: Bytes| {
+        let handled = Arc::clone(&handled);
+        async move {
+            if letter.record.sequence_number == 4.into() {
+                return Err(std::io::Error::other("still no order"));
+            }
+            handled.lock().unwrap().push(payload);
+            Ok(())
+        }
+    };
+    let (redrive, fates) = observed(Redrive::new(aws.letters(), HandlerTarget::new(handler)));
+    let report = redrive.run().await;
+    assert_eq!((report.accepted, report.stayed), (4, 2), "{report:?}");
+    assert_eq!(*seen.lock().unwrap(), ["a:0", "a:1", "a:2", "a:3"]);
+    let refused = Fate::Stays(StayReason::Refused { message: "still no order".into() });
+    assert!(fates.lock().unwrap().contains(&(Some("4".into()), refused)));
+    assert_eq!(aws.left().await, (2, 0));
+}
+
+#[tokio::test]
+async fn a_run_that_is_asked_to_stop_gives_back_what_it_holds() {
+    let aws = Aws::start().await;
+    send(&aws.queue(), &(0..10).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let handler = move |letter: Envelope, _: Bytes| {
+        let stopping = stopping.clone();
+        async move {
+            if letter.record.sequence_number == 2.into() {
+                stopping.cancel();
+                // The run's other half hears of it before this one is done.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Ok::<_, std::io::Error>(())
+        }
+    };
+    let report = Redrive::new(aws.letters(), HandlerTarget::new(handler)).run_until(stop.cancelled_owned()).await;
+    assert_eq!((report.accepted, report.stopped.as_deref()), (3, Some("asked to stop")), "{report:?}");
+    assert_eq!(aws.left().await, (7, 0));
+}
+
+#[tokio::test]
+async fn a_file_is_redriven_and_keeps_its_lines() {
+    let aws = Aws::start().await;
+    let folder = std::env::temp_dir().join(format!("kcl-redrive-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("letters.jsonl");
+    let queue = FileDeadLetterQueue::new(&path);
+    send(&queue, &(0..25).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    let written = std::fs::read(&path).unwrap();
+    let redrive = || Redrive::new(FileLetters::new(&path), StreamTarget::new(&aws.local.sdk_config(), "orders"));
+    assert_eq!(redrive().dry_run(true).run().await.would_be_tried, 25);
+    assert_eq!(redrive().limit(10).run().await.accepted, 10);
+    send(&queue, &[keyed(25, "a")]).await;
+    std::fs::OpenOptions::new().append(true).open(&path).and_then(|mut file| std::io::Write::write_all(&mut file, b"{\"half")).unwrap();
+    let report = redrive().run().await;
+    assert_eq!((report.accepted, report.stayed), (16, 0), "{report:?}");
+    assert_eq!(redrive().run().await.letters, 0, "what was put back is known");
+    let records = aws.records().await;
+    assert_eq!(records.len(), 26);
+    assert_ordered(&records);
+    assert!(std::fs::read(&path).unwrap().starts_with(&written));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test]
+async fn the_bucket_does_what_its_port_says_when_asked_through_a_redrive() {
+    // A blob under a name that needs escaping in a URL: an application may be called so.
+    let aws = Aws::start().await;
+    let address = aws.bucket().put("my app/shard-1/ü+%", "data".into()).await.unwrap();
+    assert_eq!(aws.bucket().get(&address).await.unwrap(), "data");
+}
