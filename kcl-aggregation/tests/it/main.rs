@@ -5,6 +5,7 @@ mod digests;
 mod hostile;
 mod packing;
 mod range;
+mod reference;
 mod rules;
 mod vectors;
 mod wire;
