@@ -18,8 +18,7 @@ pub(crate) const OVERHEAD: usize = MAGIC.len() + DIGEST_LEN;
 /// ordinary record. So a user's own payload that begins with the magic bytes is not mistaken for an aggregate.
 ///
 /// The digest costs more than all else: MD5 is one chain of dependent steps, and no implementation for a single message is much faster
-/// than this one. Whoever needs more can compute the digests of several messages side by side, in SIMD lanes, and compare with
-/// [`digest`](Self::digest).
+/// than this one. Those of many payloads are checked several times as fast by [`intact`](crate::digests::intact).
 #[derive(Clone)]
 pub struct Envelope {
     message: Bytes,
@@ -30,8 +29,8 @@ impl Envelope {
     /// The envelope of this payload, if it has the shape of one. Nothing is copied but the digest.
     #[must_use]
     pub fn find(payload: &Bytes) -> Option<Self> {
-        let (message, digest) = payload.strip_prefix(&MAGIC)?.split_last_chunk()?;
-        (!message.is_empty()).then(|| Self { message: payload.slice_ref(message), digest: *digest })
+        let (message, digest) = split(payload)?;
+        Some(Self { message: payload.slice_ref(message), digest: *digest })
     }
 
     /// The protobuf message: a part of the payload's own buffer.
@@ -51,6 +50,11 @@ impl Envelope {
     pub fn is_intact(&self) -> bool {
         Md5::digest(&self.message).as_slice() == self.digest
     }
+}
+
+/// The message and what should be its digest, if the payload has the shape of an envelope.
+pub(crate) fn split(payload: &[u8]) -> Option<(&[u8], &[u8; DIGEST_LEN])> {
+    payload.strip_prefix(&MAGIC)?.split_last_chunk().filter(|(message, _)| !message.is_empty())
 }
 
 /// The payload of a Kinesis record for this message.

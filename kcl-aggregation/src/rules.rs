@@ -3,7 +3,7 @@
 //! | what arrives | what it is | source |
 //! |---|---|---|
 //! | no magic number; not more than 20 bytes; a digest that is not the message's | an ordinary record | Java library |
-//! | a message that is no protobuf; a sub-record without partition key index or data | broken; or ordinary, see [`Unparsable`] | ordinary in the Java library |
+//! | a message that is no protobuf; a sub-record without partition key index or data | an ordinary record; or broken, see [`Unparsable`] | Java library |
 //! | a field of the format with another wire type | as above | prost; the Java library steps over it, and then mostly misses a required field |
 //! | an index for which there is no key | broken | the Java library logs the payload and loses what follows |
 //! | a partition key that is empty, no UTF-8, or longer than 256 characters | broken | Kinesis accepts none (`PutRecord`) |
@@ -26,7 +26,8 @@ pub const DEFAULT_MAX_SUB_RECORDS: usize = 1_000_000;
 pub struct Rules {
     /// An aggregate with more sub-records than this is broken. [`DEFAULT_MAX_SUB_RECORDS`] by default.
     pub max_sub_records: usize,
-    /// What becomes of a payload whose digest is right and whose message is no aggregate's. [`Unparsable::Broken`] by default.
+    /// What becomes of a payload whose digest is right and whose message is no aggregate's. [`Unparsable::NotAggregated`] by
+    /// default.
     pub unparsable: Unparsable,
 }
 
@@ -35,11 +36,13 @@ pub struct Rules {
 /// Somebody made an envelope around something else: with a right digest neither chance nor a damaged record is the explanation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unparsable {
-    /// It is set aside with the reason. The processor of an aggregated stream would only find bytes that it can't use.
+    /// It is delivered as an ordinary record, as the Java library does (`InvalidProtocolBufferException`): nothing changes for a stream
+    /// that was read with that.
     #[default]
-    Broken,
-    /// It is delivered as an ordinary record, as the Java library does (`InvalidProtocolBufferException`).
     NotAggregated,
+    /// It is set aside with the reason, for streams on which everything is aggregated: the processor would only find bytes that it can't
+    /// use.
+    Broken,
 }
 
 impl Default for Rules {

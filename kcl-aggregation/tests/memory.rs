@@ -4,7 +4,7 @@
 //! of N bytes failed": that is this test failing. It is alone in its process, since the limit is everybody's.
 
 use bytes::Bytes;
-use kcl_aggregation::{Aggregate, BrokenAggregate, Disaggregated, Rules, disaggregate, rules};
+use kcl_aggregation::{Aggregate, BrokenAggregate, Disaggregated, Rules, disaggregate, disaggregate_all, rules};
 use md5::{Digest as _, Md5};
 
 #[global_allocator]
@@ -50,13 +50,28 @@ fn walk(message: &Bytes, rules: &Rules) -> usize {
     held
 }
 
+fn seal(message: &[u8]) -> Bytes {
+    [&[0xF3, 0x89, 0x9A, 0xC2], message, &Md5::digest(message)].concat().into()
+}
+
 /// The same, envelope included.
 fn walk_payload(message: &Bytes, rules: &Rules) {
-    let payload = Bytes::from([&[0xF3, 0x89, 0x9A, 0xC2], &message[..], &Md5::digest(message)].concat());
+    let payload = seal(message);
     match within(SMALL, || disaggregate(&payload, None, rules)) {
         Disaggregated::Aggregate(aggregate) => assert_eq!(walk_whole(&aggregate), aggregate.len()),
         other => panic!("{other:?}"),
     }
+}
+
+/// A whole answer, of which never more than one aggregate is open: so much memory for each payload, and the tables of one.
+fn walk_answer(payloads: &[Bytes], rules: &Rules) {
+    let longest = payloads.iter().map(Bytes::len).max().unwrap();
+    let bound = 100 * payloads.len() + 2 * longest + SMALL;
+    let walked = within(bound, || {
+        let answer = disaggregate_all(payloads.iter().cloned(), Some(&(0..=u128::MAX / 2)), rules);
+        answer.filter(|what| matches!(what, Disaggregated::Aggregate(aggregate) if walk_whole(aggregate) == aggregate.len())).count()
+    });
+    assert_eq!(walked, payloads.len());
 }
 
 fn walk_whole(aggregate: &Aggregate) -> usize {
@@ -107,4 +122,10 @@ fn memory_is_bounded_whatever_arrives() {
     let (message, _) = filled(&key, &[0x1a, 8, 0x08, 0, 0x1a, 0, 0x22, 2, 0xff, 0xff]);
     assert!(walk(&message, &unlimited) < SMALL);
     walk_payload(&message, &unlimited);
+
+    // An answer of as many records as there can be, and one of aggregates that are nothing but keys.
+    for (message, times) in [([&key[..], &smallest].concat(), 10_000), ([&smallest[..], &key.repeat(5_000)].concat(), 50)] {
+        let payloads: Vec<Bytes> = (0..times).map(|_| seal(&message)).collect();
+        walk_answer(&payloads, &unlimited);
+    }
 }

@@ -1,93 +1,9 @@
 //! The same bytes, read by this crate and by prost's derived decoder with the rules applied afterwards.
 
-use bytes::Bytes;
-use kcl_aggregation::{Aggregate, BrokenAggregate, Rules};
 use proptest::prelude::*;
-use prost::Message;
 
+use crate::reference::{Verdict, actual, expected};
 use crate::wire::{bytes, explicit_hash_key, number, partition_key};
-
-/// The published messages, with each field's presence visible and keys as bytes.
-#[derive(Clone, PartialEq, Message)]
-struct Decoded {
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    partition_keys: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    explicit_hash_keys: Vec<Vec<u8>>,
-    #[prost(message, repeated, tag = "3")]
-    records: Vec<DecodedRecord>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct DecodedRecord {
-    #[prost(uint64, optional, tag = "1")]
-    partition_key: Option<u64>,
-    #[prost(uint64, optional, tag = "2")]
-    explicit_hash_key: Option<u64>,
-    #[prost(bytes = "vec", optional, tag = "3")]
-    data: Option<Vec<u8>>,
-}
-
-type SubRecord = (String, Option<u128>, Vec<u8>);
-
-#[derive(Debug, PartialEq)]
-enum Verdict {
-    Whole(Vec<SubRecord>),
-    Unparsable,
-    Broken,
-}
-
-/// Slow, plain, and with copies of everything.
-fn expected(message: &[u8]) -> Verdict {
-    let Ok(decoded) = Decoded::decode(message) else { return Verdict::Unparsable };
-    if decoded.records.iter().any(|record| record.partition_key.is_none() || record.data.is_none()) {
-        return Verdict::Unparsable;
-    }
-    let partition_keys: Option<Vec<String>> = decoded.partition_keys.into_iter().map(|key| String::from_utf8(key).ok()).collect();
-    let explicit_hash_keys: Option<Vec<u128>> = decoded
-        .explicit_hash_keys
-        .into_iter()
-        .map(|key| String::from_utf8(key).ok().filter(|key| key.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok())
-        .collect();
-    let (Some(partition_keys), Some(explicit_hash_keys)) = (partition_keys, explicit_hash_keys) else { return Verdict::Broken };
-    if partition_keys.iter().any(|key| !(1..=256).contains(&key.chars().count())) || decoded.records.is_empty() {
-        return Verdict::Broken;
-    }
-    let get = |index: u64| usize::try_from(index).unwrap();
-    let sub_records: Option<Vec<_>> = decoded
-        .records
-        .into_iter()
-        .map(|record| {
-            let key = partition_keys.get(get(record.partition_key?))?.clone();
-            let hash = match record.explicit_hash_key {
-                Some(index) => Some(*explicit_hash_keys.get(get(index))?),
-                None => None,
-            };
-            Some((key, hash, record.data?))
-        })
-        .collect();
-    sub_records.map_or(Verdict::Broken, Verdict::Whole)
-}
-
-fn actual(message: &[u8]) -> Verdict {
-    match Aggregate::open(Bytes::copy_from_slice(message), Some(&(0..=u128::MAX / 2)), &Rules::default()) {
-        Ok(aggregate) => {
-            let sub_records: Vec<SubRecord> = aggregate
-                .sub_records()
-                .enumerate()
-                .map(|(index, record)| {
-                    assert_eq!(record.sub_sequence_number, index as u64);
-                    (record.partition_key.as_str().to_owned(), record.explicit_hash_key, record.data.to_vec())
-                })
-                .collect();
-            assert_eq!(sub_records.len(), aggregate.len());
-            Verdict::Whole(sub_records)
-        }
-        Err(BrokenAggregate::TooManySubRecords { .. } | BrokenAggregate::TooLarge { .. }) => unreachable!("within the limits"),
-        Err(error) if error.is_unparsable() => Verdict::Unparsable,
-        Err(_) => Verdict::Broken,
-    }
-}
 
 /// Mostly what the format has, sometimes what it has not.
 fn field_of_a_record() -> impl Strategy<Value = Vec<u8>> {

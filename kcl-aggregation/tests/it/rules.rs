@@ -98,8 +98,8 @@ fn a_message_that_is_no_protobuf_is_broken_where_it_stops_to_be() {
 }
 
 #[test]
-fn what_can_not_be_parsed_may_be_an_ordinary_record() {
-    let rules = Rules { unparsable: Unparsable::NotAggregated, ..Rules::default() };
+fn what_can_not_be_parsed_is_an_ordinary_record_unless_rules_say_otherwise() {
+    let strict = Rules { unparsable: Unparsable::Broken, ..Rules::default() };
     let key = partition_key("k");
     let bad_key = partition_key([0xff]);
     let table = [
@@ -111,10 +111,11 @@ fn what_can_not_be_parsed_may_be_an_ordinary_record() {
         ("nothing in it", key.clone(), false),
     ];
     for (name, message, ordinary) in table {
-        let outcome = disaggregate(&seal(&message), None, &rules);
+        let outcome = disaggregate(&seal(&message), None, &Rules::default());
         assert_eq!(matches!(outcome, Disaggregated::NotAggregated), ordinary, "{name}: {outcome:?}");
         assert_eq!(matches!(outcome, Disaggregated::Broken(_)), !ordinary, "{name}: {outcome:?}");
-        assert!(open(&message).is_err(), "{name}");
+        let outcome = disaggregate(&seal(&message), None, &strict);
+        assert!(matches!(outcome, Disaggregated::Broken(error) if error.is_unparsable() == ordinary), "{name}: {outcome:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Messages written field by field, so that they can be wrong in any way.
 
 use bytes::Bytes;
-use kcl_aggregation::{Aggregate, BrokenAggregate, Disaggregated, Rules, disaggregate};
+use kcl_aggregation::{Aggregate, BrokenAggregate, Disaggregated, Rules, Unparsable, disaggregate};
 use md5::{Digest as _, Md5};
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -46,9 +46,10 @@ pub(crate) fn seal(message: &[u8]) -> Bytes {
     [&[0xF3, 0x89, 0x9A, 0xC2], message, &Md5::digest(message)].concat().into()
 }
 
-/// What a payload with a right digest around a message is.
+/// What a payload with a right digest around a message is, if nobody takes such for ordinary.
 pub(crate) fn open(message: &[u8]) -> Result<Aggregate, BrokenAggregate> {
-    match disaggregate(&seal(message), None, &Rules::default()) {
+    let rules = Rules { unparsable: Unparsable::Broken, ..Rules::default() };
+    match disaggregate(&seal(message), None, &rules) {
         Disaggregated::NotAggregated => panic!("an aggregate was taken for an ordinary record"),
         Disaggregated::Aggregate(aggregate) => Ok(aggregate),
         Disaggregated::Broken(error) => Err(error),
