@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use kcl_aggregation::{Aggregate, BrokenAggregate, Envelope, Rules, SubRecords};
+use kcl_aggregation::{BrokenAggregate, Disaggregated, DisaggregatedAll, SubRecords, disaggregate_all};
 
 use super::settings::{Aggregated, Elsewhere};
 use crate::record::Record;
@@ -26,6 +26,8 @@ pub(super) struct InHand {
     /// The shard's hash keys, if its lease tells them.
     range: Option<RangeInclusive<u128>>,
     records: VecDeque<Record>,
+    /// What each of the records is, if they are to be taken apart.
+    parts: Option<DisaggregatedAll>,
     open: Option<(Record, SubRecords)>,
     /// Records of other shards that were delivered.
     elsewhere: u64,
@@ -33,12 +35,17 @@ pub(super) struct InHand {
 
 impl InHand {
     pub(super) fn new(rule: Aggregated, range: Option<RangeInclusive<u128>>) -> Self {
-        Self { rule, range, records: VecDeque::new(), open: None, elsewhere: 0 }
+        Self { rule, range, records: VecDeque::new(), parts: None, open: None, elsewhere: 0 }
     }
 
     /// An answer. The one before was taken whole.
     pub(super) fn put(&mut self, records: Vec<Record>) {
-        self.records.extend(records);
+        debug_assert!(self.is_empty(), "an answer is put in the hand when that is empty");
+        if let Aggregated::TakenApart { rules, .. } = &self.rule {
+            // The digests of all are checked at once, which is where the time goes; everything else happens record by record.
+            self.parts = Some(disaggregate_all(records.iter().map(|record| record.data().clone()), self.range.as_ref(), rules));
+        }
+        self.records = records.into();
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -62,24 +69,15 @@ impl InHand {
                 }
             }
             let record = self.records.pop_front()?;
-            let Aggregated::TakenApart { rules, elsewhere } = self.rule else { return Some(Item::Record(record)) };
-            match self.take_apart(&record, &rules) {
-                None => return Some(Item::Record(record)),
-                Some(Err(broken)) => return Some(Item::Broken(record, broken)),
-                Some(Ok(aggregate)) if elsewhere == Elsewhere::DropAggregate && aggregate.outside_range() > 0 => {
+            let Aggregated::TakenApart { elsewhere, .. } = self.rule else { return Some(Item::Record(record)) };
+            match self.parts.as_mut().and_then(Iterator::next) {
+                None | Some(Disaggregated::NotAggregated) => return Some(Item::Record(record)),
+                Some(Disaggregated::Broken(broken)) => return Some(Item::Broken(record, broken)),
+                Some(Disaggregated::Aggregate(aggregate)) if elsewhere == Elsewhere::DropAggregate && aggregate.outside_range() > 0 => {
                     return Some(Item::Dropped(record, aggregate.outside_range()));
                 }
-                Some(Ok(aggregate)) => self.open = Some((record, aggregate.into_iter())),
+                Some(Disaggregated::Aggregate(aggregate)) => self.open = Some((record, aggregate.into_iter())),
             }
-        }
-    }
-
-    /// `None`: it is an ordinary record.
-    fn take_apart(&self, record: &Record, rules: &Rules) -> Option<Result<Aggregate, BrokenAggregate>> {
-        let envelope = Envelope::find(record.data()).filter(Envelope::is_intact)?;
-        match Aggregate::open(envelope.message(), self.range.as_ref(), rules) {
-            Err(broken) if broken.is_unparsable() && rules.unparsable == kcl_aggregation::Unparsable::NotAggregated => None,
-            opened => Some(opened),
         }
     }
 }
@@ -87,7 +85,7 @@ impl InHand {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use kcl_aggregation::Aggregator;
+    use kcl_aggregation::{Aggregator, Rules};
 
     use super::*;
 
