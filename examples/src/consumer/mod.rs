@@ -6,10 +6,12 @@
 //! | `service` | the processor, and the counts of what it did |
 //! | `print` | records as lines on standard output |
 //! | `idle` | when there is nothing left to do |
+//! | `redrive` | `consumer redrive`: dead letters back into the stream |
 
 mod idle;
 mod options;
 mod print;
+mod redrive;
 mod service;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -23,6 +25,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::idle::IdleWatch;
 use self::options::{LogFormat, Options};
+use self::redrive::RedriveOptions;
 use self::service::Service;
 
 /// What is logged unless `RUST_LOG` says otherwise. That there is no metadata service outside of EC2 is no news.
@@ -31,10 +34,22 @@ const LOGGED: &str = "info,aws_config::imds=error";
 /// The program: reads the command line, works until it is told to stop, and says how it went.
 #[must_use]
 pub fn main() -> ExitCode {
+    // By hand and not by clap: the worker's flags are of old the program's own, and demanded.
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == "redrive") {
+        arguments.remove(1);
+        let options = RedriveOptions::parse_from(arguments);
+        log_to_standard_error(options.log_format);
+        return in_a_runtime(redrive::redrive(options));
+    }
     let options = Options::parse();
     log_to_standard_error(options.log_format);
+    in_a_runtime(run(&options))
+}
+
+fn in_a_runtime(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let result = Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let result = runtime.block_on(run(&options));
+        let result = runtime.block_on(work);
         // A write to a standard output that nobody reads may be under way, and would be waited for in vain.
         runtime.shutdown_background();
         result

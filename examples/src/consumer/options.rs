@@ -1,13 +1,14 @@
 //! Flags and environment, and the worker that they describe.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
 use kcl_core::{
-    ConsumerChoice, FanOutConfig, InitialPosition, RetryPolicy, ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker,
-    WorkerError,
+    ConsumerChoice, FanOutConfig, FileDeadLetterQueue, InitialPosition, PartitionKeys, RetryPolicy, S3BlobStore, ShardContext,
+    SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError,
 };
 
 use super::service::Service;
@@ -21,6 +22,8 @@ use crate::retrieval::Retrieval;
 /// SIGTERM and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards. Logs go to standard error,
 /// by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1 if it can't start or go on, 2 for flags it
 /// can't use.
+///
+/// `consumer redrive --help` tells how dead letters are put back into the stream.
 #[derive(Debug, Parser)]
 #[command(name = "consumer", version, max_term_width = 100)]
 pub(super) struct Options {
@@ -55,6 +58,22 @@ pub(super) struct Options {
     /// The SQS queue for records that can't be processed. Without one, such a record stops its shard
     #[arg(long, value_name = "URL|NAME", env = "KCL_DEAD_LETTER_QUEUE", value_parser = NonEmptyStringValueParser::new())]
     pub(super) dead_letter_queue: Option<String>,
+
+    /// A file for records that can't be processed, in place of a queue: a line of JSON for each
+    #[arg(long, value_name = "PATH", env = "KCL_DEAD_LETTER_FILE", conflicts_with = "dead_letter_queue")]
+    pub(super) dead_letter_file: Option<PathBuf>,
+
+    /// The S3 bucket for payloads that are too large for the dead-letter queue. Without one, such a record stops its shard
+    #[arg(long, value_name = "NAME", env = "KCL_PAYLOAD_BUCKET", value_parser = NonEmptyStringValueParser::new())]
+    pub(super) payload_bucket: Option<String>,
+
+    /// How dead letters tell partition keys. Only records whose key is told in clear can be put back into a stream
+    #[arg(long, value_name = "HOW", env = "KCL_DEAD_LETTER_KEYS", default_value = "clear")]
+    pub(super) dead_letter_keys: TellKeys,
+
+    /// Refuse a dead-letter queue that does not encrypt its messages
+    #[arg(long, env = "KCL_REQUIRE_ENCRYPTION", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    pub(super) require_encryption: bool,
 
     /// How long after the last sign of life a dead worker's shards are taken over, 1s to 5m. The same for all processes
     #[arg(long, value_name = "DURATION", env = "KCL_LEASE_DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
@@ -110,6 +129,17 @@ pub(super) enum OnTrimmed {
     Skip,
 }
 
+/// How dead letters tell partition keys.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum TellKeys {
+    /// As they are.
+    Clear,
+    /// By their SHA-256.
+    Hashed,
+    /// Not at all.
+    Omitted,
+}
+
 /// How logs look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
@@ -125,7 +155,7 @@ impl Options {
     /// # Errors
     /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build).
     pub(super) async fn worker(&self, service: &Service) -> Result<Worker, WorkerError> {
-        let (aws, service) = (self.aws().await, service.clone());
+        let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await, service.clone());
         let mut builder = Worker::builder(&self.application, &self.stream)
             .aws_config(&aws)
             .initial_position(self.initial_position)
@@ -145,39 +175,53 @@ impl Options {
         if let Some(leases) = self.max_leases {
             builder = builder.max_leases(leases);
         }
+        let keys = match self.dead_letter_keys {
+            TellKeys::Clear => PartitionKeys::Clear,
+            TellKeys::Hashed => PartitionKeys::Hashed,
+            TellKeys::Omitted => PartitionKeys::Omitted,
+        };
+        if let Some(path) = &self.dead_letter_file {
+            builder = builder.dead_letter_queue(FileDeadLetterQueue::new(path).partition_keys(keys));
+        }
         if let Some(queue) = &self.dead_letter_queue {
-            builder = builder.dead_letter_queue(SqsDeadLetterQueue::new(&aws, queue));
+            let mut queue = SqsDeadLetterQueue::new(&aws, queue).partition_keys(keys).require_encryption(self.require_encryption);
+            if let Some(bucket) = &self.payload_bucket {
+                queue = queue.blob_store(S3BlobStore::new(&aws, bucket));
+            }
+            builder = builder.dead_letter_queue(queue);
         }
         builder.build().await
     }
+}
 
-    async fn aws(&self) -> SdkConfig {
-        let mut aws = aws_config::defaults(BehaviorVersion::latest());
-        if let Some(region) = &self.region {
-            aws = aws.region(Region::new(region.clone()));
-        }
-        if let Some(url) = &self.endpoint_url {
-            aws = aws.endpoint_url(url);
-        }
-        aws.load().await
+/// The AWS configuration of the environment, with what the command line says in its place.
+pub(super) async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
+    let mut aws = aws_config::defaults(BehaviorVersion::latest());
+    if let Some(region) = region {
+        aws = aws.region(Region::new(region.to_owned()));
     }
+    if let Some(url) = endpoint_url {
+        aws = aws.endpoint_url(url);
+    }
+    aws.load().await
 }
 
 fn position(text: &str) -> Result<InitialPosition, String> {
     match text {
         "trim-horizon" => Ok(InitialPosition::TrimHorizon),
         "latest" => Ok(InitialPosition::Latest),
-        time => timestamp(time).map(InitialPosition::AtTimestamp),
+        text => {
+            let at = time(text).map(InitialPosition::AtTimestamp);
+            at.map_err(|error| format!("neither trim-horizon, nor latest, nor a time: {error}"))
+        }
     }
 }
 
 /// A time in RFC 3339, or in seconds since 1970 with up to three decimals.
-fn timestamp(text: &str) -> Result<Timestamp, String> {
+pub(super) fn time(text: &str) -> Result<Timestamp, String> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let time = if is_number { seconds(text) } else { text.parse::<jiff::Timestamp>().map_err(|error| error.to_string()) };
-    let time = time.map_err(|error| {
-        format!("neither trim-horizon, nor latest, nor a time such as 2026-01-31T12:00:00Z or 1769860800 (seconds since 1970): {error}")
-    })?;
+    let time = time.map_err(|error| format!("not a time such as 2026-01-31T12:00:00Z or 1769860800 (seconds since 1970): {error}"))?;
     let millis = u64::try_from(time.as_millisecond()).map_err(|_| "the time is before 1970".to_owned())?;
     Ok(Timestamp::from_millis(millis))
 }
@@ -203,7 +247,7 @@ fn idle_time(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn url(text: &str) -> Result<String, String> {
+pub(super) fn url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match host {
         Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),

@@ -2,12 +2,15 @@
 
 mod bad_input;
 mod checkpoints;
+mod dead_letter_queues;
 mod dead_letters;
 mod fan_out;
 mod faults;
 mod life;
 #[cfg(unix)]
 mod processes;
+#[cfg(unix)]
+mod redrive;
 mod shutdown;
 mod support;
 mod trimmed;

@@ -16,7 +16,7 @@ use crate::support::{PATIENCE, World, eventually};
 const LINES_SHOWN: usize = 40;
 
 /// The program with the environment that it needs to reach the world, and no other where that is embedded. No flags yet.
-pub(super) fn program(world: &World) -> Command {
+pub(crate) fn program(world: &World) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_consumer-under-test"));
     environment(&mut command, world.local.as_ref().map(kcl_local::LocalAws::endpoint_url).as_deref());
     command.stdin(Stdio::null()).kill_on_drop(true);

@@ -4,7 +4,7 @@
 //! together in one [`log`](log::Log).
 
 mod bad_input;
-mod child;
+pub(crate) mod child;
 mod killer;
 mod log;
 #[cfg(target_os = "linux")]
