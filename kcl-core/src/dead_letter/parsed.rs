@@ -177,8 +177,8 @@ impl<'a> Fields<'a> {
         self.optional(field).and_then(Value::as_u64).ok_or_else(|| wrong(field, "a whole number from 0"))
     }
 
-    fn object(&self, field: &'static str) -> Result<Fields<'a>, EnvelopeError> {
-        self.optional(field).and_then(Value::as_object).map(Fields).ok_or_else(|| wrong(field, "an object"))
+    fn object(&self, field: &'static str) -> Result<Self, EnvelopeError> {
+        self.optional(field).and_then(Value::as_object).map(Self).ok_or_else(|| wrong(field, "an object"))
     }
 
     fn time(&self, field: &'static str) -> Result<Timestamp, EnvelopeError> {

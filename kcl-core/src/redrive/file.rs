@@ -62,7 +62,7 @@ impl FileLetters {
 #[async_trait]
 impl LetterSource for FileLetters {
     async fn receive(&self) -> Result<Vec<ReceivedLetter>, SourceError> {
-        self.blocking("read", |path, reading| read(path, reading)).await
+        self.blocking("read", read).await
     }
 
     async fn delete(&self, letter: &ReceivedLetter) -> Result<(), SourceError> {
