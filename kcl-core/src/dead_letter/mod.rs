@@ -10,7 +10,7 @@
 //! | `sqs`, `kinesis`, `file` | the queues |
 //! | `s3` (feature `s3`) | the blob store over the AWS SDK |
 //! | `refusal` | what an AWS service's refusals mean |
-//! | [`conformance`] (feature `test-util`) | what every queue and every blob store must do |
+//! | `conformance` (feature `test-util`) | what every queue and every blob store must do |
 
 mod batches;
 mod blobs;
@@ -239,7 +239,16 @@ fn answers(queue: &str, plan: Plan<'_, DeadLetterError>) -> Vec<Result<(), DeadL
     plan.into_settled().map(answer).collect()
 }
 
+<<<<<<< HEAD
 #[cfg(test)]
 pub(crate) mod tests {
     pub(crate) use super::envelope::tests::letter;
+=======
+/// The message of a record with this number and key.
+#[cfg(test)]
+pub(crate) fn message_for_tests(number: u128, partition_key: &str) -> String {
+    let record = Record::new(number.into(), Some(partition_key.to_owned()), bytes::Bytes::new(), None);
+    let letter = DeadLetter { record, ..envelope::tests::letter() };
+    envelope::envelope(&letter, PartitionKeys::Clear, envelope::PayloadPlace::Inside(b""))
+>>>>>>> dlq
 }

@@ -178,7 +178,7 @@ impl<'a> Fields<'a> {
     }
 
     fn object(&self, field: &'static str) -> Result<Self, EnvelopeError> {
-        self.optional(field).and_then(Value::as_object).map(Fields).ok_or_else(|| wrong(field, "an object"))
+        self.optional(field).and_then(Value::as_object).map(Self).ok_or_else(|| wrong(field, "an object"))
     }
 
     fn time(&self, field: &'static str) -> Result<Timestamp, EnvelopeError> {

@@ -208,14 +208,14 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
             if calls.is_empty() {
                 return answers(&self.queue, plan);
             }
-            let answered = join_all(calls.iter().map(|call| {
-                let entries = call.iter().map(|at| Entry {
-                    id: at.to_string(),
-                    body: bodies[*at].clone().unwrap_or_default(),
-                    fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
-                });
-                self.send_batch(url, entries.collect())
-            }));
+            let mut entry = |at: &usize| Entry {
+                id: at.to_string(),
+                // Each letter is in one call.
+                body: bodies[*at].take().unwrap_or_default(),
+                fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
+            };
+            let batches: Vec<Vec<_>> = calls.iter().map(|call| call.iter().map(&mut entry).collect()).collect();
+            let answered = join_all(batches.into_iter().map(|batch| self.send_batch(url, batch)));
             for (call, results) in calls.iter().zip(answered.await) {
                 for (at, result) in call.iter().zip(results) {
                     plan.settle(*at, result);

@@ -42,6 +42,8 @@ mod run;
 mod source;
 mod sqs;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::num::NonZeroUsize;

@@ -22,8 +22,12 @@ use crate::dead_letter::{BlobError, Envelope, Payload, RecordAddress};
 /// Letters that are looked at together, so that those of one key can be put in order; and their bytes.
 const WINDOW: (usize, usize) = (100, 32 * 1024 * 1024);
 
-/// Receives in a row without a letter that was not seen before, after which the queue counts as empty: a single one proves little with SQS.
+/// Receives in a row without a letter, after which the queue counts as empty: a single one proves little with SQS.
 const EMPTY_RECEIVES: u32 = 3;
+
+/// Receives in a row that give only letters that this run holds already. A long run sees them again when their visibility timeout is over, and
+/// each receive hides them anew; but a queue that gives them for ever ends the run.
+const REPEATED_RECEIVES: u32 = 1000;
 
 /// Attempts of a call that gets no answer, or is throttled: about half a minute.
 const ATTEMPTS: u32 = 10;
@@ -79,7 +83,7 @@ impl Redrive {
 
     /// Goes through the queue; why that ended early.
     async fn work(&self, stopped: &AtomicBool, progress: &mut Progress) -> Result<(), String> {
-        let mut empty = 0;
+        let (mut empty, mut repeated) = (0, 0);
         loop {
             if stopped.load(Ordering::Relaxed) {
                 return Err("asked to stop".to_owned());
@@ -88,15 +92,19 @@ impl Redrive {
             if left == Some(0) {
                 return Ok(());
             }
-            let window = self.window(progress).await.map_err(|error| error.to_string())?;
+            let (window, is_empty) = self.window(progress).await.map_err(|error| error.to_string())?;
             if window.is_empty() {
-                empty += 1;
+                let count = if is_empty { &mut empty } else { &mut repeated };
+                *count += 1;
                 if empty == EMPTY_RECEIVES {
                     return Ok(());
                 }
+                if repeated == REPEATED_RECEIVES {
+                    return Err("the queue gives only letters that this run holds; is another run at work?".to_owned());
+                }
                 continue;
             }
-            empty = 0;
+            (empty, repeated) = (0, 0);
             let mut jobs = self.sort_out(window, progress).await;
             let beyond = jobs.split_off(left.map_or(jobs.len(), |left| usize::try_from(left).unwrap_or(usize::MAX)).min(jobs.len()));
             progress.tried += jobs.len() as u64;
@@ -107,8 +115,8 @@ impl Redrive {
         }
     }
 
-    /// Letters that were not seen before, as many as are looked at together.
-    async fn window(&self, progress: &mut Progress) -> Result<Vec<ReceivedLetter>, SourceError> {
+    /// Letters that were not seen before, as many as are looked at together; and whether the queue gave none at all in the end.
+    async fn window(&self, progress: &mut Progress) -> Result<(Vec<ReceivedLetter>, bool), SourceError> {
         let (mut window, mut bytes) = (Vec::new(), 0);
         while window.len() < WINDOW.0 && bytes < WINDOW.1 {
             let received = match self.patiently(|| self.source.receive()).await {
@@ -118,7 +126,7 @@ impl Redrive {
                     return Err(error);
                 }
             };
-            let before = window.len();
+            let (before, is_empty) = (window.len(), received.is_empty());
             for letter in received {
                 if progress.seen.insert(letter.id.clone()) {
                     bytes += letter.body.len();
@@ -129,10 +137,10 @@ impl Redrive {
                 }
             }
             if window.len() == before {
-                break;
+                return Ok((window, is_empty));
             }
         }
-        Ok(window)
+        Ok((window, false))
     }
 
     /// Tells the fate of letters for which it is known at once; the others, each record once, in order.
@@ -390,19 +398,4 @@ struct LaneDone {
 struct Done {
     job: Job<ReceivedLetter>,
     result: Option<Result<bool, StayReason>>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::{HandlerTarget, SqsLetters};
-    use super::*;
-
-    #[test]
-    fn a_run_may_be_a_task() {
-        fn is_send(_: impl Send) {}
-        fn of(source: SqsLetters) {
-            is_send(Redrive::new(source, HandlerTarget::new(|_, _| async { Ok::<(), std::io::Error>(()) })).run());
-        }
-        let _ = of;
-    }
 }
