@@ -239,16 +239,15 @@ fn answers(queue: &str, plan: Plan<'_, DeadLetterError>) -> Vec<Result<(), DeadL
     plan.into_settled().map(answer).collect()
 }
 
-<<<<<<< HEAD
-#[cfg(test)]
-pub(crate) mod tests {
-    pub(crate) use super::envelope::tests::letter;
-=======
 /// The message of a record with this number and key.
 #[cfg(test)]
 pub(crate) fn message_for_tests(number: u128, partition_key: &str) -> String {
     let record = Record::new(number.into(), Some(partition_key.to_owned()), bytes::Bytes::new(), None);
     let letter = DeadLetter { record, ..envelope::tests::letter() };
     envelope::envelope(&letter, PartitionKeys::Clear, envelope::PayloadPlace::Inside(b""))
->>>>>>> dlq
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    pub(crate) use super::envelope::tests::letter;
 }
