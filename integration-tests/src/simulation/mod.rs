@@ -5,6 +5,8 @@
 //! | [`plan`] | a run as plain data: fleet, traffic, faults, schedule, ending |
 //! | [`scenario`] | the scenarios, each of which makes a plan from a seed |
 //! | [`run`](mod@run) | carries a plan out |
+//! | `chaos` | what happens to fleet, stream and services, entry by entry of the schedule |
+//! | `finale` | the end of a run, and what must come true in it |
 //! | `fleet` | machines and the processes on them, started again when they end |
 //! | `processor`, `publisher` | what the services of the fleet do, and what feeds them |
 //! | [`oracle`] | the invariants, checked at every step, and what is demanded at the end |
@@ -14,6 +16,8 @@
 //! | [`shrink`] | the shortest schedule that still fails |
 //! | [`report`] | results of many runs, printed and as JSON |
 
+mod chaos;
+mod finale;
 mod fleet;
 mod logs;
 pub mod memory;

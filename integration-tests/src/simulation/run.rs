@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant as WallInstant};
 
 use kcl_core::Entropy;
-use kcl_core::test_util::kinesis_model::{DeleteStreamInput, KinesisConfig, MergeShardsInput, SplitShardInput};
-use kcl_core::test_util::{Cut, Event, FaultKind, Service, SimulatedAws};
+use kcl_core::test_util::kinesis_model::KinesisConfig;
+use kcl_core::test_util::{Event, FaultKind, SimulatedAws};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-use super::fleet::{Exit, Fleet, machine};
+use super::fleet::{Exit, Fleet};
 use super::logs::Listener;
 use super::oracle::{Judge, Violation};
-use super::plan::{Chaos, Ending, Plan};
+use super::plan::{Chaos, Plan};
 use super::publisher::{Publisher, STREAM};
 use super::trace::Trace;
 
@@ -90,7 +90,7 @@ async fn carry_out(plan: &Plan, detail: Detail) -> Outcome {
 
 /// What is to happen at some time.
 #[derive(Clone, Copy, Debug)]
-enum Due {
+pub(super) enum Due {
     Chaos(Chaos),
     Thaw(usize, u64),
     Start(usize),
@@ -98,27 +98,27 @@ enum Due {
     Resharded,
 }
 
-struct Simulation {
-    aws: SimulatedAws,
-    judge: Judge,
-    plan: Arc<Plan>,
-    fleet: Fleet,
-    publisher: Publisher,
+pub(super) struct Simulation {
+    pub(super) aws: SimulatedAws,
+    pub(super) judge: Judge,
+    pub(super) plan: Arc<Plan>,
+    pub(super) fleet: Fleet,
+    pub(super) publisher: Publisher,
     /// In the order of time, and of entry.
-    due: BTreeMap<(Duration, u64), Due>,
-    entries: u64,
+    pub(super) due: BTreeMap<(Duration, u64), Due>,
+    pub(super) entries: u64,
     /// Freezes of each machine, so that only the last one's end thaws it.
-    freezes: BTreeMap<usize, u64>,
-    events: BTreeMap<&'static str, u64>,
+    pub(super) freezes: BTreeMap<usize, u64>,
+    pub(super) events: BTreeMap<&'static str, u64>,
     /// Writes after which a process is killed.
-    fuses: Fuses,
-    next_record: Option<Instant>,
+    pub(super) fuses: Fuses,
+    pub(super) next_record: Option<Instant>,
     /// Tasks, bytes and shards when growth began to be watched.
-    memory: Option<(usize, usize, usize)>,
+    pub(super) memory: Option<(usize, usize, usize)>,
 }
 
 /// Processes that die at a write, by their machine's name.
-type Fuses = Arc<std::sync::Mutex<BTreeMap<String, (u64, kcl_core::test_util::Host)>>>;
+pub(super) type Fuses = Arc<std::sync::Mutex<BTreeMap<String, (u64, kcl_core::test_util::Host)>>>;
 
 impl Simulation {
     fn new(plan: &Plan, aws: &SimulatedAws, judge: &Judge) -> Self {
@@ -167,7 +167,7 @@ impl Simulation {
         simulation
     }
 
-    fn enter(&mut self, at: Duration, due: Due) {
+    pub(super) fn enter(&mut self, at: Duration, due: Due) {
         self.entries += 1;
         self.due.insert((at, self.entries), due);
     }
@@ -188,7 +188,7 @@ impl Simulation {
     }
 
     /// Lets time pass until then.
-    async fn until(&mut self, end: Duration) {
+    pub(super) async fn until(&mut self, end: Duration) {
         let start = Instant::now().checked_sub(self.aws.elapsed()).expect("the services are older than they are");
         loop {
             let next = self.due.first_key_value().map(|((at, _), _)| *at);
@@ -249,139 +249,14 @@ impl Simulation {
         }
     }
 
-    fn count(&mut self, event: &'static str) {
+    pub(super) fn count(&mut self, event: &'static str) {
         *self.events.entry(event).or_default() += 1;
     }
 
-    fn chaos(&mut self, chaos: Chaos) {
-        let now = self.aws.elapsed();
-        self.judge.tell(format_args!("chaos {chaos}"));
-        match chaos {
-            Chaos::Start(number) => {
-                self.fleet.in_service.insert(number, true);
-                self.fleet.start(number);
-            }
-            Chaos::Stop(number) => {
-                self.count("stop");
-                self.fleet.in_service.insert(number, false);
-                self.fleet.terminate(number);
-            }
-            Chaos::Replace(number) => {
-                self.count("replace");
-                self.fleet.terminate(number);
-            }
-            Chaos::Kill(number) => {
-                self.count("kill");
-                self.with_host(number, |host| host.kill());
-            }
-            Chaos::KillAtPoll(number, poll) => {
-                self.count("kill at an await");
-                self.with_host(number, |host| host.kill_at_poll(poll));
-            }
-            Chaos::KillAfterWrite(number, writes) => {
-                self.count("kill after a write");
-                if let Some(process) = self.fleet.processes.get(&number) {
-                    let fuse = (writes.max(1), process.host.clone());
-                    self.fuses.lock().expect("nobody panics with it").insert(process.host.name().to_owned(), fuse);
-                }
-            }
-            Chaos::Freeze(number, time) => {
-                self.count("freeze");
-                self.with_host(number, |host| host.freeze());
-                let freeze = self.freezes.entry(number).or_default();
-                *freeze += 1;
-                let freeze = *freeze;
-                self.enter(now + time, Due::Thaw(number, freeze));
-            }
-            Chaos::StepClock(number, millis) => {
-                self.count("clock step");
-                self.with_host(number, |host| host.clock().step_wall(millis));
-            }
-            Chaos::ClockRate(number, rate) => {
-                self.count("clock rate");
-                self.with_host(number, |host| host.clock().set_rate(rate));
-            }
-            Chaos::Split(choice) => self.split(choice),
-            Chaos::Merge(choice) => self.merge(choice),
-            Chaos::Outage(service, time) => {
-                self.count("outages");
-                self.aws.faults().outage(service, now + time);
-            }
-            Chaos::Partition(number, service, cut, time) => {
-                self.count("partitions");
-                self.aws.faults().partition(&machine(number), service, cut, now + time);
-            }
-            Chaos::Burst(count) => {
-                self.count("burst");
-                self.publisher.put(count);
-            }
-            Chaos::Recreate => self.recreate(),
-            Chaos::Mend => {
-                self.fleet.mended.store(true, Ordering::Relaxed);
-                self.judge.with(|oracle, _| oracle.allow_skips());
-            }
-        }
-    }
-
-    fn with_host(&self, number: usize, action: impl FnOnce(&kcl_core::test_util::Host)) {
+    pub(super) fn with_host(&self, number: usize, action: impl FnOnce(&kcl_core::test_util::Host)) {
         if let Some(process) = self.fleet.processes.get(&number) {
             action(&process.host);
         }
-    }
-
-    fn open_shards(&self) -> Vec<kcl_core::stream::Shard> {
-        let mut open: Vec<_> = self.aws.shards(STREAM).unwrap_or_default().into_iter().filter(kcl_core::stream::Shard::is_open).collect();
-        open.sort_by_key(|shard| shard.hash_range.start);
-        open
-    }
-
-    fn split(&mut self, choice: u64) {
-        let open = self.open_shards();
-        let shard = &open[usize::try_from(choice % open.len() as u64).unwrap_or(0)];
-        let (low, high) = (shard.hash_range.start, shard.hash_range.end);
-        if high - low < 4 {
-            return;
-        }
-        let split = SplitShardInput {
-            stream_name: Some(STREAM.to_owned()),
-            shard_to_split: shard.shard_id.to_string(),
-            new_starting_hash_key: (low + (high - low) / 2 + 1).to_string(),
-            ..Default::default()
-        };
-        // Refused while another change is under way.
-        if self.aws.kinesis().call(split).is_ok() {
-            self.count("split");
-            self.enter(self.aws.elapsed() + self.plan.resharding + Duration::from_millis(1), Due::Resharded);
-        }
-    }
-
-    fn merge(&mut self, choice: u64) {
-        let open = self.open_shards();
-        if open.len() < 2 {
-            return;
-        }
-        let first = usize::try_from(choice % (open.len() as u64 - 1)).unwrap_or(0);
-        let merge = MergeShardsInput {
-            stream_name: Some(STREAM.to_owned()),
-            shard_to_merge: open[first].shard_id.to_string(),
-            adjacent_shard_to_merge: open[first + 1].shard_id.to_string(),
-            ..Default::default()
-        };
-        if self.aws.kinesis().call(merge).is_ok() {
-            self.count("merge");
-            self.enter(self.aws.elapsed() + self.plan.resharding + Duration::from_millis(1), Due::Resharded);
-        }
-    }
-
-    fn recreate(&mut self) {
-        self.count("recreate");
-        let delete =
-            DeleteStreamInput { stream_name: Some(STREAM.to_owned()), enforce_consumer_deletion: Some(true), ..Default::default() };
-        self.aws.kinesis().call(delete).expect("the stream can be deleted");
-        let made = self.aws.time();
-        self.aws.create_stream(STREAM, self.plan.shards);
-        self.judge.with(|oracle, _| oracle.recreated(made));
-        self.judge.resharded(STREAM);
     }
 
     /// The invariants that are looked at from time to time.
@@ -416,203 +291,6 @@ impl Simulation {
                     );
                 });
             }
-        }
-    }
-
-    /// Ends the disturbance as the plan has it.
-    fn calm(&mut self) {
-        self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded));
-        self.next_record = None;
-        self.aws.set_write_budget(super::oracle::APPLICATION, None);
-        self.fuses.lock().expect("nobody panics with it").clear();
-        self.fleet.processes.values().for_each(|process| process.host.spare());
-        match self.plan.ending {
-            Ending::Heal => self.aws.faults().clear(),
-            Ending::HealthyCore(core) => {
-                let others: Vec<_> = self.fleet.in_service.iter().filter(|(_, on)| **on).map(|(number, _)| *number).skip(core).collect();
-                self.aws.faults().clear();
-                for number in others {
-                    self.break_for_ever(number);
-                }
-            }
-        }
-        let now = self.aws.elapsed();
-        let broken = self.broken();
-        for number in self.fleet.in_service.keys().copied().filter(|number| !broken.contains(number)).collect::<Vec<_>>() {
-            let freeze = self.freezes.entry(number).or_default();
-            *freeze += 1;
-            let freeze = *freeze;
-            self.enter(now, Due::Thaw(number, freeze));
-        }
-        if !self.fleet.in_service.values().any(|on| *on) {
-            self.enter(now, Due::Chaos(Chaos::Start(0)));
-        }
-    }
-
-    fn broken(&self) -> Vec<usize> {
-        match self.plan.ending {
-            Ending::Heal => Vec::new(),
-            Ending::HealthyCore(core) => {
-                self.fleet.in_service.iter().filter(|(_, on)| **on).map(|(number, _)| *number).skip(core).collect()
-            }
-        }
-    }
-
-    fn break_for_ever(&mut self, number: usize) {
-        let for_ever = Duration::MAX;
-        let choice = self.fleet.entropy.u64() % 5;
-        self.judge.tell(format_args!("machine {number} is broken for ever in way {choice}"));
-        let cut = if self.fleet.entropy.u64().is_multiple_of(2) { Cut::Requests } else { Cut::Answers };
-        match choice {
-            0 => {
-                *self.freezes.entry(number).or_default() += 1;
-                self.with_host(number, |host| host.freeze());
-            }
-            1 => {
-                // It is started again and again, and can't do anything.
-                for service in Service::ALL {
-                    self.aws.faults().partition(&machine(number), service, cut, for_ever);
-                }
-            }
-            2 => self.aws.faults().partition(&machine(number), Service::LeaseTable, cut, for_ever),
-            3 => self.aws.faults().partition(&machine(number), Service::Stream, cut, for_ever),
-            _ => {
-                self.fleet.in_service.insert(number, false);
-                self.with_host(number, |host| host.kill());
-            }
-        }
-    }
-
-    async fn everything_is_finished(&mut self) -> bool {
-        let end = self.aws.elapsed() + self.plan.patience;
-        loop {
-            if self.judge.violation().is_some() {
-                return false;
-            }
-            if self.judge.lock().undone() == 0 && self.aws.elapsed() > Duration::from_secs(30) {
-                return true;
-            }
-            if self.aws.elapsed() > end {
-                let missing = self.judge.lock().missing();
-                self.judge.with(|oracle, _| oracle.violated("L2", format!("not finished within {:?}: {missing}", self.plan.patience)));
-                return false;
-            }
-            self.until(self.aws.elapsed() + Duration::from_secs(1)).await;
-        }
-    }
-
-    /// Waits until leases are spread evenly over the machines that work, then demands that nothing moves any more.
-    async fn leases_are_even(&mut self) -> bool {
-        let duration = self.plan.lease_duration;
-        // Calls that travel late, and what comes of them.
-        self.until(self.aws.elapsed() + Duration::from_secs(30)).await;
-        // A worker that reads nothing, and knows of no other, takes five minutes to find out.
-        let patience = if self.plan.ending == Ending::Heal { 120 } else { 480 };
-        let end = self.aws.elapsed() + duration * 30 + Duration::from_secs(patience);
-        while let Err(uneven) = self.uneven() {
-            if self.aws.elapsed() > end {
-                self.judge.with(|oracle, _| oracle.violated("L3", uneven));
-                return false;
-            }
-            self.until(self.aws.elapsed() + Duration::from_secs(1)).await;
-        }
-        if self.plan.ending != Ending::Heal {
-            // Processes that can't live come and go.
-            return true;
-        }
-        let still = self.aws.elapsed();
-        self.until(still + duration * 5).await;
-        let moves = self.judge.lock().moves_since(still);
-        if moves > 0 {
-            self.judge.with(|oracle, _| oracle.violated("L3", format!("{moves} leases moved although they were even")));
-            return false;
-        }
-        self.judge.violation().is_none()
-    }
-
-    /// `Err`: leases are not even, or a worker owns one that it does not read.
-    fn uneven(&self) -> Result<(), String> {
-        let broken = self.broken();
-        let mut counts = BTreeMap::new();
-        for (number, process) in self.fleet.processes.iter().filter(|(number, _)| !broken.contains(number)) {
-            let handle = process.handle().ok_or_else(|| format!("machine {number} has no worker"))?;
-            let status = handle.status();
-            counts.insert(status.worker.to_string(), (0_usize, status.shards));
-        }
-        for (shard, owner) in self.judge.lock().owners() {
-            let Some((count, shards)) = owner.as_ref().and_then(|owner| counts.get_mut(owner)) else {
-                return Err(format!("{shard} belongs to {owner:?}, which is no worker that works"));
-            };
-            if !shards.contains_key(&shard) {
-                return Err(format!("{shard} belongs to {owner:?}, which does not read it"));
-            }
-            *count += 1;
-        }
-        let most = counts.values().map(|(count, _)| *count).max().unwrap_or(0);
-        let fewest = counts.values().map(|(count, _)| *count).min().unwrap_or(0);
-        if most > fewest + 1 {
-            return Err(format!("leases are spread from {fewest} to {most} a worker"));
-        }
-        Ok(())
-    }
-
-    fn demands_are_met(&self) {
-        let demands = self.plan.demands;
-        self.judge.with(|oracle, _| {
-            if let Some((from, to, most)) = demands.takes {
-                let takes = oracle.takes_between(from, to);
-                if takes > most {
-                    oracle.violated("L7", format!("{takes} leases were taken from {from:?} to {to:?}, at most {most} are right"));
-                }
-            }
-            if let Some(most) = demands.deaths {
-                let deaths = oracle.states().get("process killed by its record").copied().unwrap_or(0);
-                if deaths > most {
-                    oracle.violated("isolation", format!("a record has killed {deaths} processes, at most {most} are right"));
-                }
-            }
-            if let Some(most) = demands.repeated
-                && oracle.repeated() > most
-            {
-                oracle.violated("duplicates", format!("{} records were finished again, at most {most} are right", oracle.repeated()));
-            }
-            if let Some(most) = demands.always_within
-                && oracle.slowest() > most
-            {
-                oracle.violated("L2", format!("a record took {:?}, at most {most:?} are right", oracle.slowest()));
-            }
-        });
-    }
-
-    /// All are told to stop, and have to.
-    async fn all_stop(&mut self) {
-        let broken = self.broken();
-        for number in self.fleet.in_service.keys().copied().collect::<Vec<_>>() {
-            self.fleet.in_service.insert(number, false);
-            if broken.contains(&number) {
-                self.with_host(number, |host| host.kill());
-            } else {
-                self.fleet.terminate(number);
-            }
-        }
-        let end = self.aws.elapsed() + super::fleet::SHUTDOWN + Duration::from_secs(5);
-        while !self.fleet.processes.is_empty() {
-            if self.aws.elapsed() > end {
-                let left: Vec<_> = self.fleet.processes.values().map(|process| process.host.name().to_owned()).collect();
-                self.judge.with(|oracle, _| oracle.violated("L6", format!("still running after they were told to stop: {left:?}")));
-                return;
-            }
-            self.until(self.aws.elapsed() + Duration::from_millis(100)).await;
-        }
-        if broken.is_empty() {
-            let checkpointed = !self.plan.handling.manual;
-            self.judge.with(|oracle, _| oracle.all_is_released(checkpointed));
-        }
-        // Calls that travel late.
-        sleep(Duration::from_secs(60)).await;
-        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        if tasks > 0 {
-            self.judge.with(|oracle, _| oracle.violated("growth", format!("{tasks} tasks are left after all have stopped")));
         }
     }
 
