@@ -36,7 +36,7 @@ type Hidden = Option<Instant>;
 impl World {
     /// With so many letters, numbered from 0, of two keys; and a probability of each fault.
     fn new(seed: u64, letters: u64, faults: f64) -> Self {
-        let key = |number: u64| if number % 2 == 0 { "even" } else { "odd" };
+        let key = |number: u64| if number.is_multiple_of(2) { "even" } else { "odd" };
         let messages = (0..letters).map(|number| (format!("m{number:03}"), (message(number.into(), key(number)), None)));
         let state = State { messages: messages.collect(), ..State::default() };
         Self(Arc::new(Mutex::new(state)), Entropy::from_seed(seed), faults)
