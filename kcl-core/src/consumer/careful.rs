@@ -55,7 +55,7 @@ impl Careful {
 
     /// What this record needs before it is in work.
     pub(super) fn before(&self, record: ExtendedSequenceNumber, max_deaths: u32) -> Step {
-        let deaths = self.found.filter(|found| found.record == record).map_or(0, |found| found.begun);
+        let deaths = self.deaths_of(record);
         if deaths >= max_deaths {
             Step::GiveUp(deaths)
         } else if self.noted == Some(record) {
@@ -64,6 +64,15 @@ impl Careful {
         } else {
             Step::Note(Suspect { record, begun: deaths + 1 })
         }
+    }
+
+    fn deaths_of(&self, record: ExtendedSequenceNumber) -> u32 {
+        self.found.filter(|found| found.record == record).map_or(0, |found| found.begun)
+    }
+
+    /// What is to stand in the lease when the shard is let go in peace: the record noted last, without the attempt that came back.
+    pub(super) fn given_back(&self) -> Option<Suspect> {
+        self.noted.map(|record| Suspect { record, begun: self.deaths_of(record) })
     }
 
     pub(super) fn noted(&mut self, record: ExtendedSequenceNumber) {
@@ -119,6 +128,7 @@ mod tests {
         assert_eq!(careful.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: 1 }));
         careful.noted(at(6));
         assert_eq!(careful.before(at(6), 3), Step::Go);
+        assert_eq!(careful.given_back(), Some(Suspect { record: at(6), begun: 0 }), "let go in peace, nobody has died of it");
         assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
         for begun in 1..3 {
             let careful = Careful::judge(&lease(3, Some((6, begun))), true).unwrap();

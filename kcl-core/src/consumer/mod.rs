@@ -182,6 +182,10 @@ impl ShardConsumer {
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
         let hold = Hold { shared, term, shard };
         let work = Work::new(&hold);
+        if work.finished_before.is_none() {
+            // A note that a checkpoint put back has made void would be valid again once the checkpoint has passed its base.
+            hold.term.set_finished_beyond(None);
+        }
         if work.careful.is_none() {
             hold.term.set_carefree();
         } else {
@@ -253,6 +257,12 @@ impl ShardConsumer {
             if let Err(failure) = guarded(processor.shutdown_requested(&self.hold.shard), None).await {
                 tracing::error!(%failure, "shutdown_requested failed; records since the last checkpoint will be delivered again");
             }
+        }
+        if let Some(careful) = &self.work.careful
+            && let Some(suspect) = careful.given_back()
+        {
+            // Its call has ended, whatever it came to: nobody has died of it this time.
+            self.hold.term.set_given_back(suspect);
         }
         self.release(self.final_checkpoint(), BTreeSet::new()).await;
     }

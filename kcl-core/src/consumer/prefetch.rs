@@ -90,14 +90,30 @@ impl Prefetched {
         if let Ok((fetched, _)) = self.receiver.try_recv() {
             return fetched;
         }
-        self.hungry.send_replace(true);
+        let hunger = Hunger::begin(&self.hungry);
         let ahead = self.receiver.recv().await;
-        self.hungry.send_replace(false);
+        drop(hunger);
         match ahead {
             Some((fetched, _)) => fetched,
             // The reading end stays pending after the end of the shard, which was given.
             None => std::future::pending().await,
         }
+    }
+}
+
+/// A wait for records, however it ends: one that is given up must not have its shard read on without a share of the budget.
+struct Hunger<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Hunger<'a> {
+    fn begin(hungry: &'a watch::Sender<bool>) -> Self {
+        hungry.send_replace(true);
+        Self(hungry)
+    }
+}
+
+impl Drop for Hunger<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 
@@ -143,6 +159,18 @@ mod tests {
             }
         };
         tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_is_given_up_is_no_hunger() {
+        let (_prefetcher, mut prefetched, _) = shard(&PrefetchBudget::new(100 << 20));
+        let hungry = prefetched.hungry.subscribe();
+        {
+            let mut wait = Box::pin(prefetched.next());
+            assert!((&mut wait).now_or_never().is_none());
+            assert!(*hungry.borrow());
+        }
+        assert!(!*hungry.borrow());
     }
 
     #[tokio::test(start_paused = true)]

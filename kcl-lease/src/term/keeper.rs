@@ -168,6 +168,9 @@ impl TermKeeper {
             write.switches = Switches::Keep;
         }
         let notes = self.notes.borrow_and_update();
+        if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back) {
+            write.suspect = Change::Set(suspect);
+        }
         if notes.carefree {
             write.suspect = Change::from_to(self.held.suspect.as_ref(), None);
         }

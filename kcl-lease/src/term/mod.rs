@@ -123,6 +123,8 @@ struct Notes {
     finished_beyond: Option<FinishedBeyond>,
     /// Records go in batches: a note of one in work alone is removed.
     carefree: bool,
+    /// The record in work alone came back: what a release notes of it.
+    given_back: Option<Suspect>,
 }
 
 /// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
@@ -182,7 +184,7 @@ fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool)
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
     // What is noted already stays, until the holder says otherwise.
-    let notes = watch::Sender::new(Notes { watermark: None, finished_beyond: row.finished_beyond.clone(), carefree: false });
+    let notes = watch::Sender::new(Notes { watermark: None, finished_beyond: row.finished_beyond.clone(), ..Notes::default() });
     let term = Term {
         taken: Arc::new(row.clone()),
         from_the_dead,
@@ -275,6 +277,11 @@ impl Term {
     /// Tells the keeper that records go in batches: the next write removes the note of a record in work alone, if there is one.
     pub fn set_carefree(&self) {
         self.notes.send_modify(|notes| notes.carefree = true);
+    }
+
+    /// Tells the keeper that work on the record that was noted last has come back: the release notes this in its place.
+    pub fn set_given_back(&self, suspect: Suspect) {
+        self.notes.send_modify(|notes| notes.given_back = Some(suspect));
     }
 
     /// Notes in the row that this record is in work alone, with a checkpoint of those before it. It stands there until

@@ -364,6 +364,13 @@ async fn a_record_in_work_alone_is_found_by_who_takes_the_lease_from_the_dead() 
     let term = world.take("b").await;
     assert!(term.is_from_the_dead());
     assert_eq!(term.taken().suspect, Some(suspect));
+    // Let go in peace: whoever comes next is careful, and counts no death for this time.
+    let given_back = Suspect { begun: 1, ..suspect };
+    term.note_suspect(Suspect { begun: 2, ..suspect }, None).await.unwrap();
+    term.set_given_back(given_back);
+    term.release(None, BTreeSet::new()).await.unwrap();
+    assert_eq!(world.row().await.suspect, Some(given_back));
+    let term = world.take("b2").await;
     term.set_carefree();
     term.release(None, BTreeSet::new()).await.unwrap();
     assert_eq!(world.row().await.suspect, None);
