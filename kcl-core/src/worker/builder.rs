@@ -1,4 +1,4 @@
-//! Building a worker: settings with their defaults, and every check that can be made before work starts.
+//! Building a worker: settings with their defaults, and how the parts are put together. The checks that come before are in `checks`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,79 +6,69 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use aws_config::SdkConfig;
-use futures::future::BoxFuture;
 use kcl_checkpoint::InitialPosition;
-use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_efo::{FanOutApi, KinesisFanOut};
+use kcl_efo::FanOutApi;
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{LeaseTiming, TermContext};
-use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, SystemClock, TableError, WorkerId};
+use kcl_lease::{Clock, Entropy, LeaseTable, SystemClock, TableError, WorkerId};
 use opentelemetry::metrics::Meter;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::checks::patiently;
 use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
-use super::settings::{self, within};
 use super::shard_sync::ShardSync;
 use crate::consumer::{
-    Aggregated, Checkpointing, Factory, Flow, LARGEST_ANSWER, Lanes, PoisonedKey, PrefetchBudget, Processing, Reading, RetryPolicy,
-    SafetyValve, Shared, TrimmedData,
+    Aggregated, Checkpointing, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing, Reading, RetryPolicy, SafetyValve, Shared,
+    TrimmedData,
 };
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
 use crate::handler::{EachRecord, RecordHandler};
 use crate::metrics::Metrics;
 use crate::processor::RecordProcessorFactory;
-use crate::retrieval::polling::PollingConfigError;
-use crate::retrieval::{FanOutConfig, Intended, Polling, PollingConfig, RetrievalMode};
+use crate::retrieval::{FanOutConfig, Polling, PollingConfig, RetrievalMode};
 use crate::status::StatusBoard;
-use crate::stream::{KinesisStream, ServiceClock, StreamApi, StreamDescription, StreamError, StreamStatus};
-
-/// How often a call is repeated that fails before the worker has started.
-const HICCUPS: u32 = 5;
-/// How long a stream that is being made is waited for.
-const STREAM_READY: Duration = Duration::from_secs(120);
-
-type Ports = (Arc<dyn StreamApi>, Arc<dyn LeaseTable>);
+use crate::stream::{ServiceClock, StreamApi};
 
 /// Settings of a [`Worker`], each with a default that is right for production.
 ///
 /// Required: [`aws_config`](Self::aws_config) (or the ports in its place) and [`processor`](Self::processor).
 #[must_use = "nothing happens until `build`"]
 pub struct WorkerBuilder {
-    application: String,
-    stream: String,
-    aws: Option<SdkConfig>,
-    factory: Option<Factory>,
-    dead_letter_queue: Option<Arc<dyn DeadLetterQueue>>,
-    initial: InitialPosition,
-    table_name: Option<String>,
-    table_options: TableOptions,
-    worker_name: String,
-    lease_duration: Duration,
-    handoff_timeout: Duration,
-    shutdown_timeout: Duration,
-    shard_sync_interval: Duration,
-    max_leases: usize,
-    checkpointing: Option<Checkpointing>,
-    retry: RetryPolicy,
-    processing: Processing,
-    retrieval: RetrievalMode,
-    fan_out: FanOutConfig,
-    polling: PollingConfig,
-    prefetch_bytes: usize,
-    trimmed: TrimmedData,
-    adopt: bool,
-    meter: Option<Meter>,
-    clock: Arc<dyn Clock>,
-    entropy: Option<Entropy>,
-    lease_table: Option<Arc<dyn LeaseTable>>,
-    stream_api: Option<Arc<dyn StreamApi>>,
-    fan_out_api: Option<Arc<dyn FanOutApi>>,
-    machine: Machine,
+    pub(super) application: String,
+    pub(super) stream: String,
+    pub(super) aws: Option<SdkConfig>,
+    pub(super) factory: Option<Factory>,
+    pub(super) dead_letter_queue: Option<Arc<dyn DeadLetterQueue>>,
+    pub(super) initial: InitialPosition,
+    pub(super) table_name: Option<String>,
+    pub(super) table_options: TableOptions,
+    pub(super) worker_name: String,
+    pub(super) lease_duration: Duration,
+    pub(super) handoff_timeout: Duration,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) shard_sync_interval: Duration,
+    pub(super) max_leases: usize,
+    pub(super) checkpointing: Option<Checkpointing>,
+    pub(super) retry: RetryPolicy,
+    pub(super) processing: Processing,
+    pub(super) retrieval: RetrievalMode,
+    pub(super) fan_out: FanOutConfig,
+    pub(super) polling: PollingConfig,
+    pub(super) prefetch_bytes: usize,
+    pub(super) trimmed: TrimmedData,
+    pub(super) adopt: bool,
+    pub(super) meter: Option<Meter>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Option<Entropy>,
+    pub(super) lease_table: Option<Arc<dyn LeaseTable>>,
+    pub(super) stream_api: Option<Arc<dyn StreamApi>>,
+    pub(super) fan_out_api: Option<Arc<dyn FanOutApi>>,
+    pub(super) machine: Machine,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -428,153 +418,4 @@ impl WorkerBuilder {
             machine: self.machine,
         })
     }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        settings::table_name("application", &self.application)?;
-        if let Some(name) = &self.table_name {
-            settings::table_name("lease_table_name", name)?;
-        }
-        settings::stream(&self.stream, self.region().as_deref())?;
-        settings::worker_name(&self.worker_name)?;
-        within("lease_duration", self.lease_duration, &settings::LEASE_DURATION)?;
-        within("handoff_timeout", self.handoff_timeout, &settings::HANDOFF_TIMEOUT)?;
-        within("shutdown_timeout", self.shutdown_timeout, &settings::SHUTDOWN_TIMEOUT)?;
-        within("shard_sync_interval", self.shard_sync_interval, &settings::SHARD_SYNC_INTERVAL)?;
-        within("max_leases", self.max_leases, &settings::MAX_LEASES)?;
-        if let Some(Checkpointing::Automatic { interval }) = self.checkpointing {
-            within("checkpointing.interval", interval, &settings::CHECKPOINT_INTERVAL)?;
-        }
-        if self.prefetch_bytes > 0 {
-            within("prefetch_bytes", self.prefetch_bytes, &(LARGEST_ANSWER..=4 << 30))?;
-        }
-        self.retry.validate(self.handoff_timeout)?;
-        self.processing.validate()?;
-        if self.processing.lanes.lanes > 1 && self.checkpointing == Some(Checkpointing::Manual) {
-            let rule = "must be 1 with manual checkpoints: records finish out of order, and no processor sees all of them";
-            return Err(ConfigError::new("lanes.lanes", self.processing.lanes.lanes, rule));
-        }
-        self.polling.validate().map_err(polling_rule)
-    }
-
-    fn region(&self) -> Option<String> {
-        self.aws.as_ref().and_then(|aws| aws.region()).map(ToString::to_string)
-    }
-
-    fn ports(&mut self, timing: &LeaseTiming, entropy: &Entropy) -> Result<Ports, ConfigError> {
-        if let (Some(stream), Some(table)) = (&self.stream_api, &self.lease_table) {
-            return Ok((Arc::clone(stream), Arc::clone(table)));
-        }
-        let aws = self.aws.as_ref().ok_or_else(|| {
-            ConfigError::new("aws_config", "not set", "is needed: give it what aws_config::load_from_env().await returns")
-        })?;
-        if aws.region().is_none() {
-            return Err(ConfigError::new(
-                "aws_config",
-                "without a region",
-                "needs a region: set AWS_REGION, or `region` in the profile of the AWS configuration file",
-            ));
-        }
-        if aws.credentials_provider().is_none() {
-            return Err(ConfigError::new(
-                "aws_config",
-                "without credentials",
-                "needs credentials: see the standard AWS environment and configuration",
-            ));
-        }
-        let stream = self
-            .stream_api
-            .clone()
-            .unwrap_or_else(|| Arc::new(KinesisStream::new(aws_sdk_kinesis::Client::new(aws), &self.stream, Duration::from_secs(5))));
-        let table = self.lease_table.clone().unwrap_or_else(|| {
-            let options = TableOptions { call_timeout: timing.call_timeout(), ..self.table_options.clone() };
-            let name = self.table_name.as_ref().unwrap_or(&self.application);
-            Arc::new(DynamoDbLeaseTable::new(&aws_sdk_dynamodb::Client::new(aws), name, options, entropy))
-        });
-        Ok((stream, table))
-    }
-
-    fn intended_retrieval(&self, stream: &StreamDescription, entropy: &Entropy) -> Result<Intended, WorkerError> {
-        let api = match (&self.fan_out_api, &self.aws) {
-            (Some(api), _) => Some(Arc::clone(api)),
-            (None, Some(aws)) if self.retrieval != RetrievalMode::Polling => Some(Arc::new(KinesisFanOut::new(aws)) as Arc<dyn FanOutApi>),
-            (None, _) => None,
-        };
-        if api.is_none() && self.retrieval == RetrievalMode::FanOut {
-            let rule = "needs `aws_config` or `fan_out_api`: the stream given by `stream_api` has no subscriptions";
-            return Err(ConfigError::new("retrieval", self.retrieval, rule).into());
-        }
-        // Without anything to subscribe with, automatic means polling.
-        let mode = if api.is_some() { self.retrieval } else { RetrievalMode::Polling };
-        Ok(Intended::new(mode, &self.fan_out, &self.application, &stream.arn, api, entropy)?)
-    }
-
-    /// Describes the stream, and waits for one that is being made.
-    async fn wait_for_stream(&self, api: &dyn StreamApi, clock: &ServiceClock) -> Result<StreamDescription, WorkerError> {
-        let deadline = tokio::time::Instant::now() + STREAM_READY;
-        let mut failures = 0;
-        loop {
-            let overdue = tokio::time::Instant::now() >= deadline;
-            match clock.describe(api).await {
-                Ok(stream) => match stream.status {
-                    StreamStatus::Active => return Ok(stream),
-                    StreamStatus::Deleting => return Err(WorkerError::StreamDeleting { stream: stream.arn }),
-                    StreamStatus::Creating if overdue => {
-                        let message = format!("it is still being made after {STREAM_READY:?}");
-                        return Err(
-                            StreamError::NotReady { stream: stream.arn, operation: "kinesis:DescribeStreamSummary", message }.into()
-                        );
-                    }
-                    StreamStatus::Creating => tracing::info!(stream = stream.arn, "the stream is being made; waiting"),
-                },
-                Err(StreamError::NotFound { .. }) => {
-                    let region = self.region().unwrap_or_else(|| "unknown".to_owned());
-                    return Err(WorkerError::StreamNotFound { stream: self.stream.clone(), region });
-                }
-                // A hiccup is no reason to refuse; an endpoint that never answers is.
-                Err(error) if error.is_retryable() && failures < HICCUPS && !overdue => failures += 1,
-                Err(error) => return Err(error.into()),
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    }
-
-    /// Refuses leases that another stream of the same name has left, or deletes them if that is allowed.
-    async fn check_identity(&self, table: &dyn LeaseTable, stream: &StreamDescription) -> Result<(), WorkerError> {
-        let strangers: Vec<Lease> = {
-            let listing = patiently(|| table.list(), TableError::is_retryable).await?;
-            let strange = |lease: &Lease| lease.stream_created.is_some_and(|created| created != stream.created);
-            listing.leases.into_iter().filter(strange).collect()
-        };
-        if is_planted(Bug::IdentityNotChecked) {
-            return Ok(());
-        }
-        if !strangers.is_empty() && !self.adopt {
-            return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: stream.arn.clone() });
-        }
-        for lease in strangers {
-            let deleted = table.delete(&lease).await?;
-            tracing::error!(
-                target: "kcl::audit",
-                shard = %lease.shard_id, checkpoint = %lease.checkpoint, deleted,
-                "the stream was made anew: the lease of its predecessor is deleted, as configured"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Makes a call, and again some times if that may help: a hiccup is no reason to refuse.
-async fn patiently<'a, T, E>(call: impl Fn() -> BoxFuture<'a, Result<T, E>>, is_retryable: impl Fn(&E) -> bool) -> Result<T, E> {
-    let mut failures = 0;
-    loop {
-        match call().await {
-            Err(error) if is_retryable(&error) && failures < HICCUPS => failures += 1,
-            result => return result,
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-fn polling_rule(error: PollingConfigError) -> ConfigError {
-    ConfigError { setting: error.setting, value: error.value, rule: error.range }
 }

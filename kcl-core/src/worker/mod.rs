@@ -4,6 +4,7 @@
 //! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the worker's own task.
 
 mod builder;
+mod checks;
 mod coordinator;
 mod machine;
 mod settings;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_core::{Checkpoint, Lanes, PoisonedKey};
+use kcl_core::{Checkpoint, Lanes, LeaseTable as _, PoisonedKey};
+use kcl_lease::Lease;
 use tokio::time::{Instant, sleep};
 
 use super::service::{APPLICATION, Scene, Tells, until};
@@ -69,6 +70,33 @@ async fn a_slow_key_holds_up_nobody_and_what_is_finished_beyond_it_is_not_repeat
     scene.stop(running).await;
     assert_eq!(scene.done.texts().len(), 3 + 40, "nothing was repeated");
     in_order(&scene);
+}
+
+/// A note that was void, and stayed, would be valid again once the checkpoint has passed where it was made.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_is_put_back_makes_the_note_void_for_good() {
+    let mut scene = Scene::new(8, Tells::InOrder);
+    scene.put("slow", "good 0");
+    scene.put("slow", "slow 1");
+    put(&scene, 8, 5);
+    let lanes = |builder: kcl_core::WorkerBuilder| builder.lanes(Lanes::new(4)).max_batch_records(1).retry_policy(Default::default());
+    let running = scene.start(lanes).await;
+    until("the others are processed", || scene.done.texts().len() == 1 + 40).await;
+    sleep(Duration::from_secs(8)).await;
+    running.host.kill();
+    let row = scene.aws.leases(APPLICATION).remove(0);
+    assert!(row.finished_beyond.as_ref().is_some_and(|note| note.base.is_some()), "{row:?}");
+
+    let table = scene.aws.host("operator").lease_table(APPLICATION);
+    assert!(table.delete(&row).await.unwrap());
+    assert!(table.create(&Lease { checkpoint: Checkpoint::TrimHorizon, owner: None, ..row }).await.unwrap());
+    let running = scene.start(lanes).await;
+    running.handle.pause();
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(scene.aws.leases(APPLICATION)[0].finished_beyond, None);
+    running.handle.resume();
+    until("all comes again, and the slow one ends", || scene.done.texts().len() == 2 * 41 + 1).await;
+    scene.stop(running).await;
 }
 
 #[tokio::test(start_paused = true)]
