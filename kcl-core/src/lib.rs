@@ -44,6 +44,7 @@
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
 //! | [`dead_letter`] | the dead-letter queue port: SQS, Kinesis, a file; the blob store port: S3; the message, written and read |
 //! | [`redrive`] | dead letters back into a stream, or through a handler |
+//! | [`seek`] | an application begins elsewhere: at a time, at a record, at the oldest or the latest |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -57,6 +58,7 @@ pub mod processor;
 pub mod record;
 pub mod redrive;
 pub mod retrieval;
+pub mod seek;
 pub mod shutdown;
 pub mod status;
 pub mod stream;

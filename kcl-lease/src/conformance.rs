@@ -9,7 +9,7 @@ use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timesta
 
 use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
 use crate::table::{LeaseListing, LeaseTable, WriteOutcome};
-use crate::write::{Change, LeaseWrite, WriteId};
+use crate::write::{Change, LeaseWrite, NewStart, WriteId};
 
 /// Runs all cases, each over a table that `make` gives.
 ///
@@ -84,7 +84,7 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
     let children = BTreeSet::from(["shardId-000000000008".into()]);
     let asked = LeaseWrite::request_handoff(&held, &worker).expect("the lease is owned by another worker");
     let mut noted = LeaseWrite::checkpoint(&held, at(200, 0), id);
-    noted.watermark = Some(Timestamp::from_millis(5));
+    noted.watermark = Change::Set(Timestamp::from_millis(5));
     noted.initial_timestamp_if_absent = Some(Timestamp::from_millis(6));
     noted.stream_created_if_absent = Some(Timestamp::from_millis(7));
     noted.finished_beyond = Change::Set(note());
@@ -106,7 +106,9 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
         ("take of a lease with notes", watched.clone(), LeaseWrite::take(&watched, &worker, id)),
         ("release", held.clone(), LeaseWrite::release(&held, None, BTreeSet::new(), id)),
         ("release to the next owner", handed.clone(), LeaseWrite::release(&handed, Some(at(200, 0)), BTreeSet::new(), id)),
-        ("end", held.clone(), LeaseWrite::release(&held, Some(Checkpoint::ShardEnd), children, id)),
+        ("end", held.clone(), LeaseWrite::release(&held, Some(Checkpoint::ShardEnd), children.clone(), id)),
+        ("begin elsewhere", full(), LeaseWrite::seek(&full(), Some(&worker), NewStart::latest(Timestamp::from_millis(8)), children, id)),
+        ("begin elsewhere, and stay the owner", watched.clone(), LeaseWrite::restart(&watched, NewStart::TRIM_HORIZON, id)),
         ("request for a handoff", held, asked),
     ]
 }
@@ -281,7 +283,12 @@ pub async fn what_is_noted_if_absent_stays<T: LeaseTable>(table: &T) {
     let note = |seen: &Lease, millis: u64| {
         let time = Some(Timestamp::from_millis(millis));
         let write = LeaseWrite::renew(seen, WriteId(millis));
-        LeaseWrite { watermark: time, initial_timestamp_if_absent: time, stream_created_if_absent: time, ..write }
+        LeaseWrite {
+            watermark: Change::from_to(None, time.as_ref()),
+            initial_timestamp_if_absent: time,
+            stream_created_if_absent: time,
+            ..write
+        }
     };
     let times = |lease: &Lease| [lease.initial_timestamp, lease.stream_created, lease.watermark].map(|time| time.map(Timestamp::as_millis));
     put(table, &owned(Some("a"), None)).await;

@@ -11,6 +11,7 @@
 //! | [`assignment`] | which leases this worker takes, asks for, or leaves alone |
 //! | [`shard_sync`] | which leases a list of shards needs |
 //! | [`cleanup`] | which finished leases may be deleted |
+//! | [`seek`] | what becomes of the leases when an application begins elsewhere |
 //! | [`term`] | one worker's hold on one lease: validity, fencing token, the one task that writes its row |
 //! | [`clock`], [`entropy`], [`backoff`] | time, randomness and pacing, injected |
 //!
@@ -28,6 +29,7 @@ pub mod entropy;
 pub mod lease;
 pub mod liveness;
 pub mod memory;
+pub mod seek;
 pub mod shard_sync;
 pub mod table;
 pub mod term;
@@ -39,4 +41,4 @@ pub use entropy::Entropy;
 pub use lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
 pub use memory::InMemoryLeaseTable;
 pub use table::{LeaseListing, LeaseTable, TableError, UnreadableLease, WriteOutcome};
-pub use write::{Change, LeaseWrite, WriteId};
+pub use write::{Change, LeaseWrite, NewStart, WriteId};

@@ -80,6 +80,34 @@ impl<T: Clone + PartialEq> Change<T> {
     }
 }
 
+/// Where a shard begins anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewStart {
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+    /// What LATEST or AT_TIMESTAMP means.
+    pub instant: Option<Timestamp>,
+}
+
+impl NewStart {
+    /// With the oldest record that the stream keeps.
+    pub const TRIM_HORIZON: Self = Self { checkpoint: Checkpoint::TrimHorizon, instant: None };
+    /// Nowhere: the shard counts as read to its end.
+    pub const SHARD_END: Self = Self { checkpoint: Checkpoint::ShardEnd, instant: None };
+
+    /// With the first record that arrived at this time or later.
+    #[must_use]
+    pub fn at_timestamp(time: Timestamp) -> Self {
+        Self { checkpoint: Checkpoint::AtTimestamp, instant: Some(time) }
+    }
+
+    /// With the first record that arrived after `now`, and with whatever came before it left out.
+    #[must_use]
+    pub fn latest(now: Timestamp) -> Self {
+        Self { checkpoint: Checkpoint::Latest, instant: Some(now) }
+    }
+}
+
 /// One conditional update of one row. Built by the functions below; carried out by a [`LeaseTable`](crate::table::LeaseTable).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LeaseWrite {
@@ -100,13 +128,15 @@ pub struct LeaseWrite {
     pub checkpoint: Option<Checkpoint>,
     /// Child shards to note.
     pub children: BTreeSet<ShardId>,
-    /// A new watermark.
-    pub watermark: Option<Timestamp>,
+    /// What becomes of the watermark.
+    pub watermark: Change<Timestamp>,
     /// What becomes of the note of records that are finished beyond the checkpoint.
     pub finished_beyond: Change<FinishedBeyond>,
     /// What becomes of the record in work alone.
     pub suspect: Change<Suspect>,
-    /// Where reading starts, noted only if the row says nothing of it.
+    /// What becomes of the instant at which reading starts.
+    pub initial_timestamp: Change<Timestamp>,
+    /// The same, noted only if the row says nothing of it.
     pub initial_timestamp_if_absent: Option<Timestamp>,
     /// When the stream was created, noted only if the row says nothing of it.
     pub stream_created_if_absent: Option<Timestamp>,
@@ -174,6 +204,29 @@ impl LeaseWrite {
         }
     }
 
+    /// Begins the shard elsewhere, forwards or back, for the same owner: what the row noted of how far it was read is void.
+    #[must_use]
+    pub fn restart(held: &Lease, start: NewStart, write_id: WriteId) -> Self {
+        Self {
+            checkpoint: Some(start.checkpoint),
+            switches: Switches::Set(0),
+            initial_timestamp: Change::from_to(held.initial_timestamp.as_ref(), start.instant.as_ref()),
+            watermark: Change::from_to(held.watermark.as_ref(), None),
+            finished_beyond: Change::from_to(held.finished_beyond.as_ref(), None),
+            suspect: Change::from_to(held.suspect.as_ref(), None),
+            ..Self::of_term(held, write_id)
+        }
+    }
+
+    /// Begins the shard elsewhere, and ends the term of whoever owns it: every later write of that one is refused.
+    ///
+    /// `holder` owns the lease from now on and never renews it, so that whoever takes it waits a lease duration from seeing it: as long as the old owner may
+    /// believe in its term. `None`, only if the old owner is known to have let go: free to take at once. `children` as for a shard that has ended.
+    #[must_use]
+    pub fn seek(seen: &Lease, holder: Option<&WorkerId>, start: NewStart, children: BTreeSet<ShardId>, write_id: WriteId) -> Self {
+        Self { owner: holder.cloned(), checkpoint_owner: None, children, ..Self::restart(seen, start, write_id) }
+    }
+
     /// Asks the living owner to hand the lease over to `worker`. Does not end the owner's term, does not touch the counter.
     /// `None` if the lease has no owner, belongs to `worker`, or is already being handed over.
     #[must_use]
@@ -199,9 +252,10 @@ impl LeaseWrite {
             switches: Switches::Keep,
             checkpoint: None,
             children: BTreeSet::new(),
-            watermark: None,
+            watermark: Change::Keep,
             finished_beyond: Change::Keep,
             suspect: Change::Keep,
+            initial_timestamp: Change::Keep,
             initial_timestamp_if_absent: None,
             stream_created_if_absent: None,
         }
@@ -238,10 +292,10 @@ impl LeaseWrite {
             },
             checkpoint: self.checkpoint.unwrap_or(row.checkpoint),
             children: if self.children.is_empty() { row.children.clone() } else { self.children.clone() },
-            watermark: self.watermark.or(row.watermark),
+            watermark: self.watermark.apply(row.watermark.as_ref()),
             finished_beyond: self.finished_beyond.apply(row.finished_beyond.as_ref()),
             suspect: self.suspect.apply(row.suspect.as_ref()),
-            initial_timestamp: row.initial_timestamp.or(self.initial_timestamp_if_absent),
+            initial_timestamp: self.initial_timestamp.apply(row.initial_timestamp.as_ref()).or(self.initial_timestamp_if_absent),
             stream_created: row.stream_created.or(self.stream_created_if_absent),
             ..row.clone()
         })
@@ -370,6 +424,43 @@ mod tests {
                 assert_eq!(write.apply(&held).unwrap().checkpoint, written, "{asked} after {}", held.checkpoint);
             }
         }
+    }
+
+    #[test]
+    fn a_seek_ends_the_owners_term_and_voids_what_was_noted() {
+        let time = Timestamp::from_millis(9);
+        let held = Lease {
+            checkpoint: at(5),
+            owner_switches_since_checkpoint: 3,
+            watermark: Some(time),
+            suspect: Some(Suspect { record: ExtendedSequenceNumber::whole(6.into()), begun: 2 }),
+            ..owned_by(Some("b"), Some("a"))
+        };
+        let (seek, start) = (worker("seek"), NewStart::at_timestamp(time));
+        let sought = LeaseWrite::seek(&held, Some(&seek), start, BTreeSet::new(), WriteId(1)).apply(&held).unwrap();
+        let expected = Lease {
+            checkpoint: Checkpoint::AtTimestamp,
+            initial_timestamp: Some(time),
+            counter: 8,
+            write_id: Some(WriteId(1)),
+            ..owned_by(Some("seek"), None)
+        };
+        assert_eq!(sought, expected);
+        for late in [LeaseWrite::checkpoint(&held, at(6), WriteId(2)), LeaseWrite::release(&held, Some(at(6)), BTreeSet::new(), WriteId(2))]
+        {
+            assert_eq!(late.apply(&sought), None);
+        }
+        let again = LeaseWrite::seek(&sought, None, NewStart::TRIM_HORIZON, BTreeSet::new(), WriteId(3)).apply(&sought).unwrap();
+        assert_eq!((again.owner, again.checkpoint, again.initial_timestamp), (None, Checkpoint::TrimHorizon, None));
+    }
+
+    #[test]
+    fn an_owner_begins_its_shard_elsewhere_and_stays_its_owner() {
+        let held = Lease { checkpoint: at(5), ..owned_by(Some("b"), Some("a")) };
+        let now = Timestamp::from_millis(9);
+        let begun = LeaseWrite::restart(&held, NewStart::latest(now), WriteId(1)).apply(&held).unwrap();
+        assert_eq!((begun.checkpoint, begun.initial_timestamp), (Checkpoint::Latest, Some(now)));
+        assert_eq!((begun.actual_owner(), begun.next_owner()), (Some(&worker("a")), Some(&worker("b"))));
     }
 
     #[test]

@@ -5,3 +5,4 @@
 mod crash_points;
 mod processing;
 mod runs;
+mod seek;

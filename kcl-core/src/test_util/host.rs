@@ -14,6 +14,7 @@ use super::aws::SimulatedAws;
 use super::clock::SimulatedClock;
 use super::network::Link;
 use super::{SimulatedDeadLetterQueue, SimulatedFanOut, SimulatedLeaseTable, SimulatedStream};
+use crate::seek::{Seek, SeekTo};
 use crate::stream::StreamApi;
 use crate::worker::{Worker, WorkerBuilder};
 
@@ -75,6 +76,15 @@ impl Host {
             .clock(clock)
             .entropy(self.entropy.clone())
             .power(self.power.clone())
+    }
+
+    /// A seek from this host, of an application that reads a simulated stream.
+    pub fn seek(&self, application: &str, stream: &str, to: SeekTo) -> Seek {
+        Seek::new(application, stream, to)
+            .stream_api(Arc::new(self.stream(stream)))
+            .lease_table(Arc::new(self.lease_table(application)))
+            .clock(Arc::new(self.clock.clone()))
+            .entropy(self.entropy.clone())
     }
 
     /// The stream, as this host reaches it.

@@ -161,7 +161,7 @@ impl WorkerBuilder {
 }
 
 /// Makes a call, and again some times if that may help: a hiccup is no reason to refuse.
-pub(super) async fn patiently<'a, T, E>(call: impl Fn() -> BoxFuture<'a, Result<T, E>>, is_retryable: impl Fn(&E) -> bool) -> Result<T, E> {
+pub(crate) async fn patiently<'a, T, E>(call: impl Fn() -> BoxFuture<'a, Result<T, E>>, is_retryable: impl Fn(&E) -> bool) -> Result<T, E> {
     let mut failures = 0;
     loop {
         match call().await {

@@ -7,7 +7,7 @@ mod builder;
 mod checks;
 mod coordinator;
 mod machine;
-mod settings;
+pub(crate) mod settings;
 mod shard_sync;
 
 use std::panic::AssertUnwindSafe;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::builder::WorkerBuilder;
+pub(crate) use self::checks::patiently;
 use self::coordinator::{Coordinator, Held};
 use self::machine::Machine;
 use self::shard_sync::ShardSync;

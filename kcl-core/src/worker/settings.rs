@@ -40,7 +40,7 @@ fn name(setting: &'static str, value: &str, length: &RangeInclusive<usize>) -> R
 }
 
 /// The application names the lease table, so the rules of DynamoDB's table names hold.
-pub(super) fn table_name(setting: &'static str, value: &str) -> Result<(), ConfigError> {
+pub(crate) fn table_name(setting: &'static str, value: &str) -> Result<(), ConfigError> {
     name(setting, value, &(3..=255))
 }
 

@@ -55,11 +55,10 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
     if !write.children.is_empty() {
         parts.set(attribute::CHILDREN, item::shard_ids(&write.children));
     }
-    if let Some(time) = write.watermark {
-        parts.set(attribute::WATERMARK, item::timestamp(time));
-    }
+    parts.change(attribute::WATERMARK, &write.watermark, |time| item::timestamp(*time));
     parts.change(attribute::FINISHED_BEYOND, &write.finished_beyond, item::finished_beyond);
     parts.change(attribute::SUSPECT, &write.suspect, item::suspect);
+    parts.change(attribute::INITIAL_TIMESTAMP, &write.initial_timestamp, |time| item::timestamp(*time));
     if let Some(time) = write.initial_timestamp_if_absent {
         parts.set_if_absent(attribute::INITIAL_TIMESTAMP, item::timestamp(time));
     }
@@ -173,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::lease::WorkerId;
-    use crate::write::WriteId;
+    use crate::write::{NewStart, WriteId};
 
     fn lease(owner: Option<&str>, checkpoint_owner: Option<&str>) -> Lease {
         let mut lease = Lease::new("shardId-000000000000".into(), Checkpoint::TrimHorizon);
@@ -212,7 +211,7 @@ mod tests {
         let owned = lease(Some("a"), None);
         let handed = lease(Some("b"), Some("a"));
         let mut noted = LeaseWrite::checkpoint(&owned, at, id);
-        noted.watermark = Some(Timestamp::from_millis(11));
+        noted.watermark = Change::Set(Timestamp::from_millis(11));
         noted.initial_timestamp_if_absent = Some(Timestamp::from_millis(12));
         noted.stream_created_if_absent = Some(Timestamp::from_millis(13));
 
@@ -259,7 +258,7 @@ mod tests {
             (
                 "hand over",
                 LeaseWrite::release(&handed, None, BTreeSet::new(), id),
-                handed_row,
+                handed_row.clone(),
                 format!("SET leaseOwner = 'b', {wid} REMOVE checkpointOwner ADD leaseCounter 1, ownerSwitchesSinceCheckpoint 1"),
             ),
             (
@@ -269,6 +268,21 @@ mod tests {
                 format!(
                     "SET {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = 'SHARD_END', checkpointSubSequenceNumber = 0, \
                      childShardIds = [\"c1\", \"c2\"] REMOVE leaseOwner, checkpointOwner, {no_pending} ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "begin elsewhere",
+                LeaseWrite::seek(
+                    &Lease { watermark: Some(Timestamp::from_millis(11)), ..handed.clone() },
+                    Some(&"seek".into()),
+                    NewStart::at_timestamp(Timestamp::from_millis(12)),
+                    BTreeSet::new(),
+                    id,
+                ),
+                handed_row.clone(),
+                format!(
+                    "SET leaseOwner = 'seek', {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = 'AT_TIMESTAMP', \
+                     checkpointSubSequenceNumber = 0, rk_initTs = 12 REMOVE checkpointOwner, {no_pending}, rk_ckptTs ADD leaseCounter 1"
                 ),
             ),
             (

@@ -174,7 +174,7 @@ impl TermKeeper {
         if notes.carefree {
             write.suspect = Change::from_to(self.held.suspect.as_ref(), None);
         }
-        write.watermark = notes.watermark;
+        write.watermark = notes.watermark.map_or(Change::Keep, Change::Set);
         write.finished_beyond = note_change(&self.held, write.checkpoint, notes.finished_beyond.as_ref());
         write
     }

@@ -6,7 +6,9 @@ use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
 use kcl_lease::conformance::lease_table_suite;
-use kcl_lease::{DynamoDbLeaseTable, HashKeyRange, Lease, LeaseTable, LeaseWrite, UnreadableLease, WorkerId, WriteId, WriteOutcome};
+use kcl_lease::{
+    Change, DynamoDbLeaseTable, HashKeyRange, Lease, LeaseTable, LeaseWrite, UnreadableLease, WorkerId, WriteId, WriteOutcome,
+};
 
 use crate::local::{LocalDynamoDb, RawItem, java_lease, n, raw_item, s};
 
@@ -127,7 +129,7 @@ async fn what_belongs_to_others_survives_every_write() {
     let asked = applied(&table, &LeaseWrite::request_handoff(&taken, &b).unwrap()).await;
     let renewed = applied(&table, &LeaseWrite::renew(&asked, WriteId(2))).await;
     let given = applied(&table, &LeaseWrite::release(&renewed, Some(at("7")), BTreeSet::new(), WriteId(3))).await;
-    let noting = LeaseWrite { watermark: Some(Timestamp::from_millis(9)), ..LeaseWrite::take(&given, &b, WriteId(4)) };
+    let noting = LeaseWrite { watermark: Change::Set(Timestamp::from_millis(9)), ..LeaseWrite::take(&given, &b, WriteId(4)) };
     let held = applied(&table, &noting).await;
     let end = LeaseWrite::release(&held, Some(Checkpoint::ShardEnd), BTreeSet::from(["shardId-000000000003".into()]), WriteId(5));
     let ended = applied(&table, &end).await;
