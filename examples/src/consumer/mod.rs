@@ -7,11 +7,13 @@
 //! | `print` | records as lines on standard output |
 //! | `idle` | when there is nothing left to do |
 //! | `redrive` | `consumer redrive`: dead letters back into the stream |
+//! | `seek` | `consumer seek`: the application begins elsewhere |
 
 mod idle;
 mod options;
 mod print;
 mod redrive;
+mod seek;
 mod service;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -26,6 +28,7 @@ use tracing_subscriber::EnvFilter;
 use self::idle::IdleWatch;
 use self::options::{LogFormat, Options};
 use self::redrive::RedriveOptions;
+use self::seek::SeekOptions;
 use self::service::Service;
 
 /// What is logged unless `RUST_LOG` says otherwise. That there is no metadata service outside of EC2 is no news.
@@ -41,6 +44,12 @@ pub fn main() -> ExitCode {
         let options = RedriveOptions::parse_from(arguments);
         log_to_standard_error(options.log_format);
         return in_a_runtime(redrive::redrive(options));
+    }
+    if arguments.get(1).is_some_and(|first| first == "seek") {
+        arguments.remove(1);
+        let options = SeekOptions::parse_from(arguments);
+        log_to_standard_error(options.log_format);
+        return in_a_runtime(seek::seek(options));
     }
     let options = Options::parse();
     log_to_standard_error(options.log_format);

@@ -23,7 +23,7 @@ use crate::retrieval::Retrieval;
 /// by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1 if it can't start or go on, 2 for flags it
 /// can't use.
 ///
-/// `consumer redrive --help` tells how dead letters are put back into the stream.
+/// `consumer redrive --help` tells how dead letters are put back into the stream, `consumer seek --help` how an application begins elsewhere.
 #[derive(Debug, Parser)]
 #[command(name = "consumer", version, max_term_width = 100)]
 pub(super) struct Options {
