@@ -79,7 +79,9 @@ pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, Leas
 
 pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
 
-pub use self::consumer::{Aggregated, Checkpointing, Elsewhere, Lanes, PoisonedKey, RetryPolicy, SafetyValve, TrimmedData};
+pub use self::consumer::{
+    Aggregated, Backlog, Checkpointing, Elsewhere, Lanes, PoisonedKey, ReadUntil, RetryPolicy, SafetyValve, TrimmedData,
+};
 #[cfg(feature = "s3")]
 pub use self::dead_letter::S3BlobStore;
 pub use self::dead_letter::{

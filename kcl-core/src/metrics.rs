@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     retries: Counter<u64>,
     dead_letters: Counter<u64>,
     gaps: Counter<u64>,
+    skips: Counter<u64>,
+    skipped: Counter<f64>,
     spared: Counter<u64>,
     elsewhere: Counter<u64>,
     dropped_aggregates: Counter<u64>,
@@ -47,6 +49,16 @@ impl Metrics {
                 .u64_counter("kcl.gaps")
                 .with_unit("{gap}")
                 .with_description("Terms that went on although records may have been trimmed unread")
+                .build(),
+            skips: meter
+                .u64_counter("kcl.skips")
+                .with_unit("{skip}")
+                .with_description("Times that a shard was too far behind and left out what it had not read, as configured")
+                .build(),
+            skipped: meter
+                .f64_counter("kcl.skipped")
+                .with_unit("s")
+                .with_description("How far behind the shards were that left out what they had not read")
                 .build(),
             spared: meter
                 .u64_counter("kcl.records.spared")
@@ -110,6 +122,13 @@ impl Metrics {
 
     pub(crate) fn gap(&self) {
         self.gaps.add(1, &self.labels);
+    }
+
+    /// `millis`: how far behind the shard was.
+    pub(crate) fn skipped(&self, millis: u64) {
+        self.skips.add(1, &self.labels);
+        #[allow(clippy::cast_precision_loss)] // milliseconds of at most a year
+        self.skipped.add(millis as f64 / 1000.0, &self.labels);
     }
 
     pub(crate) fn lease_taken(&self) {

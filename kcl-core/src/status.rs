@@ -26,6 +26,8 @@ pub enum ShardState {
     ReadFailing,
     /// A call of the processor has been under way for a minute.
     InLongCall,
+    /// The shard is read up to where reading is to end: see [`ReadUntil`](crate::ReadUntil).
+    AtBound,
     /// The shard is paused, because somebody asked for it.
     Paused,
     /// The processor said stop: see [`ProcessError::stop`](crate::ProcessError::stop).
@@ -73,6 +75,8 @@ pub struct ShardStatus {
     pub records: u64,
     /// Records sent to the dead-letter queue in this term.
     pub dead_letters: u64,
+    /// How often this term has left out what it had not read: see [`Backlog`](crate::Backlog).
+    pub skips: u64,
     /// The term's fencing token.
     pub fencing_token: u64,
 }
@@ -99,6 +103,7 @@ impl StatusBoard {
             millis_behind_latest: None,
             records: 0,
             dead_letters: 0,
+            skips: 0,
             fencing_token,
         };
         self.lock().insert(shard.clone(), status);

@@ -177,6 +177,19 @@ pub fn merge_is_ready(parent: &ShardId, children: &[ChildShard], known: &dyn Fn(
     }
 }
 
+/// Whether all records that arrived before `bound` are finished, as far as the leases tell.
+///
+/// Each lease that is not finished must say so; and as a first sync may be under way, together they must cover all hash keys. A child's lease, which
+/// inherits what its parent says, is no exception: if its parent was watched up to the bound, the child has nothing older.
+#[must_use]
+pub fn is_read_until(leases: &[Lease], bound: Timestamp) -> bool {
+    let unfinished: Vec<_> = leases.iter().filter(|lease| !lease.is_finished()).collect();
+    let ranges: Vec<_> = unfinished.iter().filter_map(|lease| lease.hash_range).collect();
+    // Old Java libraries note no ranges: then the leases are all that is known.
+    let covers_all = if ranges.len() == unfinished.len() { tiles_key_space(ranges).is_ok() } else { true };
+    !unfinished.is_empty() && covers_all && unfinished.iter().all(|lease| lease.watermark.is_some_and(|watermark| watermark >= bound))
+}
+
 /// The instant that the initial position stands for; TRIM_HORIZON needs none.
 fn instant_of(initial: InitialPosition, resolved: Option<Timestamp>) -> Option<Timestamp> {
     match initial {

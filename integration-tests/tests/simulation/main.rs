@@ -2,7 +2,9 @@
 //!
 //! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
 
+mod bounds;
 mod crash_points;
+mod fleet;
 mod processing;
 mod runs;
 mod seek;

@@ -1,160 +1,21 @@
 //! An application that begins elsewhere while its workers run: everything from there on comes again and in order, and nobody reads a shard whose
 //! old owner may still be at work.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kcl_core::seek::{SeekError, SeekReport, SeekTo};
-use kcl_core::test_util::kinesis_model::{MergeShardsInput, SplitShardInput};
-use kcl_core::test_util::{Event, FaultRates, Host, SimulatedAws};
-use kcl_core::{
-    Checkpoint, ExtendedSequenceNumber, Outcome, ProcessResult, RecordBatch, RecordProcessor, SequenceNumber, ShardContext, ShardId,
-    Timestamp, WorkerError, WorkerHandle, async_trait,
-};
-use tokio::task::JoinSet;
+use kcl_core::test_util::{Event, FaultRates, Host};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber, ShardId, Timestamp, WorkerHandle};
 use tokio::time::{Instant, sleep};
 
-const STREAM: &str = "orders";
-const APPLICATION: &str = "orders-app";
-const KEYS: usize = 12;
-const PATIENCE: Duration = Duration::from_secs(3600);
-
-/// A record that was processed.
-#[derive(Clone, Debug)]
-struct Seen {
-    key: String,
-    number: u64,
-    at: Instant,
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<Seen>>>);
-
-impl Log {
-    fn all(&self) -> Vec<Seen> {
-        self.0.lock().unwrap().clone()
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap().clear();
-    }
-
-    fn numbers(&self) -> BTreeSet<u64> {
-        self.all().iter().map(|seen| seen.number).collect()
-    }
-
-    /// Each key's numbers, in the order in which they were processed.
-    fn by_key(&self) -> BTreeMap<String, Vec<u64>> {
-        let mut keys: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        self.all().into_iter().for_each(|seen| keys.entry(seen.key).or_default().push(seen.number));
-        keys
-    }
-}
-
-struct Service(Log);
-
-#[async_trait]
-impl RecordProcessor for Service {
-    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            sleep(Duration::from_millis(2)).await;
-            let number = std::str::from_utf8(record.data())?.parse()?;
-            let key = record.partition_key().unwrap_or_default().to_owned();
-            self.0.0.lock().unwrap().push(Seen { key, number, at: Instant::now() });
-        }
-        Ok(Outcome::Done)
-    }
-}
-
-struct Fleet {
-    aws: SimulatedAws,
-    log: Log,
-    workers: JoinSet<Result<(), WorkerError>>,
-    running: Vec<(Host, WorkerHandle)>,
-    put: u64,
-}
+use super::fleet::{APPLICATION, Fleet, KEYS, Log, STREAM, until};
 
 impl Fleet {
-    fn new(seed: u64, shards: u32) -> Self {
-        let aws = SimulatedAws::new(seed);
-        aws.create_stream(STREAM, shards);
-        Self { aws, log: Log::default(), workers: JoinSet::new(), running: Vec::new(), put: 0 }
-    }
-
-    async fn start(&mut self, workers: usize) {
-        for _ in 0..workers {
-            let host = self.aws.host(&format!("host-{}", self.running.len()));
-            let log = self.log.clone();
-            let worker = host.worker(APPLICATION, STREAM).processor(move |_: &ShardContext| Service(log.clone())).build().await.unwrap();
-            self.running.push((host.clone(), worker.handle()));
-            self.workers.spawn(host.run(worker.run()));
-        }
-    }
-
-    async fn stop(&mut self) {
-        for (_, handle) in self.running.drain(..) {
-            handle.shutdown();
-        }
-        while let Some(ended) = self.workers.join_next().await {
-            ended.unwrap().unwrap();
-        }
-    }
-
-    /// Puts so many records, each key in turn, over some seconds.
-    async fn put(&mut self, records: u64) -> BTreeSet<u64> {
-        let first = self.put;
-        while self.put < first + records {
-            self.aws.put(STREAM, &format!("key-{}", self.put % KEYS as u64), self.put.to_string());
-            self.put += 1;
-            sleep(Duration::from_millis(20)).await;
-        }
-        (first..self.put).collect()
-    }
-
-    async fn has(&self, what: &str, numbers: &BTreeSet<u64>) {
-        until(what, || self.log.numbers().is_superset(numbers)).await;
-    }
-
-    fn split(&self, shard: &str) {
-        let listed = self.aws.shards(STREAM).unwrap();
-        let range = listed.iter().find(|listed| listed.shard_id.as_str() == shard).unwrap().hash_range;
-        let middle = range.start + (range.end - range.start) / 2 + 1;
-        let split = SplitShardInput {
-            stream_name: Some(STREAM.to_owned()),
-            shard_to_split: shard.to_owned(),
-            new_starting_hash_key: middle.to_string(),
-            ..Default::default()
-        };
-        self.aws.kinesis().call(split).unwrap();
-    }
-
-    fn merge(&self, shard: &str, with: &str) {
-        let (shard_to_merge, adjacent_shard_to_merge) = (shard.to_owned(), with.to_owned());
-        let merge =
-            MergeShardsInput { stream_name: Some(STREAM.to_owned()), shard_to_merge, adjacent_shard_to_merge, ..Default::default() };
-        self.aws.kinesis().call(merge).unwrap();
-    }
-
-    async fn resharded(&self, open: usize) {
-        until("the stream is resharded", || self.aws.shards(STREAM).unwrap().iter().filter(|shard| shard.is_open()).count() == open).await;
-    }
-
     async fn seek(&self, to: SeekTo) -> SeekReport {
         self.aws.host("operator").seek(APPLICATION, STREAM, to).reason("a test").run().await.unwrap()
-    }
-
-    fn checkpoint(&self, shard: &str) -> Checkpoint {
-        self.aws.leases(APPLICATION).into_iter().find(|lease| lease.shard_id.as_str() == shard).unwrap().checkpoint
-    }
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(50)).await;
     }
 }
 

@@ -52,6 +52,9 @@ impl ShardConsumer {
                     self.work.reopen = false;
                     return Err(self.read_anew());
                 }
+                if std::mem::take(&mut self.work.skip) {
+                    return Err(self.skip_to_latest().await?);
+                }
                 if let Some(children) = self.work.ended.take() {
                     return Err(self.read_to_its_end(children).await?);
                 }
@@ -174,6 +177,7 @@ impl ShardConsumer {
             None if work.schedule.has_waiting() || work.make.is_failing() => ShardState::Retrying,
             None if work.read_failing => ShardState::ReadFailing,
             None if !work.lanes.has_any() => ShardState::Starting,
+            None if work.bound_reached && work.is_idle() => ShardState::AtBound,
             None => ShardState::Processing,
         };
         if self.hold.state(state) && state == ShardState::InLongCall {

@@ -12,6 +12,9 @@ use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, chil
 impl ShardConsumer {
     /// Reads on at the last record that was taken into work, as a new term would: so that records are missed that were trimmed during a pause.
     pub(super) fn read_anew(&mut self) -> Stop {
+        if let Some((_, instant)) = self.skipped.filter(|(last, _)| *last == self.prefix.delivered()) {
+            return Stop::Reopen(StartingPosition::AtTimestamp(instant));
+        }
         match self.prefix.delivered() {
             Some(last) => {
                 self.filter = StartFilter::after(last, self.watermark);
@@ -68,6 +71,9 @@ impl ShardConsumer {
 
     /// Records may have been trimmed unread: goes on if that is allowed, else waits until the shard is let go. Nothing is in work meanwhile.
     pub(super) async fn after_gap(&mut self, gap: Gap) -> Result<(), Stop> {
+        if self.trimmed_is_too_far_behind() {
+            return Err(self.skip_to_latest().await?);
+        }
         let (shared, checkpoint) = (&self.hold.shared, self.hold.shard.checkpointer().last());
         match shared.trimmed {
             TrimmedData::SkipAndAudit => {

@@ -6,6 +6,7 @@ use kcl_aggregation::BrokenAggregate;
 use kcl_checkpoint::Timestamp;
 use kcl_lease::Clock as _;
 
+use super::bound;
 use super::call::{Advice, CallFailure};
 use super::in_hand::Item;
 use super::retry::Condemned;
@@ -55,12 +56,22 @@ impl ShardConsumer {
             shared.metrics.behind(millis);
         }
         let (now, retention) = (shared.clock.wall_time(), shared.retention());
+        if self.is_too_far_behind(&records, behind, now) {
+            (self.work.behind, self.work.skip) = (behind, true);
+            return Ok(());
+        }
         if let Err(gap) = self.filter.admit(&mut records, behind == Some(0), now, retention) {
             self.after_gap(gap).await?;
         }
         // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
         // arrived before now. A closed shard's last answer has records, and says nothing of now: its children's have been arriving meanwhile.
+        let bound = self.hold.shared.bound.filter(|bound| bound::cut(&mut records, behind == Some(0), now, *bound));
+        if let Some(bound) = bound {
+            tracing::info!(bound = bound.as_millis(), "read up to where reading is to end");
+            self.work.bound_reached = true;
+        }
         self.work.mark_in_hand = match records.last() {
+            _ if bound.is_some() => bound,
             Some(_) => records.iter().rev().find_map(Record::approximate_arrival),
             None => Some(now).filter(|_| behind == Some(0)),
         };

@@ -13,9 +13,11 @@
 //! | `careful` | records that kill their process |
 //! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
 //! | `flow` | pauses |
+//! | `skip`, `bound` | what is left out, and where reading ends, where that is configured |
 //! | `hold` | whether the shard is still this worker's |
 //! | `shard_end` | the end of the shard |
 
+mod bound;
 mod call;
 mod calls;
 mod careful;
@@ -35,6 +37,7 @@ mod retry;
 mod schedule;
 mod settings;
 mod shard_end;
+mod skip;
 mod start;
 mod valve;
 mod work;
@@ -60,7 +63,7 @@ pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
 pub(crate) use self::settings::Processing;
-pub use self::settings::{Aggregated, Elsewhere, Lanes, PoisonedKey};
+pub use self::settings::{Aggregated, Backlog, Elsewhere, Lanes, PoisonedKey, ReadUntil};
 use self::start::StartFilter;
 pub use self::valve::SafetyValve;
 use self::work::Work;
@@ -113,6 +116,9 @@ pub(crate) struct Shared {
     pub(crate) flow: Flow,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) trimmed: TrimmedData,
+    pub(crate) backlog: Backlog,
+    /// Records that arrived at this time or later are not read.
+    pub(crate) bound: Option<Timestamp>,
     pub(crate) initial: InitialPosition,
     pub(crate) budget: PrefetchBudget,
     pub(crate) reading: Arc<Reading>,
@@ -158,6 +164,8 @@ pub(crate) struct ShardConsumer {
     prefix: AckedPrefix,
     /// All records that arrived before this time are finished, as far as is known.
     watermark: Option<Timestamp>,
+    /// After a skip: the last record that had been delivered, and where reading went on.
+    skipped: Option<(Option<ExtendedSequenceNumber>, Timestamp)>,
     /// The boot time when an answer was last taken in.
     looked: Duration,
     /// How far all is finished; for the automatic checkpoints.
@@ -191,7 +199,7 @@ impl ShardConsumer {
         } else {
             tracing::warn!(shard = %hold.shard.shard_id(), "owners of the shard have died since its last checkpoint: records are delivered one by one");
         }
-        Self { hold, work, filter, prefix: AckedPrefix::default(), watermark, looked, acked: watch::Sender::new(None) }
+        Self { hold, work, filter, prefix: AckedPrefix::default(), watermark, skipped: None, looked, acked: watch::Sender::new(None) }
     }
 
     /// Consumes the shard until the term ends, and says which shard it was.

@@ -1,6 +1,9 @@
 //! How records of a shard are processed: lanes, bounds, poisoned keys, aggregates. Settings with their ranges.
 
+use std::time::Duration;
+
 use kcl_aggregation::Rules;
+use kcl_checkpoint::Timestamp;
 
 use super::valve::SafetyValve;
 use crate::error::ConfigError;
@@ -100,6 +103,54 @@ pub enum Elsewhere {
     /// As the Java library does: nothing of an aggregate that has even one of them is delivered. It relies on the producer to put all of them
     /// again; what it does not put again is lost. Each is logged as an error under the target `kcl::audit`, and counted.
     DropAggregate,
+}
+
+/// What a shard does that is far behind the newest record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backlog {
+    /// It reads on: nothing is left out. The default.
+    #[default]
+    ReadAll,
+    /// When a read is further behind than this, or its first record is older, the shard finishes what is in work, leaves out all that it has not read, and goes on with what arrives
+    /// from then on. Each time is logged as an error under the target `kcl::audit`, with the last finished record and the new start, and
+    /// counted (`kcl.skips`). For applications to which old records are worth nothing. 1 s to 365 days.
+    ///
+    /// What a processor was given and has not checkpointed itself yet comes before the new start: after a crash it does not come again.
+    SkipToLatest {
+        /// How far behind a shard may be.
+        beyond: Duration,
+    },
+}
+
+impl Backlog {
+    pub(crate) fn limit(self) -> Option<Duration> {
+        match self {
+            Self::ReadAll => None,
+            Self::SkipToLatest { beyond } => Some(beyond),
+        }
+    }
+
+    pub(crate) fn validate(self) -> Result<(), ConfigError> {
+        let possible = Duration::from_secs(1)..=Duration::from_secs(365 * 24 * 3600);
+        match self.limit() {
+            Some(limit) if !possible.contains(&limit) => Err(ConfigError::new("backlog.beyond", limit, "must be 1 s to 365 days")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How far an application reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadUntil {
+    /// On and on. The default.
+    #[default]
+    Stopped,
+    /// All that had arrived when the worker was built, and perhaps what came in the two seconds after. Then the worker ends by itself. Of several workers
+    /// each has a time of its own: the last one is reached by all shards.
+    TipAtStart,
+    /// In each shard up to the first record that arrived at this time or later, as far as the service's own arrival times tell. It may be in the
+    /// future. Then the worker ends by itself.
+    Time(Timestamp),
 }
 
 /// Everything that is set of processing.

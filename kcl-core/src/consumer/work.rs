@@ -56,6 +56,10 @@ pub(super) struct Work {
     pub(super) ended: Option<Vec<ChildShard>>,
     /// Nothing more is read before it is read anew.
     pub(super) reopen: bool,
+    /// The shard is too far behind: nothing more is read before it begins anew.
+    pub(super) skip: bool,
+    /// Reading has come to where it is to end.
+    pub(super) bound_reached: bool,
     /// Kinesis can't be read.
     pub(super) read_failing: bool,
     /// Since when an answer is waited for.
@@ -92,6 +96,8 @@ impl Work {
             barrier: false,
             ended: None,
             reopen: false,
+            skip: false,
+            bound_reached: false,
             read_failing: false,
             waiting_since: None,
             note_due: None,
@@ -109,7 +115,8 @@ impl Work {
     /// Whether the next answer may be taken into the hand.
     pub(super) fn wants_more(&self) -> bool {
         let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0;
-        self.in_hand.is_empty() && self.paused.is_none() && self.ended.is_none() && !self.reopen && !one_lane_is_busy
+        let enough = self.ended.is_some() || self.reopen || self.skip || self.bound_reached;
+        self.in_hand.is_empty() && self.paused.is_none() && !enough && !one_lane_is_busy
     }
 
     /// How many more records may be taken out of the hand into work, beyond `span` between the oldest unfinished and the newest in work.

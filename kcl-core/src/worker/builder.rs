@@ -22,8 +22,8 @@ use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
 use super::shard_sync::ShardSync;
 use crate::consumer::{
-    Aggregated, Checkpointing, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing, Reading, RetryPolicy, SafetyValve, Shared,
-    TrimmedData,
+    Aggregated, Backlog, Checkpointing, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing, ReadUntil, Reading, RetryPolicy,
+    SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
@@ -61,6 +61,8 @@ pub struct WorkerBuilder {
     pub(super) polling: PollingConfig,
     pub(super) prefetch_bytes: usize,
     pub(super) trimmed: TrimmedData,
+    pub(super) backlog: Backlog,
+    pub(super) read_until: ReadUntil,
     pub(super) adopt: bool,
     pub(super) meter: Option<Meter>,
     pub(super) clock: Arc<dyn Clock>,
@@ -106,6 +108,8 @@ impl WorkerBuilder {
             polling: PollingConfig::default(),
             prefetch_bytes: 128 << 20,
             trimmed: TrimmedData::default(),
+            backlog: Backlog::default(),
+            read_until: ReadUntil::default(),
             adopt: false,
             meter: None,
             clock: Arc::new(SystemClock),
@@ -277,6 +281,19 @@ impl WorkerBuilder {
         self
     }
 
+    /// What a shard does that is far behind the newest record. Default: it reads on.
+    pub fn backlog(mut self, backlog: Backlog) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// How far to read: on and on, or up to a time or to what is there now, whereupon [`Worker::run`] returns `Ok`. Shards that wait for something, such as a
+    /// dead-letter queue, are waited for. Default: on and on.
+    pub fn read_until(mut self, until: ReadUntil) -> Self {
+        self.read_until = until;
+        self
+    }
+
     /// Whether leases of another stream of the same name are deleted and this stream is begun at the initial position. Otherwise the worker
     /// refuses to start. Default: no.
     pub fn adopt_recreated_stream(mut self, adopt: bool) -> Self {
@@ -345,6 +362,7 @@ impl WorkerBuilder {
 
         let clock = Arc::new(ServiceClock::new(Arc::clone(&self.clock)));
         let stream = self.wait_for_stream(stream_api.as_ref(), &clock).await?;
+        let bound = self.bound(&clock);
         let intended = self.intended_retrieval(&stream, &entropy)?;
         if let Some(queue) = &self.dead_letter_queue {
             patiently(|| queue.check(), |error| matches!(error, DeadLetterError::Unavailable { .. })).await?;
@@ -375,6 +393,8 @@ impl WorkerBuilder {
             flow: Flow::default(),
             checkpointing: self.checkpointing.unwrap_or(Checkpointing::Automatic { interval: timing.renewal_interval().mul_f64(0.9) }),
             trimmed: self.trimmed,
+            backlog: self.backlog,
+            bound,
             initial: self.initial,
             budget: PrefetchBudget::new(self.prefetch_bytes),
             reading: Arc::new(Reading::default()),
@@ -396,6 +416,7 @@ impl WorkerBuilder {
             liveness: Liveness::new(self.lease_duration),
             retrieval,
             reading: Arc::clone(&shared.reading),
+            bound,
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
         };

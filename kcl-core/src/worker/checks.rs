@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_checkpoint::{InitialPosition, Timestamp};
 use kcl_efo::{FanOutApi, KinesisFanOut};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::term::LeaseTiming;
-use kcl_lease::{DynamoDbLeaseTable, Entropy, Lease, LeaseTable, TableError};
+use kcl_lease::{Clock as _, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, TableError};
 
 use super::builder::WorkerBuilder;
 use super::settings::{self, within};
-use crate::consumer::{Checkpointing, LARGEST_ANSWER};
+use crate::consumer::{Checkpointing, LARGEST_ANSWER, ReadUntil};
 use crate::error::{ConfigError, WorkerError};
 use crate::retrieval::polling::PollingConfigError;
 use crate::retrieval::{Intended, RetrievalMode};
@@ -22,6 +23,10 @@ use crate::stream::{KinesisStream, ServiceClock, StreamApi, StreamDescription, S
 const HICCUPS: u32 = 5;
 /// How long a stream that is being made is waited for.
 const STREAM_READY: Duration = Duration::from_secs(120);
+
+/// Milliseconds that the service's time, as it is known, may be late by: it is told in whole seconds, and an answer takes its time. Arrival times are
+/// approximate too.
+const TIP_MARGIN: u64 = 2_000;
 
 type Ports = (Arc<dyn StreamApi>, Arc<dyn LeaseTable>);
 
@@ -43,6 +48,13 @@ impl WorkerBuilder {
         }
         if self.prefetch_bytes > 0 {
             within("prefetch_bytes", self.prefetch_bytes, &(LARGEST_ANSWER..=4 << 30))?;
+        }
+        self.backlog.validate()?;
+        if let (InitialPosition::AtTimestamp(start), ReadUntil::Time(bound)) = (self.initial, self.read_until)
+            && start >= bound
+        {
+            let rule = format!("must be later than the initial position ({} ms since 1970): there is nothing to read", start.as_millis());
+            return Err(ConfigError::new("read_until", format_args!("{} ms since 1970", bound.as_millis()), rule));
         }
         self.retry.validate(self.handoff_timeout)?;
         self.processing.validate()?;
@@ -88,6 +100,15 @@ impl WorkerBuilder {
             Arc::new(DynamoDbLeaseTable::new(&aws_sdk_dynamodb::Client::new(aws), name, options, entropy))
         });
         Ok((stream, table))
+    }
+
+    /// The time up to which records are read.
+    pub(super) fn bound(&self, clock: &ServiceClock) -> Option<Timestamp> {
+        match self.read_until {
+            ReadUntil::Stopped => None,
+            ReadUntil::TipAtStart => Some(Timestamp::from_millis(clock.wall_time().as_millis().saturating_add(TIP_MARGIN))),
+            ReadUntil::Time(bound) => Some(bound),
+        }
     }
 
     pub(super) fn intended_retrieval(&self, stream: &StreamDescription, entropy: &Entropy) -> Result<Intended, WorkerError> {

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
+use kcl_checkpoint::Timestamp;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::assignment::{self, Plan, View};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{Acquired, Term, TermContext, TermKeeper, acquire};
-use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteId, WriteOutcome};
+use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteId, WriteOutcome, shard_sync};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +71,8 @@ pub(super) struct Coordinator {
     pub(super) retrieval: Arc<dyn Retrieval>,
     /// Whether this worker can read the stream.
     pub(super) reading: Arc<Reading>,
+    /// Where reading is to end.
+    pub(super) bound: Option<Timestamp>,
     /// Whether another worker was faster in this round: then the sum has changed, and is done again soon.
     pub(super) outrun: AtomicBool,
     /// The items that could not be read when the table was last looked at, each told once.
@@ -77,7 +80,10 @@ pub(super) struct Coordinator {
 }
 
 /// What a round leaves to wait for.
+#[derive(Default)]
 struct Pending {
+    /// All shards are read up to where reading is to end.
+    all_read: bool,
     /// Leases that were asked for and are not handed over yet.
     handoffs: Vec<ShardId>,
 }
@@ -86,7 +92,7 @@ impl Coordinator {
     /// Runs rounds until it is told to stop; a round that has begun is finished, unless the table is away.
     ///
     /// # Errors
-    /// When the lease table is gone, or holds leases of another stream.
+    /// When the lease table is gone, or holds leases of another stream. Also returns, without an error, when all is read up to a bound.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), WorkerError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), self.terms.timing.lease_duration / 2, &self.terms.entropy);
         let grace = self.terms.timing.call_timeout() * 2;
@@ -108,6 +114,10 @@ impl Coordinator {
             };
             let Some(pending) = with_grace(round, grace).await else { return Ok(()) };
             match pending? {
+                Some(pending) if pending.all_read => {
+                    tracing::info!("all shards are read up to where reading is to end");
+                    return Ok(());
+                }
                 Some(pending) => {
                     backoff.reset();
                     self.wait(&pending, &stop).await;
@@ -125,6 +135,9 @@ impl Coordinator {
         let stranger = |lease: &Lease| lease.stream_created.is_some() && lease.stream_created != self.terms.stream_created;
         if !is_planted(Bug::IdentityNotChecked) && listing.leases.iter().any(stranger) {
             return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: self.stream.clone() });
+        }
+        if self.bound.is_some_and(|bound| shard_sync::is_read_until(&listing.leases, bound)) && self.unreadable.is_empty() {
+            return Ok(Pending { all_read: true, ..Pending::default() });
         }
         self.liveness.observe(&listing.leases, now);
         let held = self.held.snapshot();
@@ -148,7 +161,7 @@ impl Coordinator {
         self.carry_out(&plan).await?;
         let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
         let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());
-        Ok(Pending { handoffs: already.chain(plan.request.into_iter().map(|lease| lease.shard_id)).collect() })
+        Ok(Pending { all_read: false, handoffs: already.chain(plan.request.into_iter().map(|lease| lease.shard_id)).collect() })
     }
 
     async fn carry_out(&self, plan: &Plan) -> Result<(), WorkerError> {

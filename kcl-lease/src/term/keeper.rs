@@ -12,7 +12,7 @@ use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
 use crate::lease::{Lease, ShardId, Suspect};
 use crate::table::{TableError, WriteOutcome};
-use crate::write::{Change, LeaseWrite, Switches};
+use crate::write::{Change, LeaseWrite, NewStart, Switches};
 
 /// Lease durations for which checkpoints of a term that was taken from the dead leave the count of owner changes as it is.
 const PROBATION: u32 = 5;
@@ -38,6 +38,7 @@ enum Intent {
     Renew,
     Checkpoint(Checkpoint),
     Suspect(Suspect, Option<Checkpoint>),
+    Restart(NewStart),
     Release(Option<Checkpoint>, BTreeSet<ShardId>),
 }
 
@@ -95,6 +96,7 @@ impl TermKeeper {
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
                     Some(Command::Checkpoint { checkpoint, reply }) => return (Intent::Checkpoint(checkpoint), Some(reply)),
                     Some(Command::Suspect { suspect, checkpoint, reply }) => return (Intent::Suspect(suspect, checkpoint), Some(reply)),
+                    Some(Command::Restart { start, reply }) => return (Intent::Restart(start), Some(reply)),
                     Some(Command::Release { checkpoint, children, reply }) => return (Intent::Release(checkpoint, children), Some(reply)),
                     None => return (Intent::Release(None, BTreeSet::new()), None),
                 },
@@ -161,6 +163,7 @@ impl TermKeeper {
             Intent::Renew => LeaseWrite::renew(&self.held, id),
             Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
             Intent::Suspect(suspect, checkpoint) => LeaseWrite::suspect(&self.held, *suspect, *checkpoint, id),
+            Intent::Restart(start) => LeaseWrite::restart(&self.held, *start, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
         if matches!(write.switches, Switches::Set(0)) && self.probation.is_some_and(|until| Instant::now() < until) {

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, Suspect, WorkerId};
 use crate::table::{LeaseTable, TableError, WriteOutcome};
-use crate::write::{LeaseWrite, WriteId};
+use crate::write::{LeaseWrite, NewStart, WriteId};
 
 /// How long things may take in the life of a lease. All follows from two settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,7 @@ struct View {
 enum Command {
     Checkpoint { checkpoint: Checkpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Suspect { suspect: Suspect, checkpoint: Option<Checkpoint>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Restart { start: NewStart, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
 }
 
@@ -294,6 +295,17 @@ impl Term {
     /// The note may or may not be made.
     pub async fn note_suspect(&self, suspect: Suspect, checkpoint: Option<Checkpoint>) -> Result<(), CheckpointWriteError> {
         self.ask(|reply| Command::Suspect { suspect, checkpoint, reply }).await
+    }
+
+    /// Begins the shard anew elsewhere, within the term: what the row says of how far it was read is void, and its checkpoint becomes the new start.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::write`]: after [`CheckpointWriteError::Unavailable`] it may still be written later.
+    ///
+    /// # Cancel safety
+    /// The write may or may not be made.
+    pub async fn restart(&self, start: NewStart) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Restart { start, reply }).await
     }
 
     /// Ends the term: hands the lease to the worker that asked for it, or frees it; with a last checkpoint, and with the children of

@@ -1,0 +1,251 @@
+//! Reading that ends by itself, at a time or at the tip, and reading that leaves out what is too old.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kcl_core::test_util::{Cut, Event, Service};
+use kcl_core::{Backlog, Checkpoint, InitialPosition, ReadUntil, RetrievalMode, ShardState, Timestamp, WorkerBuilder, WorkerError};
+use tokio::time::{Instant, sleep};
+
+use super::fleet::{APPLICATION, Fleet, STREAM, until};
+
+const FIRST: &str = "shardId-000000000000";
+
+#[tokio::test(start_paused = true)]
+async fn reading_ends_at_what_was_the_tip_and_goes_on_from_there() {
+    for (seed, retrieval) in [(1, RetrievalMode::Polling), (2, RetrievalMode::FanOut)] {
+        let mut fleet = Fleet::new(seed, 2);
+        let mut there = fleet.put(60).await;
+        fleet.split(FIRST);
+        fleet.resharded(3).await;
+        there.extend(fleet.put(60).await);
+        sleep(Duration::from_secs(5)).await;
+        let until_tip = |builder: WorkerBuilder| builder.read_until(ReadUntil::TipAtStart).retrieval(retrieval);
+        fleet.start_with(2, until_tip).await;
+        // While more is coming.
+        sleep(Duration::from_secs(3)).await;
+        let later = fleet.put(300).await;
+        fleet.ended().await;
+        assert_eq!(fleet.log.numbers(), there, "{retrieval:?}: nothing is left out and nothing new is read");
+        assert!(fleet.aws.leases(APPLICATION).iter().all(|lease| lease.owner.is_none()), "they have let go");
+
+        let started = Instant::now();
+        fleet.start_with(1, |builder| builder.retrieval(retrieval)).await;
+        fleet.has("the rest is read by who reads on", &there.union(&later).copied().collect()).await;
+        assert!(started.elapsed() < Duration::from_secs(30));
+        fleet.stop().await;
+        assert_eq!(fleet.log.all().len() as u64, fleet.put, "once each");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_ends_at_a_time_in_the_past() {
+    let mut fleet = Fleet::new(3, 2);
+    let mut before = fleet.put(40).await;
+    fleet.split(FIRST);
+    fleet.resharded(3).await;
+    before.extend(fleet.put(40).await);
+    sleep(Duration::from_secs(1)).await;
+    let noon = fleet.aws.time();
+    fleet.put(40).await;
+    fleet.merge("shardId-000000000003", "shardId-000000000001");
+    fleet.resharded(2).await;
+    fleet.put(40).await;
+    let started = Instant::now();
+    fleet.start_with(2, |builder| builder.read_until(ReadUntil::Time(noon))).await;
+    fleet.ended().await;
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    assert_eq!(fleet.log.numbers(), before);
+    // Again: there is nothing left to do.
+    let started = Instant::now();
+    fleet.start_with(1, |builder| builder.read_until(ReadUntil::Time(noon))).await;
+    fleet.ended().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(fleet.log.all().len(), before.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reading_ends_when_a_time_has_come_whether_records_come_or_not() {
+    let mut fleet = Fleet::new(4, 3);
+    let noon = Timestamp::from_millis(fleet.aws.time().as_millis() + 600_000);
+    let started = Instant::now();
+    fleet.start_with(1, |builder| builder.read_until(ReadUntil::Time(noon))).await;
+    let records = fleet.put(30).await;
+    let handle = fleet.running[0].1.clone();
+    fleet.ended().await;
+    assert!(started.elapsed() >= Duration::from_secs(600) && started.elapsed() < Duration::from_secs(620), "{:?}", started.elapsed());
+    assert_eq!(fleet.log.numbers(), records);
+    assert!(handle.status().shards.is_empty());
+}
+
+/// A worker dies, others must not end before its shards are read.
+#[tokio::test(start_paused = true)]
+async fn shards_of_a_worker_that_died_are_read_to_the_bound_by_the_others() {
+    let mut fleet = Fleet::new(5, 4);
+    fleet.start_with(2, |builder| builder.read_until(ReadUntil::Stopped)).await;
+    let mut records = fleet.put(40).await;
+    let both = |fleet: &Fleet| fleet.running.iter().all(|(_, handle)| handle.status().shards.len() == 2);
+    until("both have shards", || both(&fleet)).await;
+    fleet.stop().await;
+    records.extend(fleet.put(40).await);
+    fleet.start_with(2, |builder| builder.read_until(ReadUntil::TipAtStart)).await;
+    let (victim, handle) = fleet.running[0].clone();
+    until("it has a shard", || !handle.status().shards.is_empty()).await;
+    victim.kill();
+    until("the others have ended", || fleet.aws.leases(APPLICATION).iter().all(|lease| lease.owner.is_none())).await;
+    assert_eq!(fleet.log.numbers(), records);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_at_its_bound_keeps_its_lease_until_all_are_there() {
+    let mut fleet = Fleet::new(6, 2);
+    let records = fleet.put(40).await;
+    // One shard can't be read for a while.
+    fleet.start_with(1, |builder| builder.read_until(ReadUntil::TipAtStart)).await;
+    let handle = fleet.running[0].1.clone();
+    handle.pause_shard(&FIRST.into());
+    until("one is there", || handle.status().shards.values().any(|status| status.state == ShardState::AtBound)).await;
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(handle.status().shards.len(), 2);
+    handle.resume_shard(&FIRST.into());
+    fleet.ended().await;
+    assert_eq!(fleet.log.numbers(), records);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_too_far_behind_goes_on_with_what_is_new() {
+    for retrieval in [RetrievalMode::Polling, RetrievalMode::FanOut] {
+        let mut fleet = Fleet::new(7, 2);
+        let settings =
+            |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) }).retrieval(retrieval);
+        fleet.start_with(1, settings).await;
+        let read = fleet.put(40).await;
+        fleet.has("it is read", &read).await;
+        fleet.stop().await;
+        // Not far behind: all of it is read.
+        let more = fleet.put(20).await;
+        sleep(Duration::from_secs(300)).await;
+        fleet.start_with(1, settings).await;
+        fleet.has("it is read", &more).await;
+        assert!(fleet.running[0].1.status().shards.values().all(|status| status.skips == 0));
+        fleet.stop().await;
+
+        let old = fleet.put(60).await;
+        fleet.split(FIRST);
+        fleet.resharded(3).await;
+        let old: BTreeSet<_> = old.union(&fleet.put(60).await).copied().collect();
+        sleep(Duration::from_secs(1200)).await;
+        fleet.start_with(1, settings).await;
+        let handle = fleet.running[0].1.clone();
+        until("open shards have skipped", || {
+            let shards = handle.status().shards;
+            shards.len() == 3 && shards.values().all(|status| status.skips == 1)
+        })
+        .await;
+        let new = fleet.put(60).await;
+        fleet.has("what is new is read", &new).await;
+        assert!(fleet.log.numbers().is_disjoint(&old), "{retrieval:?}");
+        fleet.stop().await;
+        // Nothing is skipped twice, and nothing that was skipped is read by the next owner.
+        fleet.start_with(1, settings).await;
+        let last = fleet.put(20).await;
+        fleet.has("what is new is read", &last).await;
+        assert!(fleet.running[0].1.status().shards.values().all(|status| status.skips == 0));
+        fleet.stop().await;
+        assert!(fleet.log.numbers().is_disjoint(&old));
+        assert_eq!(fleet.log.all().len(), 40 + 20 + 60 + 20, "once each");
+    }
+}
+
+/// The owner dies right after the write with which its shard began anew, before it has read anything.
+#[tokio::test(start_paused = true)]
+async fn a_skip_holds_for_the_next_owner() {
+    let mut fleet = Fleet::new(8, 1);
+    let old = fleet.put(40).await;
+    sleep(Duration::from_secs(1200)).await;
+    let settings = |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) });
+    fleet.start_with(1, settings).await;
+    let victim = fleet.running[0].0.clone();
+    fleet.aws.observe(move |event| {
+        if let Event::LeaseWritten { after, .. } = event
+            && after.checkpoint == Checkpoint::Latest
+        {
+            victim.kill();
+        }
+    });
+    until("it has skipped", || fleet.aws.leases(APPLICATION).iter().any(|lease| lease.checkpoint == Checkpoint::Latest)).await;
+    fleet.aws.stop_observing();
+    let new = fleet.put(40).await;
+    // One that would read all.
+    fleet.start(1).await;
+    fleet.has("what is new is read", &new).await;
+    assert!(fleet.log.numbers().is_disjoint(&old));
+    assert_eq!(fleet.log.numbers(), new);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_work_is_finished_before_a_skip_and_the_table_must_know_of_it() {
+    let mut fleet = Fleet::new(9, 1);
+    let settings = |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) });
+    fleet.start_with(1, settings).await;
+    let first = fleet.put(20).await;
+    fleet.has("it is read", &first).await;
+    let handle = fleet.running[0].1.clone();
+    handle.pause();
+    let old = fleet.put(40).await;
+    sleep(Duration::from_secs(1200)).await;
+    // The lease table is away when it goes on.
+    fleet.aws.faults().partition("host-0", Service::LeaseTable, Cut::Requests, fleet.aws.elapsed() + Duration::from_secs(60));
+    handle.resume();
+    sleep(Duration::from_secs(50)).await;
+    let new = fleet.put(20).await;
+    assert!(fleet.log.numbers().is_disjoint(&new), "nothing is read before the skip is written");
+    let later = {
+        sleep(Duration::from_secs(120)).await;
+        fleet.put(20).await
+    };
+    fleet.has("it goes on", &later).await;
+    assert!(fleet.log.numbers().is_disjoint(&old));
+    fleet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn impossible_bounds_are_refused_by_name() {
+    let fleet = Fleet::new(10, 1);
+    let host = fleet.aws.host("host");
+    let build = |settings: fn(WorkerBuilder) -> WorkerBuilder| settings(host.worker(APPLICATION, STREAM)).build();
+    for (error, setting) in [
+        (build(|builder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::ZERO })).await.unwrap_err(), "backlog.beyond"),
+        (
+            build(|builder| {
+                let start = InitialPosition::AtTimestamp(Timestamp::from_millis(5_000));
+                builder.initial_position(start).read_until(ReadUntil::Time(Timestamp::from_millis(5_000)))
+            })
+            .await
+            .unwrap_err(),
+            "read_until",
+        ),
+    ] {
+        let WorkerError::Config(error) = error else { panic!("{error}") };
+        assert_eq!(error.setting, setting);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_were_trimmed_unread_are_left_out_too() {
+    let mut fleet = Fleet::new(11, 1);
+    let settings = |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) });
+    fleet.start_with(1, settings).await;
+    let first = fleet.put(20).await;
+    fleet.has("it is read", &first).await;
+    fleet.stop().await;
+    fleet.put(20).await;
+    sleep(Duration::from_secs(25 * 3600)).await;
+    fleet.start_with(1, settings).await;
+    let handle = fleet.running[0].1.clone();
+    until("it has skipped", || handle.status().shards.values().any(|status| status.skips == 1)).await;
+    let new = fleet.put(20).await;
+    fleet.has("it goes on", &new).await;
+    fleet.stop().await;
+    assert_eq!(fleet.log.all().len(), 40);
+}

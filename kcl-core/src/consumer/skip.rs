@@ -1,0 +1,74 @@
+//! Skipping to the latest, where that is configured: a shard that is too far behind leaves out what it has not read, and says so.
+//!
+//! The order of events: what is in work is finished; the lease is begun anew at this instant, in one fenced write of its owner, so that no later owner reads
+//! what was left out; only then is reading begun there. A crash before the write leaves the shard behind as it was, one after it begins at the instant.
+
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
+use kcl_lease::{Clock as _, NewStart};
+
+use super::{ShardConsumer, Stop};
+use crate::record::Record;
+use crate::stream::StartingPosition;
+
+impl ShardConsumer {
+    /// Whether an answer is further behind than a shard may be: by its own word, or by the age of its first record that is not finished.
+    pub(super) fn is_too_far_behind(&self, records: &[Record], behind: Option<u64>, now: Timestamp) -> bool {
+        let Some(limit) = self.hold.shared.backlog.limit() else { return false };
+        let first = records.iter().find(|record| !self.filter.is_finished(record)).and_then(Record::approximate_arrival);
+        let age = first.map(|arrival| now.as_millis().saturating_sub(arrival.as_millis()));
+        behind.max(age).is_some_and(|behind| u128::from(behind) > limit.as_millis())
+    }
+
+    /// Whether records that were trimmed unread are further behind than a shard may be: then nothing has to wait for somebody's word.
+    pub(super) fn trimmed_is_too_far_behind(&self) -> bool {
+        self.hold.shared.backlog.limit().is_some_and(|limit| limit < self.hold.shared.retention())
+    }
+
+    /// Begins the shard anew at this instant. Nothing is in work.
+    pub(super) async fn skip_to_latest(&mut self) -> Result<Stop, Stop> {
+        let mut backoff = self.hold.backoff();
+        let acked = self.prefix.acked();
+        let behind = self.work.behind;
+        loop {
+            self.hold.gate().await?;
+            let now = self.hold.shared.clock.wall_time();
+            let term = &self.hold.term;
+            // All that arrived before is finished, or left out. Written along.
+            term.set_watermark(now);
+            term.set_finished_beyond(None);
+            // No checkpoint of what came before the instant follows the write.
+            if let Some(acked) = acked {
+                self.hold.shard.checkpointer.note_written(Checkpoint::At(acked));
+            }
+            match term.restart(NewStart::latest(now)).await {
+                Ok(()) => {
+                    tracing::error!(
+                        target: "kcl::audit",
+                        stream = %self.hold.shared.stream.arn,
+                        shard = %self.hold.shard.shard_id(),
+                        finished = acked.map(tracing::field::display),
+                        behind_millis = behind,
+                        instant = now.as_millis(),
+                        "the shard was too far behind: what arrived before this instant and was not read is left out, as configured"
+                    );
+                    let millis = behind.unwrap_or(0);
+                    self.hold.shared.metrics.skipped(millis);
+                    self.hold.shared.status.update(self.hold.shard.shard_id(), |status| {
+                        status.skips += 1;
+                        status.checkpoint = Checkpoint::Latest;
+                    });
+                    self.skipped = Some((self.prefix.delivered(), now));
+                    self.watermark = Some(now);
+                    self.filter.watched_until(now);
+                    self.filter.accept_gap();
+                    return Ok(Stop::Reopen(StartingPosition::AtTimestamp(now)));
+                }
+                Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
+                Err(error) => {
+                    tracing::warn!(%error, "the new start is not confirmed yet; trying again");
+                    self.hold.pause(backoff.next_wait()).await?;
+                }
+            }
+        }
+    }
+}
