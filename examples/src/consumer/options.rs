@@ -7,8 +7,8 @@ use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Parser, ValueEnum};
 use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
 use kcl_core::{
-    ConsumerChoice, FanOutConfig, FileDeadLetterQueue, InitialPosition, PartitionKeys, RetryPolicy, S3BlobStore, ShardContext,
-    SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError,
+    Backlog, ConsumerChoice, FanOutConfig, FileDeadLetterQueue, InitialPosition, PartitionKeys, ReadUntil, RetryPolicy, S3BlobStore,
+    ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError,
 };
 
 use super::service::Service;
@@ -108,6 +108,15 @@ pub(super) struct Options {
     #[arg(long, value_name = "DURATION", env = "KCL_UNTIL_IDLE", value_parser = idle_time)]
     pub(super) until_idle: Option<Duration>,
 
+    /// Read up to here and end by itself: tip (all that is there now), or a time as 2026-01-31T12:00:00Z or in seconds since 1970
+    #[arg(long, value_name = "POSITION", env = "KCL_UNTIL", value_parser = until)]
+    pub(super) until: Option<ReadUntil>,
+
+    /// When a shard is further behind than this, 1s to 365d, leave out what it has not read and go on with what is new. Each time is logged
+    /// as an error
+    #[arg(long, value_name = "DURATION", env = "KCL_SKIP_BEYOND", value_parser = humantime::parse_duration)]
+    pub(super) skip_beyond: Option<Duration>,
+
     /// Print each record to standard output
     ///
     /// One line of JSON per record: shard_id, sequence_number (a string), sub_sequence_number (a number), partition_key, data (base64). The lines
@@ -169,6 +178,8 @@ impl Options {
                 OnTrimmed::Skip => TrimmedData::SkipAndAudit,
             })
             .adopt_recreated_stream(self.adopt_recreated_stream)
+            .read_until(self.until.unwrap_or_default())
+            .backlog(self.skip_beyond.map_or(Backlog::ReadAll, |beyond| Backlog::SkipToLatest { beyond }))
             // Nothing is wrong with a record that a full disk did not take: it is tried for long before it counts as poison.
             .retry_policy(RetryPolicy { max_attempts: 1000, ..RetryPolicy::default() })
             .processor(move |_shard: &ShardContext| service.clone());
@@ -238,6 +249,13 @@ fn seconds(text: &str) -> Result<jiff::Timestamp, String> {
     time.ok_or_else(|| "beyond the year 9999; are these milliseconds?".to_owned())
 }
 
+fn until(text: &str) -> Result<ReadUntil, String> {
+    match text {
+        "tip" => Ok(ReadUntil::TipAtStart),
+        text => time(text).map(ReadUntil::Time).map_err(|error| format!("neither tip nor a time: {error}")),
+    }
+}
+
 fn idle_time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time < Duration::from_secs(1) {
@@ -275,11 +293,12 @@ mod tests {
         let options = parse(
             "--initial-position latest --endpoint-url http://127.0.0.1:4566 --region eu-west-1 --dead-letter-queue orders-dlq \
              --lease-duration 2500ms --worker-name w --retrieval fan-out --fan-out-consumer orders-efo --until-idle 1m --adopt-recreated-stream --trimmed-data skip --max-leases 3 \
-             --shutdown-timeout 0s --print --log-format json",
+             --shutdown-timeout 0s --until tip --skip-beyond 2h --print --log-format json",
         )
         .unwrap();
         assert_eq!(options.lease_duration, Duration::from_millis(2500));
         assert_eq!(options.until_idle, Some(Duration::from_secs(60)));
+        assert_eq!((options.until, options.skip_beyond), (Some(ReadUntil::TipAtStart), Some(Duration::from_secs(7200))));
         assert!(options.print && options.adopt_recreated_stream);
         assert_eq!(options.retrieval, Retrieval::FanOut);
     }
@@ -318,6 +337,8 @@ mod tests {
             ("--lease-duration 10", "--lease-duration"),
             ("--retrieval pull", "--retrieval"),
             ("--until-idle 10ms", "--until-idle"),
+            ("--until yesterday", "--until"),
+            ("--skip-beyond far", "--skip-beyond"),
             ("--max-leases many", "--max-leases"),
             ("--trimmed-data lose", "--trimmed-data"),
             ("--endpoint-url 127.0.0.1:4566", "--endpoint-url"),

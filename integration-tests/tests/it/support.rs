@@ -24,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 /// The time after which a condition that has not come true is a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What other tests and a busy machine may add to a time that a test bounds. How long things take where nothing else runs is bounded in simulated
+/// time, by `tests/simulation/delays.rs`.
+pub(crate) const BUSY_MACHINE: Duration = Duration::from_secs(10);
+
 /// One stream at one endpoint, for one test.
 pub(crate) struct World {
     pub(crate) local: Option<LocalAws>,

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod crash_points;
+mod delays;
 mod fleet;
 mod processing;
 mod runs;

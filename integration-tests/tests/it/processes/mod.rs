@@ -12,4 +12,5 @@ mod memory;
 mod output;
 mod publisher;
 mod restart;
+mod seek;
 mod stop;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::child::{Consumer, worker};
 use super::log::Log;
 use super::publisher::Publisher;
-use crate::support::{World, eventually};
+use crate::support::{BUSY_MACHINE, World, eventually};
 
 /// The shards of each worker, by the first part of its name, once these workers own this many each.
 async fn even_spread(world: &World, workers: &[Consumer], shards_each: usize) -> BTreeMap<String, BTreeSet<String>> {
@@ -40,7 +40,7 @@ async fn three_at_work(world: &Arc<World>, flags: &str, log: &Log) -> (Vec<Consu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_kill_the_others_deliver_everything_within_the_lease_duration_and_three_seconds() {
+async fn after_a_kill_the_others_deliver_everything() {
     let (world, log) = (Arc::new(World::with_shards(6).await), Log::default());
     let (mut workers, spread, publisher) = three_at_work(&world, "--lease-duration 3s", &log).await;
 
@@ -52,7 +52,7 @@ async fn after_a_kill_the_others_deliver_everything_within_the_lease_duration_an
     let taken_over = log.taken_over(&spread["a"], "a", since).await;
     let last = taken_over.values().map(|at| at.duration_since(killed)).max().unwrap();
     println!("all shards of the killed process are delivered by others after {last:?}");
-    assert!(last < Duration::from_secs(3 + 3), "{last:?}");
+    assert!(last < Duration::from_secs(3 + 3) + BUSY_MACHINE, "{last:?}");
 
     log.has_all(&publisher.stop().await).await;
     for worker in workers {
@@ -64,7 +64,7 @@ async fn after_a_kill_the_others_deliver_everything_within_the_lease_duration_an
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_sigterm_the_others_go_on_at_once_and_nothing_is_delivered_twice() {
     let (world, log) = (Arc::new(World::with_shards(6).await), Log::default());
-    let (mut workers, spread, publisher) = three_at_work(&world, "--lease-duration 10s", &log).await;
+    let (mut workers, spread, publisher) = three_at_work(&world, "--lease-duration 20s", &log).await;
 
     let (leaver, asked) = (workers.remove(0), Instant::now());
     leaver.stop().await;
@@ -72,7 +72,7 @@ async fn after_a_sigterm_the_others_go_on_at_once_and_nothing_is_delivered_twice
     let taken_over = log.taken_over(&spread["a"], "a", since).await;
     let last = taken_over.values().map(|at| at.duration_since(asked)).max().unwrap();
     println!("all shards of the stopped process are delivered by others after {last:?}");
-    assert!(last < Duration::from_secs(10), "its leases were freed, not left to expire: {last:?}");
+    assert!(last < Duration::from_secs(20), "its leases were freed, not left to expire: {last:?}");
 
     log.has_all(&publisher.stop().await).await;
     for worker in workers {
