@@ -26,8 +26,6 @@ pub enum ShardState {
     ReadFailing,
     /// A call of the processor has been under way for a minute.
     InLongCall,
-    /// The shard is read up to where reading is to end: see [`ReadUntil`](crate::ReadUntil).
-    AtBound,
     /// The shard is paused, because somebody asked for it.
     Paused,
     /// The processor said stop: see [`ProcessError::stop`](crate::ProcessError::stop).

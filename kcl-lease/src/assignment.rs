@@ -30,6 +30,8 @@ pub struct View<'a> {
     /// Whether a free lease was left by those whose turn it was: see
     /// [`Liveness::is_overdue`](crate::liveness::Liveness::is_overdue).
     pub overdue: &'a dyn Fn(&Lease) -> bool,
+    /// Whether a lease needs no owner: all that is to be read of its shard is read. It is left as it is.
+    pub unneeded: &'a dyn Fn(&Lease) -> bool,
     /// How many leases this worker may own.
     pub max_leases: usize,
     /// This worker could do nothing with the leases that it had: it takes only what everybody else has left, and asks for nothing.
@@ -145,6 +147,9 @@ impl<'a> Fleet<'a> {
         for lease in startable(view.leases) {
             let owner = lease.owner.as_ref();
             let held = view.held.contains(&lease.shard_id);
+            if !held && owner != Some(view.me) && (view.unneeded)(lease) {
+                continue;
+            }
             let belongs_to = if is_planted(Bug::HandoffNotAwaited) && !held && owner == Some(view.me) {
                 fleet.own.push(lease);
                 owner

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_core::test_util::{Cut, Event, Service};
-use kcl_core::{Backlog, Checkpoint, InitialPosition, ReadUntil, RetrievalMode, ShardState, Timestamp, WorkerBuilder, WorkerError};
+use kcl_core::{
+    Backlog, Checkpoint, Checkpointing, InitialPosition, Outcome, ProcessError, ProcessResult, ReadUntil, RecordBatch, RecordProcessor,
+    RetrievalMode, ShardContext, ShardState, Timestamp, WorkerBuilder, WorkerError, async_trait,
+};
 use tokio::time::{Instant, sleep};
 
-use super::fleet::{APPLICATION, Fleet, STREAM, until};
+use super::fleet::{APPLICATION, Fleet, Log, STREAM, until};
 
 const FIRST: &str = "shardId-000000000000";
 
@@ -97,19 +100,82 @@ async fn shards_of_a_worker_that_died_are_read_to_the_bound_by_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_at_its_bound_keeps_its_lease_until_all_are_there() {
+async fn a_shard_at_its_bound_is_let_go_and_left_alone_until_all_are_there() {
     let mut fleet = Fleet::new(6, 2);
     let records = fleet.put(40).await;
-    // One shard can't be read for a while.
     fleet.start_with(1, |builder| builder.read_until(ReadUntil::TipAtStart)).await;
     let handle = fleet.running[0].1.clone();
     handle.pause_shard(&FIRST.into());
-    until("one is there", || handle.status().shards.values().any(|status| status.state == ShardState::AtBound)).await;
+    until("it has one shard left", || handle.status().shards.len() == 2).await;
+    until("it has one shard left", || handle.status().shards.len() == 1).await;
+    let takes = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let count = takes.clone();
+    fleet.aws.observe(move |event| {
+        if let Event::LeaseWritten { before, after, .. } = event
+            && before.owner.is_none()
+            && after.owner.is_some()
+        {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
     sleep(Duration::from_secs(120)).await;
-    assert_eq!(handle.status().shards.len(), 2);
+    // Another worker with that bound comes: it has nothing to do, and waits for the others.
+    fleet.start_with(1, |builder| builder.read_until(ReadUntil::TipAtStart)).await;
+    sleep(Duration::from_secs(120)).await;
     handle.resume_shard(&FIRST.into());
     fleet.ended().await;
     assert_eq!(fleet.log.numbers(), records);
+    assert!(takes.load(std::sync::atomic::Ordering::Relaxed) <= 2, "{takes:?}");
+}
+
+/// Keeps what it is given until it is told to finish, and checkpoints only then.
+struct Buffering(Log, Vec<(String, u64)>);
+
+#[async_trait]
+impl RecordProcessor for Buffering {
+    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+        for record in batch.in_order() {
+            self.1.push((record.partition_key().unwrap_or_default().to_owned(), std::str::from_utf8(record.data())?.parse()?));
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn shutdown_requested(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
+        sleep(Duration::from_secs(2)).await;
+        self.1.drain(..).for_each(|(key, number)| self.0.note(key, number));
+        shard.checkpointer().checkpoint().await?;
+        Ok(())
+    }
+}
+
+/// A processor that checkpoints by itself gets its chance at the bound; if it dies before, its records come again.
+#[tokio::test(start_paused = true)]
+async fn at_the_bound_processors_finish_what_they_hold() {
+    for dies in [false, true] {
+        let mut fleet = Fleet::new(12, 2);
+        let records = fleet.put(40).await;
+        let log = fleet.log.clone();
+        let buffering = move |builder: WorkerBuilder| {
+            let log = log.clone();
+            builder
+                .read_until(ReadUntil::TipAtStart)
+                .checkpointing(Checkpointing::Manual)
+                .processor(move |_: &ShardContext| Buffering(log.clone(), Vec::new()))
+        };
+        fleet.start_with(1, &buffering).await;
+        if dies {
+            let (victim, handle) = fleet.running[0].clone();
+            until("a shard finishes", || handle.status().shards.values().any(|status| status.state == ShardState::LettingGo)).await;
+            victim.kill();
+            // What it knows of its bound is in no row yet: who comes next reads all of it.
+            assert!(fleet.log.numbers().is_empty());
+            fleet.start_with(1, &buffering).await;
+            until("it has ended", || fleet.running[1].1.status().shards.is_empty() && fleet.log.numbers() == records).await;
+        } else {
+            fleet.ended().await;
+            assert_eq!(fleet.log.numbers(), records);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

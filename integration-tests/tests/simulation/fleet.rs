@@ -10,7 +10,7 @@ use kcl_core::{
     Checkpoint, Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
 };
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 pub(super) const STREAM: &str = "orders";
 pub(super) const APPLICATION: &str = "orders-app";
@@ -31,6 +31,10 @@ pub(super) struct Log(Arc<Mutex<Vec<Seen>>>);
 impl Log {
     pub(super) fn all(&self) -> Vec<Seen> {
         self.0.lock().unwrap().clone()
+    }
+
+    pub(super) fn note(&self, key: String, number: u64) {
+        self.0.lock().unwrap().push(Seen { key, number, at: Instant::now() });
     }
 
     pub(super) fn clear(&self) {
@@ -59,7 +63,7 @@ impl RecordProcessor for Service {
             sleep(Duration::from_millis(2)).await;
             let number = std::str::from_utf8(record.data())?.parse()?;
             let key = record.partition_key().unwrap_or_default().to_owned();
-            self.0.0.lock().unwrap().push(Seen { key, number, at: Instant::now() });
+            self.0.note(key, number);
         }
         Ok(Outcome::Done)
     }
@@ -107,7 +111,11 @@ impl Fleet {
     /// Waits until all workers have ended by themselves.
     pub(super) async fn ended(&mut self) {
         self.running.clear();
-        while let Some(ended) = self.workers.join_next().await {
+        let end = Instant::now() + PATIENCE;
+        while !self.workers.is_empty() {
+            let Ok(Some(ended)) = timeout_at(end, self.workers.join_next()).await else {
+                panic!("workers have not ended within {PATIENCE:?}: {:?}", self.aws.leases(APPLICATION));
+            };
             ended.unwrap().unwrap();
         }
     }

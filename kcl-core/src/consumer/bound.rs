@@ -1,11 +1,28 @@
 //! Reading up to a bound: what arrived at that time or later stays for whoever reads on.
 //!
-//! A shard has reached the bound with the first record that arrived then or later, or at its tip once that time has come. The row then says, by its
-//! watermark, that all before is finished, so that every worker of the application sees when all shards are there, and ends.
+//! A shard has reached the bound with the first record that arrived then or later, or at its tip once that time has come. When all before is finished
+//! its processors are asked to finish, as when a shard is handed over, and the lease is freed with the last checkpoint. Its watermark then says that
+//! all before the bound is finished: workers with this bound leave such a lease alone, and end when all are so.
 
-use kcl_checkpoint::Timestamp;
+use kcl_checkpoint::{Checkpoint, Timestamp};
 
+use super::{Checkpointing, ShardConsumer};
 use crate::record::Record;
+
+impl ShardConsumer {
+    /// Has the release say that all before the bound is finished; unless a processor that checkpoints by itself has not checkpointed all of it, for then its
+    /// records come again.
+    pub(super) fn note_bound(&self) {
+        let unwritten = self.prefix.delivered().filter(|last| self.hold.shard.checkpointer.last() < Checkpoint::At(*last));
+        if self.hold.shared.checkpointing == Checkpointing::Manual && unwritten.is_some() {
+            tracing::error!(
+                "shutdown_requested returned without a checkpoint of the last record, which manual checkpointing needs here; the shard is read again"
+            );
+        } else if let Some(bound) = self.hold.shared.bound {
+            self.hold.term.set_watermark(bound);
+        }
+    }
+}
 
 /// Cuts off what arrived at the bound or later. Returns whether the bound is reached: nothing more is to be read.
 pub(super) fn cut(records: &mut Vec<Record>, at_tip: bool, now: Timestamp, bound: Timestamp) -> bool {

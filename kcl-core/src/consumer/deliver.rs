@@ -55,6 +55,9 @@ impl ShardConsumer {
                 if std::mem::take(&mut self.work.skip) {
                     return Err(self.skip_to_latest().await?);
                 }
+                if self.work.bound_reached {
+                    return Err(Stop::AtBound);
+                }
                 if let Some(children) = self.work.ended.take() {
                     return Err(self.read_to_its_end(children).await?);
                 }
@@ -96,6 +99,10 @@ impl ShardConsumer {
                 self.begin_calls().await?;
             }
             self.begin_sending();
+        }
+        if self.work.is_idle() && self.work.has_read_enough() {
+            // What was in hand was finished before: there is nothing to wait for.
+            return Ok(None);
         }
         self.show_state(is_open);
         if self.work.note_due.is_some_and(|due| due <= Instant::now()) {
@@ -177,7 +184,6 @@ impl ShardConsumer {
             None if work.schedule.has_waiting() || work.make.is_failing() => ShardState::Retrying,
             None if work.read_failing => ShardState::ReadFailing,
             None if !work.lanes.has_any() => ShardState::Starting,
-            None if work.bound_reached && work.is_idle() => ShardState::AtBound,
             None => ShardState::Processing,
         };
         if self.hold.state(state) && state == ShardState::InLongCall {

@@ -71,7 +71,6 @@ impl ShardConsumer {
             self.work.bound_reached = true;
         }
         self.work.mark_in_hand = match records.last() {
-            _ if bound.is_some() => bound,
             Some(_) => records.iter().rev().find_map(Record::approximate_arrival),
             None => Some(now).filter(|_| behind == Some(0)),
         };
@@ -173,7 +172,9 @@ impl ShardConsumer {
             self.work.marks.pop_front();
             reached = reached.max(Some(mark));
         }
-        if let Some(watermark) = reached {
+        // That the bound is reached is told with the last checkpoint, and not before.
+        let short_of_bound = self.hold.shared.bound.map(|bound| Timestamp::from_millis(bound.as_millis().saturating_sub(1)));
+        if let Some(watermark) = reached.map(|reached| short_of_bound.map_or(reached, |short| reached.min(short))) {
             self.hold.term.set_watermark(watermark);
             self.filter.watched_until(watermark);
             self.watermark = Some(watermark);

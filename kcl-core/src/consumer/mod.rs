@@ -150,6 +150,8 @@ enum Stop {
     ShardEnd(Vec<ChildShard>),
     /// Another worker asked for the shard, or this one shuts down.
     LetGo,
+    /// All is finished up to where reading is to end.
+    AtBound,
     /// The term is over; its status says how.
     Ended,
     /// The starting position was refused; read from this one.
@@ -211,8 +213,8 @@ impl ShardConsumer {
         if let Stop::ShardEnd(children) = stop {
             stop = self.end_shard(children).await;
         }
-        if matches!(stop, Stop::LetGo) {
-            self.let_go().await;
+        if matches!(stop, Stop::LetGo | Stop::AtBound) {
+            self.let_go(matches!(stop, Stop::AtBound)).await;
         }
         let end = match self.hold.term.status() {
             TermStatus::Ended(end) => end,
@@ -257,8 +259,8 @@ impl ShardConsumer {
         }
     }
 
-    /// Lets the processors finish, and the lease go with the last checkpoint.
-    async fn let_go(&mut self) {
+    /// Lets the processors finish, and the lease go with the last checkpoint. `at_bound`: all is finished up to where reading is to end.
+    async fn let_go(&mut self, at_bound: bool) {
         self.hold.state(ShardState::LettingGo);
         for lane in 0..self.work.lanes.len() {
             let Some(processor) = self.work.lanes.processor(lane) else { continue };
@@ -271,6 +273,9 @@ impl ShardConsumer {
         {
             // Its call has ended, whatever it came to: nobody has died of it this time.
             self.hold.term.set_given_back(suspect);
+        }
+        if at_bound {
+            self.note_bound();
         }
         self.release(self.final_checkpoint(), BTreeSet::new()).await;
     }

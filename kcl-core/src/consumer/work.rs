@@ -112,11 +112,15 @@ impl Work {
         self.in_hand.is_empty() && self.schedule.open() == 0 && self.outbox.is_empty() && self.lanes.is_idle()
     }
 
+    /// Whether something else than reading on follows when all that was read is finished.
+    pub(super) fn has_read_enough(&self) -> bool {
+        self.ended.is_some() || self.reopen || self.skip || self.bound_reached
+    }
+
     /// Whether the next answer may be taken into the hand.
     pub(super) fn wants_more(&self) -> bool {
         let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0;
-        let enough = self.ended.is_some() || self.reopen || self.skip || self.bound_reached;
-        self.in_hand.is_empty() && self.paused.is_none() && !enough && !one_lane_is_busy
+        self.in_hand.is_empty() && self.paused.is_none() && !self.has_read_enough() && !one_lane_is_busy
     }
 
     /// How many more records may be taken out of the hand into work, beyond `span` between the oldest unfinished and the newest in work.

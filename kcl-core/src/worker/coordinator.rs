@@ -151,6 +151,7 @@ impl Coordinator {
                 held: &held,
                 expired: &|lease| self.liveness.is_expired(lease, now),
                 overdue: &|lease| self.liveness.is_overdue(lease, patient),
+                unneeded: &|lease| self.bound.is_some_and(|bound| lease.watermark.is_some_and(|watermark| watermark >= bound)),
                 max_leases: self.max_leases,
                 resting,
             },

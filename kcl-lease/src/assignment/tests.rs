@@ -68,6 +68,7 @@ impl Case {
             held: &self.held,
             expired: &|lease| lease.actual_owner().is_some_and(|owner| self.dead.contains(owner)),
             overdue: &|_| self.overdue,
+            unneeded: &|lease| lease.watermark.is_some(),
             max_leases: self.max_leases,
             resting: self.resting,
         };
@@ -165,7 +166,8 @@ fn workers_that_saw_the_same_ask_for_different_leases() {
     for me in ["a", "b", "c"] {
         let (me, held) =
             (worker(me), BTreeSet::from([table.iter().find(|lease| lease.owner == Some(worker(me))).unwrap().shard_id.clone()]));
-        let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: 64, resting: false };
+        let view =
+            View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, unneeded: &NONE, max_leases: 64, resting: false };
         let request = plan(&view, &Entropy::from_seed(1)).request;
         assert_eq!(request.len(), 15);
         asked.extend(request.into_iter().map(|lease| lease.shard_id));
@@ -341,7 +343,8 @@ impl Fleet {
         for (me, held) in &self.held {
             let leases = if self.sluggish && self.chance(0.3) { &self.round_ago } else { &now };
             let expired = |lease: &Lease| lease.actual_owner().is_some_and(|owner| self.dead.contains(owner));
-            let view = View { me, leases, held, expired: &expired, overdue: &NONE, max_leases: self.max_leases, resting: false };
+            let view =
+                View { me, leases, held, expired: &expired, overdue: &NONE, unneeded: &NONE, max_leases: self.max_leases, resting: false };
             let plan = plan(&view, &self.entropy);
             self.check(&view, &plan);
             let id = || WriteId(self.entropy.u64());
@@ -540,9 +543,21 @@ proptest! {
         for (name, _) in &counts {
             let me = worker(name);
             let held = table.iter().filter(|lease| lease.owner.as_ref() == Some(&me)).map(|lease| lease.shard_id.clone()).collect();
-            let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, max_leases: usize::MAX, resting: false };
+            let view = View { me: &me, leases: &table, held: &held, expired: &NONE, overdue: &NONE, unneeded: &NONE, max_leases: usize::MAX, resting: false };
             taken += plan(&view, &Entropy::from_seed(1)).take.len();
         }
         prop_assert!(counts.is_empty() || (free <= taken && taken < free + counts.len()), "{taken} takes for {free} free leases");
     }
+}
+
+#[test]
+fn a_lease_that_needs_no_owner_is_neither_taken_nor_asked_for_nor_counted() {
+    let read = |mut lease: Lease| {
+        lease.watermark = Some(kcl_checkpoint::Timestamp::from_millis(1));
+        lease
+    };
+    let plan = Case::new(vec![read(free(0)), read(owned(1, "a")), free(2), free(3), read(owned(4, "me"))]).plan();
+    let taken: Vec<_> = plan.take.iter().map(|lease| lease.shard_id.clone()).collect();
+    assert!(taken.iter().all(|taken| [shard(2), shard(3)].contains(taken)) && !taken.is_empty(), "{taken:?}");
+    assert_eq!(plan.request, []);
 }

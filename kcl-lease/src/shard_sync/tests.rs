@@ -497,3 +497,28 @@ proptest! {
         world.come_to_rest();
     }
 }
+
+#[test]
+fn a_bound_is_reached_when_all_of_the_key_space_is() {
+    let half = u128::MAX / 2;
+    let part = |name: &str, ranges: HashKeyRange, watermark: Option<u64>| Lease {
+        hash_range: Some(ranges),
+        watermark: watermark.map(Timestamp::from_millis),
+        ..lease(name, &[], begun())
+    };
+    let (low, high) = (range(0, half), range(half + 1, u128::MAX));
+    let ended = lease("p", &[], Checkpoint::ShardEnd);
+    let without_range = Lease { hash_range: None, ..part("a", low, Some(10)) };
+    for (leases, expected) in [
+        (vec![part("a", low, Some(10)), part("b", high, Some(12)), ended.clone()], true),
+        (vec![part("a", low, Some(9)), part("b", high, Some(12))], false),
+        (vec![part("a", low, None), part("b", high, Some(12))], false),
+        // a first sync is under way
+        (vec![part("b", high, Some(12))], false),
+        (vec![ended], false),
+        (vec![], false),
+        (vec![without_range], true),
+    ] {
+        assert_eq!(is_read_until(&leases, Timestamp::from_millis(10)), expected, "{leases:?}");
+    }
+}

@@ -409,3 +409,20 @@ async fn the_watermark_travels_with_the_next_write() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(world.row().await.watermark, Some(Timestamp::from_millis(42)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_term_can_begin_its_shard_elsewhere_and_goes_on() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    let at = |number: u128| Checkpoint::At(ExtendedSequenceNumber::whole(number.into()));
+    term.write(at(5)).await.unwrap();
+    let now = Timestamp::from_millis(77);
+    term.set_watermark(now);
+    world.table.next(&[Fate::AppliedAnswerLost]);
+    term.restart(NewStart::latest(now)).await.unwrap();
+    let row = world.row().await;
+    assert_eq!((row.checkpoint, row.initial_timestamp, row.watermark), (Checkpoint::Latest, Some(now), Some(now)));
+    assert!(term.is_valid(), "it proves life like any other write");
+    term.write(at(6)).await.unwrap();
+    assert_eq!(world.row().await.checkpoint, at(6));
+}

@@ -193,6 +193,7 @@ fn plans_are_explored(model: &Protocol, state: &State) -> bool {
             held: &held,
             expired: &dead,
             overdue: &|lease| lease.owner.is_none() || dead(lease),
+            unneeded: &|_| false,
             max_leases: 9,
             resting: false,
         };
