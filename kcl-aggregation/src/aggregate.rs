@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::error::BrokenAggregate;
 use crate::range::Sides;
 use crate::rules::Rules;
-use crate::sub_record::{SubRecords, raw_sub_records};
+use crate::sub_record::SubRecords;
 use crate::survey::survey;
 use crate::tables::Tables;
 
@@ -45,8 +45,7 @@ impl Aggregate {
         let (sides, outside) = match range {
             None => (None, 0),
             Some(range) => {
-                let mut sides = Sides::unknown(&tables);
-                let outside = raw_sub_records(&message).filter(|record| sides.judge(record, &message, &tables, range)).count();
+                let (sides, outside) = Sides::judge(&message, &tables, range);
                 (Some(sides), outside)
             }
         };

@@ -2,6 +2,8 @@
 
 use md5::{Digest as _, Md5};
 
+use crate::lanes::{Block, LANES, Lanes, State};
+
 /// Longest partition key, in characters.
 const MAX_PARTITION_KEY_CHARS: usize = 256;
 /// 2^128-1 has so many digits. The API's own pattern allows no more either, leading zeros included.
@@ -44,6 +46,50 @@ pub fn hash_of(partition_key: &str) -> u128 {
 
 pub(crate) fn hash_of_bytes(partition_key: &[u8]) -> u128 {
     u128::from_be_bytes(Md5::digest(partition_key).into())
+}
+
+/// The longest message that is one block of MD5: a mark and eight bytes of length follow it.
+const ONE_BLOCK: usize = size_of::<Block>() - 9;
+
+/// Hashes of partition keys, computed side by side; long ones, which are rare, each for itself.
+#[derive(Default)]
+pub(crate) struct Hashes {
+    waiting: Vec<(usize, Block)>,
+}
+
+impl Hashes {
+    /// Has this key hashed, now or when enough others are there. `known` is told of each key by its number.
+    pub(crate) fn push(&mut self, number: usize, key: &[u8], mut known: impl FnMut(usize, u128)) {
+        if key.len() > ONE_BLOCK {
+            known(number, hash_of_bytes(key));
+            return;
+        }
+        let mut block = [0; size_of::<Block>()];
+        block[..key.len()].copy_from_slice(key);
+        block[key.len()] = 0x80;
+        block[ONE_BLOCK + 1..].copy_from_slice(&(8 * key.len() as u64).to_le_bytes());
+        self.waiting.push((number, block));
+        if self.waiting.len() == LANES {
+            self.finish(known);
+        }
+    }
+
+    /// Hashes what waits.
+    pub(crate) fn finish(&mut self, mut known: impl FnMut(usize, u128)) {
+        let Some((_, first)) = self.waiting.first() else { return };
+        let mut lanes = Lanes::new();
+        // A lane without a key reads what another one reads.
+        let blocks = std::array::from_fn(|lane| std::slice::from_ref(self.waiting.get(lane).map_or(first, |(_, block)| block)));
+        lanes.compress(&blocks, 1);
+        for (lane, (number, _)) in self.waiting.iter().enumerate() {
+            known(*number, hash_of_state(lanes.state(lane)));
+        }
+        self.waiting.clear();
+    }
+}
+
+fn hash_of_state(state: State) -> u128 {
+    state.iter().fold(0, |hash, word| hash << 32 | u128::from(word.swap_bytes()))
 }
 
 #[cfg(test)]
@@ -92,6 +138,21 @@ mod tests {
             assert_eq!(parse_explicit_hash_key(text.as_bytes()), expected, "{text}");
         }
         assert_eq!(parse_explicit_hash_key(&[b'1', 0xff]), None);
+    }
+
+    #[test]
+    fn hashes_side_by_side_are_the_same() {
+        let keys: Vec<String> = (0..200).map(|length| "k".repeat(length % 70) + &length.to_string()).collect();
+        for count in [0, 1, 7, 8, 9, 200] {
+            let mut hashes = Hashes::default();
+            let mut told = std::collections::BTreeMap::new();
+            for (number, key) in keys[..count].iter().enumerate() {
+                hashes.push(number, key.as_bytes(), |number, hash| assert_eq!(told.insert(number, hash), None));
+            }
+            hashes.finish(|number, hash| assert_eq!(told.insert(number, hash), None));
+            let expected = keys[..count].iter().map(|key| hash_of(key)).enumerate().collect();
+            assert_eq!(told, expected);
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Which keys of an aggregate belong to the shard that it was read from.
 //!
 //! Asked once per key, however many sub-records refer to it: otherwise one long key and many small sub-records would cost a
-//! digest of the key for each.
+//! digest of the key for each. Keys are hashed side by side, as digests are.
 
 use std::ops::RangeInclusive;
 
-use crate::keys::{hash_of_bytes, parse_explicit_hash_key};
+use crate::keys::{Hashes, parse_explicit_hash_key};
+use crate::sub_record::raw_sub_records;
 use crate::survey::RawSubRecord;
 use crate::tables::Tables;
 
@@ -13,6 +14,7 @@ use crate::tables::Tables;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Unknown,
+    /// Or about to be known.
     Inside,
     Outside,
 }
@@ -24,28 +26,42 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    pub(crate) fn unknown(tables: &Tables) -> Self {
+    /// Judges the keys of all sub-records of a surveyed message, and counts the sub-records that are outside the range.
+    pub(crate) fn judge(message: &[u8], tables: &Tables, range: &RangeInclusive<u128>) -> (Self, usize) {
         let (partition_keys, explicit_hash_keys) = tables.lens();
-        Self { partition_keys: vec![Side::Unknown; partition_keys], explicit_hash_keys: vec![Side::Unknown; explicit_hash_keys] }
-    }
-
-    /// Whether this sub-record of a surveyed message is outside the range.
-    pub(crate) fn judge(&mut self, record: &RawSubRecord<'_>, message: &[u8], tables: &Tables, range: &RangeInclusive<u128>) -> bool {
-        let key = deciding_key(record);
-        let side = match key {
-            Key::Explicit(index) => &mut self.explicit_hash_keys[index as usize],
-            Key::Partition(index) => &mut self.partition_keys[index as usize],
-        };
-        if *side == Side::Unknown {
-            let hash = match key {
+        let mut sides =
+            Self { partition_keys: vec![Side::Unknown; partition_keys], explicit_hash_keys: vec![Side::Unknown; explicit_hash_keys] };
+        let mut any_outside = false;
+        let mut hashes = Hashes::default();
+        for record in raw_sub_records(message) {
+            match deciding_key(&record) {
                 Key::Explicit(index) => {
-                    parse_explicit_hash_key(tables.explicit_hash_key(message, index)).expect("the survey parsed each explicit hash key")
+                    let side = &mut sides.explicit_hash_keys[index as usize];
+                    if *side == Side::Unknown {
+                        let key = tables.explicit_hash_key(message, index);
+                        let hash = parse_explicit_hash_key(key).expect("the survey parsed each explicit hash key");
+                        *side = Side::of(hash, range);
+                        any_outside |= *side == Side::Outside;
+                    }
                 }
-                Key::Partition(index) => hash_of_bytes(tables.partition_key(message, index)),
-            };
-            *side = if range.contains(&hash) { Side::Inside } else { Side::Outside };
+                Key::Partition(index) => {
+                    let index = index as usize;
+                    if sides.partition_keys[index] == Side::Unknown {
+                        sides.partition_keys[index] = Side::Inside;
+                        hashes.push(index, tables.partition_key(message, index as u64), |index, hash| {
+                            sides.partition_keys[index] = Side::of(hash, range);
+                            any_outside |= sides.partition_keys[index] == Side::Outside;
+                        });
+                    }
+                }
+            }
         }
-        *side == Side::Outside
+        hashes.finish(|index, hash| {
+            sides.partition_keys[index] = Side::of(hash, range);
+            any_outside |= sides.partition_keys[index] == Side::Outside;
+        });
+        let outside = if any_outside { raw_sub_records(message).filter(|record| sides.is_outside(record)).count() } else { 0 };
+        (sides, outside)
     }
 
     /// Whether a sub-record that was judged is outside the range.
@@ -56,6 +72,12 @@ impl Sides {
             Key::Partition(index) => self.partition_keys[index as usize],
         };
         side == Side::Outside
+    }
+}
+
+impl Side {
+    fn of(hash: u128, range: &RangeInclusive<u128>) -> Self {
+        if range.contains(&hash) { Self::Inside } else { Self::Outside }
     }
 }
 
