@@ -1,5 +1,6 @@
 //! The scenarios: each makes a plan from a seed.
 
+mod aggregated;
 mod dead_letter_queue_down;
 mod flapping_network;
 mod frozen_worker;
