@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::finished_beyond::{FinishedBeyond, MOST_OPEN};
+use crate::planted::{Bug, is_planted};
 use crate::sequence_number::ExtendedSequenceNumber;
 
 /// Tracks delivered records until all before them are finished too.
@@ -32,6 +33,10 @@ impl AckedPrefix {
     pub fn ack(&mut self, record: ExtendedSequenceNumber) -> bool {
         let Ok(index) = self.open.binary_search_by_key(&record, |(open, _)| *open) else { return false };
         self.open[index].1 = true;
+        if is_planted(Bug::AggregateFinishedWhole) {
+            let of_the_same = |open: &&mut (ExtendedSequenceNumber, bool)| open.0.sequence_number == record.sequence_number;
+            self.open.iter_mut().filter(of_the_same).for_each(|open| open.1 = true);
+        }
         let mut grew = false;
         while let Some((first, true)) = self.open.front() {
             self.acked = Some(*first);

@@ -58,6 +58,9 @@ impl FinishedBeyond {
             return record <= self.until;
         }
         let of_the_same = |open: &&ExtendedSequenceNumber| open.sequence_number == record.sequence_number;
+        if is_planted(Bug::NoteBySequenceNumber) {
+            return record.sequence_number <= self.until.sequence_number && !self.open.contains(&record);
+        }
         if aggregated {
             record <= self.until && !self.open.iter().filter(of_the_same).any(|open| *open == record || open.sub_sequence_number == 0)
         } else {

@@ -96,6 +96,20 @@ bugs! {
     DeathsNotCounted = "deaths-not-counted",
     /// A lease is let go without its last checkpoint.
     LastCheckpointForgotten = "last-checkpoint-forgotten",
+    /// A checkpoint inside an aggregate is written without its sub-sequence number.
+    SubSequenceForgotten = "sub-sequence-forgotten",
+    /// A term that begins inside an aggregate takes all of it for finished.
+    RestOfAggregateDropped = "rest-of-aggregate-dropped",
+    /// All of an aggregate that is in work counts as finished with the first record of it.
+    AggregateFinishedWhole = "aggregate-finished-whole",
+    /// What is noted as finished is known by sequence numbers alone.
+    NoteBySequenceNumber = "note-by-sequence-number",
+    /// With several lanes, an aggregate is processed beside other records of its records' keys.
+    AggregateIsOneKey = "aggregate-is-one-key",
+    /// Records after a broken aggregate do not wait until that is set aside.
+    BrokenHoldsNothingBack = "broken-holds-nothing-back",
+    /// A broken aggregate is logged and passed over.
+    BrokenPassedOver = "broken-passed-over",
 }
 
 #[cfg(feature = "planted-bugs")]

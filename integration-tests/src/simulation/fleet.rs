@@ -158,6 +158,10 @@ impl Fleet {
                     entropy: entropy.clone(),
                     since_checkpoint: 0,
                 });
+            let builder = match plan.handling.batch {
+                Some(most) => builder.max_batch_records(most),
+                None => builder,
+            };
             let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };
             let builder = if plan.handling.queue { builder.dead_letter_queue(host.dead_letter_queue(QUEUE)) } else { builder };
             let worker = builder.build().await?;

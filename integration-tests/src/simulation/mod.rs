@@ -9,6 +9,7 @@
 //! | `finale` | the end of a run, and what must come true in it |
 //! | `fleet` | machines and the processes on them, started again when they end |
 //! | `processor`, `publisher` | what the services of the fleet do, and what feeds them |
+//! | `aggregates` | which records can be put together, and how that goes wrong |
 //! | [`oracle`] | the invariants, checked at every step, and what is demanded at the end |
 //! | [`trace`] | what happened, byte for byte |
 //! | `logs` | the library's own log events |
@@ -16,6 +17,7 @@
 //! | [`shrink`] | the shortest schedule that still fails |
 //! | [`report`] | results of many runs, printed and as JSON |
 
+mod aggregates;
 mod chaos;
 mod finale;
 mod fleet;

@@ -86,6 +86,23 @@ pub struct Traffic {
     pub largest: usize,
     /// No records before this time.
     pub from: Duration,
+    /// Whether some are put together; `None`: each is a record of its own.
+    pub aggregates: Option<Aggregates>,
+}
+
+/// Records that are put together, as the Kinesis Producer Library does.
+#[derive(Clone, Copy, Debug)]
+pub struct Aggregates {
+    /// Of each thousand puts, so many are aggregates.
+    pub share: u32,
+    /// Records of one, at most.
+    pub most: u32,
+    /// Of each thousand, so many hold records of one key only; the others, of any keys of their shard.
+    pub one_key: u32,
+    /// Of each thousand of the others, so many hold records of any keys, as producers make them that don't know yet of a reshard.
+    pub elsewhere: u32,
+    /// Of each thousand, so many are broken: nobody can take them apart.
+    pub broken: u32,
 }
 
 /// How a processor tells which records have failed.
@@ -116,6 +133,8 @@ pub struct Handling {
     pub panics: f64,
     /// How the processor tells which record failed.
     pub tells: Tells,
+    /// The most records of a batch; `None`: as many as the library has by default.
+    pub batch: Option<usize>,
     /// Lanes of a shard.
     pub lanes: usize,
     /// What becomes of records of a key that was poisoned.
@@ -137,6 +156,7 @@ impl Default for Handling {
             errors: 0.0,
             panics: 0.0,
             tells: Tells::InOrder,
+            batch: None,
             lanes: 1,
             poisoned_key: PoisonedKey::Wait,
             deadline: None,
@@ -242,6 +262,7 @@ impl Plan {
                 killer: None,
                 largest: 40,
                 from: Duration::ZERO,
+                aggregates: None,
             },
             handling: Handling::default(),
             rates: BTreeMap::new(),

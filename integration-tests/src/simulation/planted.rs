@@ -26,14 +26,16 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 14] = [
+    const SEARCHED: [&str; 16] = [
         "random-mix",
         "reshard-storm",
         "random-mix",
         "frozen-worker",
         "random-mix",
+        "half-done-aggregates",
         "trimmed-behind",
         "random-mix",
+        "half-done-aggregates",
         "recreated-stream",
         "flapping-network",
         "table-outage",

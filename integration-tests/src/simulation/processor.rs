@@ -31,7 +31,7 @@ impl Processor {
                 self.host.kill();
                 std::future::pending::<()>().await;
             }
-            Kind::Good => {}
+            Kind::Good | Kind::Broken => {}
         }
         if self.entropy.fraction() < self.handling.errors {
             return Err(ProcessError::retry("this once"));
@@ -49,7 +49,7 @@ impl Processor {
         if self.entropy.fraction() < self.handling.panics {
             std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
-        let done = |record: &Record| self.judge.finished(self.host.name(), shard.shard_id(), record.sequence_number());
+        let done = |record: &Record| self.judge.finished(self.host.name(), shard.shard_id(), record.position());
         let mut outcome = Outcome::Done;
         match self.handling.tells {
             Tells::InOrder => {

@@ -9,19 +9,25 @@ use serde::Serialize;
 use super::run::Outcome;
 
 /// States of interest: runs that never reach one of them show nothing about it.
-pub const STATES: [&str; 14] = [
+pub const STATES: [&str; 20] = [
+    "broken aggregate set aside",
     "dead letter accepted",
     "gap audited",
     "handed over",
+    "handed over inside an aggregate",
     "handoff cut short",
     "lease deleted",
     "merged shard ended",
+    "note of what is finished inside an aggregate",
     "own write recognised",
     "process killed",
     "process killed by its record",
+    "record of an aggregate tried alone",
+    "record of another shard delivered",
     "released",
     "shard ended",
     "taken over",
+    "term began inside an aggregate",
     "trimmed records skipped",
     "write refused",
 ];

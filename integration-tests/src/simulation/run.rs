@@ -205,8 +205,8 @@ impl Simulation {
                     }
                 }
                 () = at(self.next_record) => {
-                    self.publisher.put(1);
-                    self.next_record = Some(Instant::now() + self.publisher.pause());
+                    let records = self.publisher.put(1);
+                    self.next_record = Some(Instant::now() + self.publisher.pause() * records);
                 }
             }
             self.watch();

@@ -1,4 +1,5 @@
-//! Cuts a failing plan down: to the fewest entries of its schedule, and the fewest kinds of faults, with which it still fails in the same way.
+//! Cuts a failing plan down: to plain records, the fewest entries of its schedule, and the fewest kinds of faults, with which it still fails in the
+//! same way.
 
 use kcl_core::test_util::FaultKind;
 
@@ -14,6 +15,8 @@ pub struct Shrunk {
     pub kept: Vec<usize>,
     /// Kinds of faults that it fails without.
     pub without: Vec<FaultKind>,
+    /// Whether it fails without aggregates.
+    pub plain: bool,
     /// Runs that it took.
     pub runs: u32,
 }
@@ -22,10 +25,17 @@ pub struct Shrunk {
 #[must_use]
 pub fn shrink(plan: &Plan, original: &Outcome, most_runs: u32) -> Shrunk {
     let invariant = original.violation.as_ref().map(|violation| violation.invariant);
-    let mut shrunk = Shrunk { plan: plan.clone(), kept: (0..plan.schedule.len()).collect(), without: Vec::new(), runs: 0 };
+    let mut shrunk = Shrunk { plan: plan.clone(), kept: (0..plan.schedule.len()).collect(), without: Vec::new(), plain: false, runs: 0 };
+    let fails_so = |plan: &Plan| run(plan, Detail::Little).violation.map(|violation| violation.invariant) == invariant;
+    let mut plain = plan.clone();
+    if plain.traffic.aggregates.take().is_some() && most_runs > 0 {
+        shrunk.runs += 1;
+        shrunk.plain = fails_so(&plain);
+    }
+    let plan = if shrunk.plain { &plain } else { plan };
     let fails = |kept: &[usize], without: &[FaultKind], runs: &mut u32| {
         *runs += 1;
-        run(&cut(plan, kept, without), Detail::Little).violation.map(|violation| violation.invariant) == invariant
+        fails_so(&cut(plan, kept, without))
     };
     for kind in FaultKind::ALL {
         let without: Vec<_> = shrunk.without.iter().copied().chain([kind]).collect();

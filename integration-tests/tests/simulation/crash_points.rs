@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use integration_tests::simulation::plan::{Chaos, Options, Tells};
+use integration_tests::simulation::plan::{Aggregates, Chaos, Options, Tells};
 use integration_tests::simulation::{Detail, Plan, run};
 use kcl_core::RetrievalMode;
 
@@ -58,6 +58,22 @@ fn of_an_orderly_release_and_of_who_takes_what_was_released() {
     assert!(stops >= 1, "{stops}");
     let takes = after_every_write(1, |plan| plan.at(BEGIN, Chaos::Stop(0)));
     assert!(takes >= 20, "{takes}");
+}
+
+/// Each checkpoint is inside an aggregate, or at the end of one.
+#[test]
+fn of_aggregates() {
+    for (lanes, one_key) in [(1, 1000), (3, 0)] {
+        let writes = after_every_write(0, |plan| {
+            plan.traffic.every = Duration::from_millis(500);
+            plan.traffic.poison = 50;
+            plan.traffic.aggregates = Some(Aggregates { share: 900, most: 8, one_key, elsewhere: 200, broken: 100 });
+            plan.handling.batch = Some(1);
+            plan.handling.lanes = lanes;
+            plan.handling.longest = Duration::from_secs(1);
+        });
+        assert!(writes >= 20, "{lanes}: {writes}");
+    }
 }
 
 #[test]

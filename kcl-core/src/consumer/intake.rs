@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kcl_aggregation::BrokenAggregate;
 use kcl_checkpoint::Timestamp;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::Clock as _;
 
 use super::bound;
@@ -130,9 +131,13 @@ impl ShardConsumer {
         }
         self.prefix.deliver(record.position());
         tracing::error!(record = %record.position(), %broken, "an aggregate is broken: it goes to the dead-letter queue as a whole");
+        if is_planted(Bug::BrokenPassedOver) {
+            self.prefix.ack(record.position());
+            return self.acked_more();
+        }
         let failure = CallFailure { kind: FailureKind::BrokenAggregate, advice: Advice::Poison, chain: vec![broken.to_string()] };
         self.work.schedule.hold(&record);
-        self.work.barrier = true;
+        self.work.barrier = !is_planted(Bug::BrokenHoldsNothingBack);
         self.condemn(Condemned { entry: Entry::new(record), failure, condition: Condition::RetryAttemptsExhausted }, None);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, FinishedBeyond};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, FinishedBeyond};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -169,6 +169,10 @@ impl TermKeeper {
         if matches!(write.switches, Switches::Set(0)) && self.probation.is_some_and(|until| Instant::now() < until) {
             // A record that kills processes is found by this count. With a checkpoint on the way to it each of them would begin anew.
             write.switches = Switches::Keep;
+        }
+        if is_planted(Bug::SubSequenceForgotten) {
+            let whole = |record: ExtendedSequenceNumber| ExtendedSequenceNumber::whole(record.sequence_number);
+            write.checkpoint = write.checkpoint.map(|at| at.record().map_or(at, |record| whole(record).into()));
         }
         let notes = self.notes.borrow_and_update();
         if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back) {

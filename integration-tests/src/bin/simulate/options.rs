@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Only these entries of the schedule, by their place in it, as a failure prints them
     #[arg(long, value_delimiter = ',', value_name = "PLACES", num_args = 0..)]
     pub(crate) keep: Option<Vec<usize>>,
-    /// None of these kinds of faults, as a failure prints them
+    /// None of these kinds of faults, as a failure prints them; or no `aggregates`
     #[arg(long, value_delimiter = ',', value_name = "KINDS")]
     pub(crate) without: Vec<String>,
     /// Writes the whole event log of the first seed, with the library's own log events

@@ -24,6 +24,9 @@ const TAIL: usize = 60;
 /// Seeds that failed once: scenario and seed, and what was wrong.
 const CORPUS: &str = include_str!("../../../corpus.txt");
 
+/// What `--without` calls records that are put together.
+const AGGREGATES: &str = "aggregates";
+
 type Job = (&'static Scenario, u64);
 
 /// Does what was asked for. `false`: something failed.
@@ -92,15 +95,19 @@ fn plan_of(scenario: &Scenario, seed: u64, options: &Options) -> anyhow::Result<
     if let Some(keep) = &options.keep {
         plan.keep_only(keep);
     }
-    plan.without(&kinds(&options.without)?);
+    let (aggregates, faults): (Vec<_>, Vec<_>) = options.without.iter().partition(|name| *name == AGGREGATES);
+    if !aggregates.is_empty() {
+        plan.traffic.aggregates = None;
+    }
+    plan.without(&kinds(&faults)?);
     Ok(plan)
 }
 
-fn kinds(names: &[String]) -> anyhow::Result<Vec<FaultKind>> {
-    let kind = |name: &String| {
+fn kinds(names: &[&String]) -> anyhow::Result<Vec<FaultKind>> {
+    let kind = |name: &&String| {
         FaultKind::ALL
             .into_iter()
-            .find(|kind| kind.name().replace(' ', "-") == *name)
+            .find(|kind| kind.name().replace(' ', "-") == **name)
             .with_context(|| format!("no kind of faults `{name}`"))
     };
     names.iter().map(kind).collect()
@@ -226,8 +233,9 @@ fn explained(plan: &Plan, outcome: &Outcome, show: bool, options: &Options) -> F
         let shrunk = shrink(plan, outcome, affordable(outcome));
         let places: Vec<_> = shrunk.kept.iter().map(ToString::to_string).collect();
         replay.push_str(&format!(" --keep {}", places.join(",")));
-        if !shrunk.without.is_empty() {
-            let names: Vec<_> = shrunk.without.iter().map(|kind| kind.name().replace(' ', "-")).collect();
+        let mut names: Vec<_> = shrunk.without.iter().map(|kind| kind.name().replace(' ', "-")).collect();
+        names.extend(shrunk.plain.then(|| AGGREGATES.to_owned()));
+        if !names.is_empty() {
             replay.push_str(&format!(" --without {}", names.join(",")));
         }
         let again = run(&shrunk.plan, Detail::Logs);

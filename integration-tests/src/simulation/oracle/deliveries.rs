@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kcl_core::{Record, SequenceNumber, ShardId};
+use kcl_core::{Record, ShardId};
 
 use super::Oracle;
+use crate::simulation::publisher::{Kind, Published, count_of, partition_key};
 
 impl Oracle {
     pub(super) fn delivered(&mut self, host: &str, shard: &ShardId, token: u64, records: &[Record], now: Duration) {
-        let (first, last) = (records.first().map(Record::sequence_number), records.last().map(Record::sequence_number));
+        let (first, last) = (records.first().map(Record::position), records.last().map(Record::position));
         self.trace.line(now, format_args!("{host} delivers {shard} term {token} {} records {first:?} to {last:?}", records.len()));
         if self.old_terms.contains(&(host.to_owned(), shard.clone(), token)) {
             // Records of the stream before, that were read before it went.
@@ -55,28 +56,28 @@ impl Oracle {
 
     fn keys_of(&self, shard: &ShardId, records: &[Record]) -> BTreeSet<u64> {
         let Some(log) = self.log.shards.get(shard) else { return BTreeSet::new() };
-        let entry = |record: &Record| log.entries.get(log.at_or_after(record.sequence_number()));
-        records.iter().filter_map(entry).map(|entry| entry.key).collect()
-    }
-
-    /// A record went to the dead-letter queue, perhaps without having been delivered in this term.
-    pub(super) fn not_delivered(&mut self, host: &str, shard: &ShardId, number: SequenceNumber) {
-        let Some(index) = self.log.shards.get(shard).map(|log| log.at_or_after(number)) else { return };
-        let term = self.terms.get_mut(shard).and_then(|terms| terms.last_mut());
-        if let Some(term) = term.filter(|term| term.host == host && term.next == index) {
-            term.next = index + 1;
-        }
+        let entry = |record: &Record| log.entries.get(log.at_or_after(record.position()));
+        records.iter().filter_map(entry).map(|entry| entry.published.key).collect()
     }
 
     fn one_delivered(&mut self, host: &str, shard: &ShardId, record: &Record, now: Duration) {
-        let number = record.sequence_number();
+        let number = record.position();
         let Some(log) = self.log.shards.get(shard) else { return };
-        let index = log.at_or_after(number);
-        let Some(entry) = log.entries.get(index).filter(|entry| entry.number == number) else {
+        let Some((index, entry)) = log.find(number) else {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which was never published"));
             return;
         };
-        let (key, count, again) = (entry.key, entry.count, entry.delivered);
+        if entry.published.kind == Kind::Broken || is_another(&entry.published, record) {
+            self.violated("S3", format!("{host} delivers record {number} of {shard}, and it is not what was published"));
+            return;
+        }
+        if let Some(broken) = log.broken_before(index) {
+            let broken = broken.position();
+            self.violated("S4", format!("{host} delivers record {number} of {shard} before broken aggregate {broken} is set aside"));
+            return;
+        }
+        let Published { key, count, elsewhere, .. } = entry.published;
+        let again = entry.delivered;
         let finished_in = entry.finished_in.clone();
         let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) else { return };
         let (first, next, token) = (term.first, term.next, term.token);
@@ -84,7 +85,7 @@ impl Oracle {
         if index < first {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which is before the checkpoint of its term"));
         } else if self.contiguous && self.misses(shard, next, index) && !self.were_trimmed(shard, next, index, now) {
-            let missed = self.log.shards[shard].entries[next].number;
+            let missed = self.log.shards[shard].entries[next].position();
             self.violated("S3", format!("{host} delivers record {number} of {shard} without {missed} before it"));
         }
         if !self.overruns && finished_in.is_some_and(|(by, term)| by == host && term == token) {
@@ -96,7 +97,10 @@ impl Oracle {
         if let Some(entry) = self.log.shards.get_mut(shard).and_then(|log| log.entries.get_mut(index)) {
             entry.delivered = true;
         }
-        if let Err(later) = self.log.first_delivery(key, count) {
+        if elsewhere {
+            self.reached("record of another shard delivered");
+        }
+        if let Err(later) = self.log.first_delivery(shard, key, elsewhere, count) {
             self.violated("S4", format!("{host} delivers record {count} of key {key} in {shard} after record {later} of the same key"));
         }
     }
@@ -112,4 +116,11 @@ impl Oracle {
             self.violated("S4", format!("{host} delivers {shard} before its parent {parent} is finished"));
         }
     }
+}
+
+/// Whether a record is not the one that was put at its position, as far as that can be told: large payloads don't say which they are.
+pub(super) fn is_another(published: &Published, record: &Record) -> bool {
+    record.is_aggregated() != published.aggregated
+        || record.partition_key() != Some(partition_key(published.key).as_str())
+        || count_of(record.data()).is_some_and(|count| count != published.count)
 }

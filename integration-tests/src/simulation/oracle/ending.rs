@@ -14,15 +14,19 @@ impl Oracle {
 
     /// Which records are not done, in words.
     pub(in crate::simulation) fn missing(&self) -> String {
-        let first: Vec<_> =
-            self.log.first_undone().take(5).map(|(shard, entry)| format!("{shard} {} ({:?})", entry.number, entry.kind)).collect();
+        let first: Vec<_> = self
+            .log
+            .first_undone()
+            .take(5)
+            .map(|(shard, entry)| format!("{shard} {} ({:?})", entry.position(), entry.published.kind))
+            .collect();
         format!("{} records, first of each shard: {}", self.undone(), first.join(", "))
     }
 
     /// The time since the oldest good record arrived that is not done, in shards without records that can't be processed.
     pub(in crate::simulation) fn oldest_of_good_shards(&self, now: Duration) -> Duration {
         use crate::simulation::publisher::Kind;
-        let good = |shard: &ShardId| self.log.shards[shard].entries.iter().all(|entry| entry.kind == Kind::Good);
+        let good = |shard: &ShardId| self.log.shards[shard].entries.iter().all(|entry| entry.published.kind == Kind::Good);
         self.log.first_undone().filter(|(shard, _)| good(shard)).map(|(_, entry)| now.saturating_sub(entry.put)).max().unwrap_or_default()
     }
 
@@ -63,9 +67,9 @@ impl Oracle {
             if row.owner.is_some() {
                 wrong = Some(("L6", format!("{} still belongs to {:?} after all have stopped", row.shard_id, row.owner)));
             } else if let (Some(last), Checkpoint::At(at), true) = (last, row.checkpoint, checkpointed)
-                && last.number != at.sequence_number
+                && last.position() != at
             {
-                wrong = Some(("L6", format!("{} is finished up to {} and was left at {at}", row.shard_id, last.number)));
+                wrong = Some(("L6", format!("{} is finished up to {} and was left at {at}", row.shard_id, last.position())));
             }
         }
         if let Some((invariant, message)) = wrong {

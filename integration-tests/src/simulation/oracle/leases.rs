@@ -6,7 +6,7 @@ use std::time::Duration;
 use kcl_core::{Checkpoint, ShardId, Timestamp};
 use kcl_lease::{Change, Lease, LeaseWrite};
 
-use super::{Oracle, Term};
+use super::{Oracle, Term, log};
 
 /// Terms of a shard that are remembered.
 const TERMS: usize = 8;
@@ -33,6 +33,13 @@ impl Oracle {
             self.limits.excuse(host, "dynamodb:UpdateItem", shard.as_str());
             self.reached("record tried alone");
         }
+        if matches!(&write.suspect, Change::Set(suspect) if suspect.record.sub_sequence_number > 0) {
+            self.reached("record of an aggregate tried alone");
+        }
+        if matches!(&write.finished_beyond, Change::Set(note) if note.open.iter().chain([&note.until]).any(|at| at.sub_sequence_number > 0))
+        {
+            self.reached("note of what is finished inside an aggregate");
+        }
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
@@ -54,11 +61,12 @@ impl Oracle {
         self.takes.push(now);
         let log = self.log.shards.entry(shard.clone()).or_default();
         let first = match after.checkpoint {
-            Checkpoint::At(record) => log.after(record.sequence_number),
+            Checkpoint::At(record) => log.after(record),
             Checkpoint::Latest | Checkpoint::AtTimestamp => after.initial_timestamp.map_or(0, |time| log.since(time)),
             Checkpoint::TrimHorizon => 0,
             Checkpoint::ShardEnd => log.entries.len(),
         };
+        let inside = log.is_inside(first);
         let terms = self.terms.entry(shard.clone()).or_default();
         let mut gave_up = false;
         let mut taken_over = false;
@@ -80,6 +88,9 @@ impl Oracle {
             terms.remove(0);
         }
         self.limits.holds(host, true);
+        if inside {
+            self.reached("term began inside an aggregate");
+        }
         if taken_over {
             self.reached("taken over");
         }
@@ -111,19 +122,26 @@ impl Oracle {
             }
             self.limits.holds(host, false);
             self.reached(if after.owner.is_some() { "handed over" } else { "released" });
+            let log = self.log.shards.get(shard);
+            if after.owner.is_some()
+                && let (Checkpoint::At(at), Some(log)) = (after.checkpoint, log)
+                && log.is_inside(log.after(at))
+            {
+                self.reached("handed over inside an aggregate");
+            }
         }
     }
 
     fn checkpointed(&mut self, host: &str, shard: &ShardId, checkpoint: Checkpoint, now: Duration) {
         let Some(log) = self.log.shards.get(shard) else { return };
         let to = match checkpoint {
-            Checkpoint::At(record) => log.after(record.sequence_number),
+            Checkpoint::At(record) => log.after(record),
             Checkpoint::ShardEnd => log.entries.len(),
             _ => 0,
         };
-        let (done_to, known) = (log.done_to, to.checked_sub(1).and_then(|last| log.entries.get(last)).map(|entry| entry.number));
+        let (done_to, known) = (log.done_to, to.checked_sub(1).and_then(|last| log.entries.get(last)).map(log::Entry::position));
         if let Checkpoint::At(record) = checkpoint
-            && known != Some(record.sequence_number)
+            && known != Some(record)
         {
             self.violated("S1", format!("checkpoint {checkpoint} of {shard} by {host} is no record of it"));
         }
@@ -216,5 +234,5 @@ impl Oracle {
 }
 
 fn log_number(oracle: &Oracle, shard: &ShardId, index: usize) -> String {
-    oracle.log.shards.get(shard).and_then(|log| log.entries.get(index)).map_or_else(String::new, |entry| entry.number.to_string())
+    oracle.log.shards.get(shard).and_then(|log| log.entries.get(index)).map_or_else(String::new, |entry| entry.position().to_string())
 }

@@ -4,18 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kcl_core::stream::Shard;
-use kcl_core::{SequenceNumber, ShardId, Timestamp};
+use kcl_core::{ExtendedSequenceNumber, ShardId, Timestamp};
 
-use crate::simulation::publisher::Kind;
+use crate::simulation::publisher::{Kind, Published};
 
-/// A published record.
+/// A published record; one of those that were put together is a record like any other.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) number: SequenceNumber,
-    pub(super) key: u64,
-    /// Grows with publication, over all keys.
-    pub(super) count: u64,
-    pub(super) kind: Kind,
+    pub(super) published: Published,
     pub(super) arrival: Timestamp,
     pub(super) put: Duration,
     /// Processed, dead-lettered, skipped as audited, or not asked for.
@@ -29,9 +25,12 @@ pub(super) struct Entry {
 /// A shard's part of the log.
 #[derive(Debug, Default)]
 pub(super) struct ShardLog {
+    /// In the order of their sequence numbers and sub-sequence numbers.
     pub(super) entries: Vec<Entry>,
     /// All entries before this one are done.
     pub(super) done_to: usize,
+    /// Aggregates that nobody can take apart.
+    broken: BTreeSet<usize>,
     pub(super) parents: BTreeSet<ShardId>,
     pub(super) children: BTreeSet<ShardId>,
     pub(super) closed: bool,
@@ -50,19 +49,37 @@ pub(super) struct Log {
     /// Records that arrived before are not asked for.
     scope: Option<Timestamp>,
     undone: usize,
-    last_of_key: BTreeMap<u64, u64>,
+    /// By key; what was put into a shard that is not the key's has an order of its own there.
+    last_of_key: BTreeMap<(u64, Option<ShardId>), u64>,
 }
 
 impl ShardLog {
-    /// The index of the first record with this number or a higher one.
-    pub(super) fn at_or_after(&self, number: SequenceNumber) -> usize {
-        // As integers, by themselves: what the library makes of their order is not trusted.
-        self.entries.partition_point(|entry| entry.number.into_words() < number.into_words())
+    /// The index of the first record at this position or a higher one.
+    pub(super) fn at_or_after(&self, position: ExtendedSequenceNumber) -> usize {
+        self.entries.partition_point(|entry| place(entry.position()) < place(position))
     }
 
-    /// The index of the first record above this number.
-    pub(super) fn after(&self, number: SequenceNumber) -> usize {
-        self.entries.partition_point(|entry| entry.number.into_words() <= number.into_words())
+    /// The index of the first record above this position.
+    pub(super) fn after(&self, position: ExtendedSequenceNumber) -> usize {
+        self.entries.partition_point(|entry| place(entry.position()) <= place(position))
+    }
+
+    /// The record at this position, and its index.
+    pub(super) fn find(&self, position: ExtendedSequenceNumber) -> Option<(usize, &Entry)> {
+        let index = self.at_or_after(position);
+        self.entries.get(index).filter(|entry| entry.position() == position).map(|entry| (index, entry))
+    }
+
+    /// Whether an aggregate has begun before this index, and goes on with it.
+    pub(super) fn is_inside(&self, index: usize) -> bool {
+        let number = |index: usize| self.entries.get(index).map(|entry| entry.position().sequence_number);
+        index.checked_sub(1).is_some_and(|before| number(before).is_some() && number(before) == number(index))
+    }
+
+    /// The first broken aggregate before this index that is not done.
+    pub(super) fn broken_before(&self, index: usize) -> Option<&Entry> {
+        let broken = self.broken.range(self.done_to..index.max(self.done_to));
+        broken.filter_map(|index| self.entries.get(*index)).find(|entry| !entry.done)
     }
 
     /// The index of the first record that arrived at this time or later.
@@ -77,21 +94,25 @@ impl ShardLog {
     }
 }
 
+impl Entry {
+    pub(super) fn position(&self) -> ExtendedSequenceNumber {
+        self.published.position
+    }
+}
+
+/// As integers, by themselves: what the library makes of their order is not trusted.
+fn place(position: ExtendedSequenceNumber) -> ((u128, u128), u64) {
+    (position.sequence_number.into_words(), position.sub_sequence_number)
+}
+
 impl Log {
-    #[expect(clippy::too_many_arguments, reason = "a record is all of this")]
-    pub(super) fn put(
-        &mut self,
-        shard: ShardId,
-        number: SequenceNumber,
-        key: u64,
-        count: u64,
-        kind: Kind,
-        arrival: Timestamp,
-        put: Duration,
-    ) {
+    pub(super) fn put(&mut self, shard: ShardId, published: Published, arrival: Timestamp, put: Duration) {
         let done = self.scope.is_some_and(|scope| arrival < scope);
         let log = self.shards.entry(shard).or_default();
-        log.entries.push(Entry { number, key, count, kind, arrival, put, done, processed: false, finished_in: None, delivered: false });
+        if published.kind == Kind::Broken {
+            log.broken.insert(log.entries.len());
+        }
+        log.entries.push(Entry { published, arrival, put, done, processed: false, finished_in: None, delivered: false });
         log.settle();
         self.undone += usize::from(!done);
     }
@@ -134,10 +155,10 @@ impl Log {
     }
 
     /// `None`: there is no such record.
-    pub(super) fn finish(&mut self, shard: &ShardId, number: SequenceNumber, term: Option<(String, u64)>) -> Option<Finished> {
+    pub(super) fn finish(&mut self, shard: &ShardId, position: ExtendedSequenceNumber, term: Option<(String, u64)>) -> Option<Finished> {
         let log = self.shards.get_mut(shard)?;
-        let index = log.at_or_after(number);
-        let entry = log.entries.get_mut(index).filter(|entry| entry.number == number)?;
+        let (index, _) = log.find(position)?;
+        let entry = log.entries.get_mut(index)?;
         entry.finished_in = term;
         if std::mem::replace(&mut entry.processed, true) {
             return Some(Finished::Again);
@@ -164,8 +185,8 @@ impl Log {
     }
 
     /// Notes a first delivery. `Err`: a later record of the same key was delivered before.
-    pub(super) fn first_delivery(&mut self, key: u64, count: u64) -> Result<(), u64> {
-        let last = self.last_of_key.entry(key).or_default();
+    pub(super) fn first_delivery(&mut self, shard: &ShardId, key: u64, elsewhere: bool, count: u64) -> Result<(), u64> {
+        let last = self.last_of_key.entry((key, elsewhere.then(|| shard.clone()))).or_default();
         if *last > count {
             return Err(*last);
         }
@@ -173,9 +194,8 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn kind(&self, shard: &ShardId, number: SequenceNumber) -> Option<Kind> {
-        let log = self.shards.get(shard)?;
-        log.entries.get(log.at_or_after(number)).filter(|entry| entry.number == number).map(|entry| entry.kind)
+    pub(super) fn find(&self, shard: &ShardId, position: ExtendedSequenceNumber) -> Option<&Entry> {
+        self.shards.get(shard)?.find(position).map(|(_, entry)| entry)
     }
 
     /// Records that are not done.

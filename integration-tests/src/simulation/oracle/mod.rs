@@ -5,6 +5,7 @@
 //! | `log` | what was published, in the true order of each shard; what of it is finished |
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
+//! | `letters` | S9 a dead letter is what was put, whole, and no good record is called poison |
 //! | `limits` | S11 bytes held; S12 calls per second |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
@@ -15,6 +16,7 @@
 mod deliveries;
 mod ending;
 mod leases;
+mod letters;
 mod limits;
 mod log;
 
@@ -23,16 +25,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kcl_core::dead_letter::FailureKind;
 use kcl_core::test_util::{Event, SimulatedAws};
-use kcl_core::{PoisonedKey, Record, SequenceNumber, ShardContext, ShardId, Timestamp};
+use kcl_core::{ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
 use kcl_lease::Lease;
 use tokio::sync::Notify;
 
 use self::limits::Limits;
 use self::log::Log;
 use super::plan::Plan;
-use super::publisher::Kind;
+use super::publisher::Published;
 use super::trace::Trace;
 
 /// The application's name in every run.
@@ -161,11 +162,12 @@ impl Judge {
     }
 
     /// A record was published.
-    pub(super) fn put(&self, shard: ShardId, number: SequenceNumber, key: u64, count: u64, kind: Kind) {
+    pub(super) fn put(&self, shard: ShardId, published: Published) {
         let time = self.aws.time();
         self.with(|oracle, now| {
-            oracle.trace.line(now, format_args!("put {shard} {number} key {key} record {count} {kind:?}"));
-            oracle.log.put(shard, number, key, count, kind, time, now);
+            let Published { position, key, count, kind, .. } = &published;
+            oracle.trace.line(now, format_args!("put {shard} {position} key {key} record {count} {kind:?}"));
+            oracle.log.put(shard, published, time, now);
         });
     }
 
@@ -180,10 +182,10 @@ impl Judge {
     }
 
     /// A processor has finished a record.
-    pub(super) fn finished(&self, host: &str, shard: &ShardId, number: SequenceNumber) {
+    pub(super) fn finished(&self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber) {
         self.with(|oracle, now| {
-            oracle.trace.line(now, format_args!("{host} finished {shard} {number}"));
-            oracle.finish(host, shard, number, now);
+            oracle.trace.line(now, format_args!("{host} finished {shard} {position}"));
+            oracle.finish(host, shard, position, now);
         });
     }
 
@@ -240,17 +242,7 @@ impl Oracle {
             }
             Event::LeaseCreated { host, lease } => self.created(host, lease, now),
             Event::LeaseDeleted { host, lease } => self.deleted(host, lease, now),
-            Event::DeadLetterAccepted { host, letter } => {
-                let (shard, number) = (&letter.shard_id, letter.record.sequence_number());
-                self.trace.line(now, format_args!("{host} dead letter {shard} {number} {}", letter.kind.as_str()));
-                self.reached("dead letter accepted");
-                self.limits.excuse(host, "sqs:SendMessageBatch", "");
-                if self.log.kind(shard, number) == Some(Kind::Good) && letter.kind == FailureKind::Poison {
-                    self.violated("S9", format!("good record {number} of {shard} was dead-lettered as poison"));
-                }
-                self.finish(host, shard, number, now);
-                self.not_delivered(host, shard, number);
-            }
+            Event::DeadLetterAccepted { host, letter } => self.dead_lettered(host, letter, now),
             _ => {}
         }
     }
@@ -278,14 +270,14 @@ impl Oracle {
         self.trimmed_may_be_skipped = true;
     }
 
-    fn finish(&mut self, host: &str, shard: &ShardId, number: SequenceNumber, now: Duration) {
+    fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) {
         let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host);
         let term = term.map(|term| (term.host.clone(), term.token));
-        match self.log.finish(shard, number, term) {
+        match self.log.finish(shard, position, term) {
             Some(log::Finished::Again) => self.repeated += 1,
             Some(log::Finished::First { put }) => self.slowest = self.slowest.max(now.saturating_sub(put)),
             None if self.made_anew.is_some() => {}
-            None => self.violated("S3", format!("record {number} of {shard} was finished and never published")),
+            None => self.violated("S3", format!("record {position} of {shard} was finished and never published")),
         }
     }
 

@@ -22,5 +22,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.patience = Duration::from_secs(600);
     plan.demands.takes = Some((Duration::from_secs_f64(from), Duration::MAX, 0));
     plan.demands.neighbours = Some(Duration::from_secs(60));
+    super::aggregated::draw(&mut plan, 1);
     plan
 }

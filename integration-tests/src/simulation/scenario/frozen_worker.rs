@@ -20,5 +20,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, Chaos::Freeze(dice.below(plan.workers), plan.lease_duration.mul_f64(around * dice.between(0.9, 1.1))));
         now += dice.between(20.0, 160.0);
     }
+    super::aggregated::draw(&mut plan, 5);
     plan
 }

@@ -1,8 +1,10 @@
 //! The scenarios: each makes a plan from a seed.
 
+mod aggregated;
 mod dead_letter_queue_down;
 mod flapping_network;
 mod frozen_worker;
+mod half_done_aggregates;
 mod process_killing_poison;
 mod quiet_days;
 mod random_mix;
@@ -31,7 +33,7 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 66 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 63 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
     Scenario { name: "rolling-deploy", about: "every worker is replaced, one after the other", plan: rolling_deploy::plan, share: 4 },
     Scenario { name: "thundering-start", about: "200 workers start in the same second", plan: thundering_start::plan, share: 1 },
@@ -50,6 +52,12 @@ pub const SCENARIOS: &[Scenario] = &[
         share: 2,
     },
     Scenario { name: "slow-keys", about: "keys that stand still, and processes that die meanwhile", plan: slow_keys::plan, share: 3 },
+    Scenario {
+        name: "half-done-aggregates",
+        about: "processes die and shards are handed over in the middle of aggregates",
+        plan: half_done_aggregates::plan,
+        share: 3,
+    },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",

@@ -19,5 +19,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.demands.deaths = Some(DEATHS);
     // A shard of a process that died waits for its lease to expire, and may meet the next victim then: but not for ever.
     plan.demands.neighbours = Some(Duration::from_secs(180));
+    super::aggregated::draw(&mut plan, 1);
     plan
 }

@@ -27,5 +27,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, chaos);
         now += dice.skewed_seconds(0.5, 60.0).as_secs_f64();
     }
+    super::aggregated::draw(&mut plan, 10);
     plan
 }

@@ -22,5 +22,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, if dice.chance(0.7) { Chaos::Kill(machine) } else { Chaos::Replace(machine) });
         now += dice.between(10.0, 60.0);
     }
+    super::aggregated::draw(&mut plan, 1);
     plan
 }

@@ -34,5 +34,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     }
     plan.duration = Duration::from_secs_f64(back + 3_700.0);
     plan.patience = Duration::from_secs(600);
+    super::aggregated::draw(&mut plan, 1);
     plan
 }
