@@ -1,8 +1,9 @@
 //! What becomes of the leases when an application begins elsewhere, forwards or back.
 //!
 //! Some shards get a new start: the roots. What came of a root is read after it, from its beginning. What a root came from
-//! counts as read, if the application as a whole begins elsewhere. Everything is planned parents first, and is to be carried out in that order: a
-//! shard whose parent is not finished is not read, so that a crash half-way leaves keys in order and nothing out.
+//! counts as read, if the application as a whole begins elsewhere. Everything is planned parents first, and is to be carried out the other way round: whoever
+//! reads a child is stopped before its parent may be read. A child that is moved and whose parent is not yet, because of a crash half-way, is read anew by
+//! itself: keys stay in order, and nothing is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -221,7 +221,7 @@ impl LeaseWrite {
     /// Begins the shard elsewhere, and ends the term of whoever owns it: every later write of that one is refused.
     ///
     /// `holder` owns the lease from now on and never renews it, so that whoever takes it waits a lease duration from seeing it: as long as the old owner may
-    /// believe in its term. `None`, only if the old owner is known to have let go: free to take at once. `children` as for a shard that has ended.
+    /// believe in its term. `None` for a shard that counts as read to its end, with its `children`.
     #[must_use]
     pub fn seek(seen: &Lease, holder: Option<&WorkerId>, start: NewStart, children: BTreeSet<ShardId>, write_id: WriteId) -> Self {
         Self { owner: holder.cloned(), checkpoint_owner: None, children, ..Self::restart(seen, start, write_id) }

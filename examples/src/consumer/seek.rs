@@ -85,18 +85,16 @@ pub(super) async fn seek(options: SeekOptions) -> anyhow::Result<()> {
     if let Some(shard) = &options.shard {
         seek = seek.shard(ShardId::from(shard.as_str()));
     }
-    let (moves, held, left, error) = match seek.run().await {
-        Ok(report) => (report.moves, report.held, 0, None),
+    let (moves, left, error) = match seek.run().await {
+        Ok(report) => (report.moves, 0, None),
         Err(SeekError::Partly { done, left, source }) => {
             let words = format!("{} of {} leases have moved, make the same seek again: {source}", done.len(), done.len() + left);
-            (done, true, left, Some(words))
+            (done, left, Some(words))
         }
         Err(error) => return Err(error.into()),
     };
     moves.iter().for_each(|moved| print(&line(moved)));
-    print(
-        &json!({ "summary": { "dry_run": options.dry_run, "leases": moves.len(), "left": left, "workers_wait_a_lease_duration": held } }),
-    );
+    print(&json!({ "summary": { "dry_run": options.dry_run, "leases": moves.len(), "left": left } }));
     match error {
         Some(words) => Err(anyhow::Error::msg(words)),
         None => Ok(()),

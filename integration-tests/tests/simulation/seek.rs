@@ -54,7 +54,7 @@ async fn a_running_application_goes_back_to_a_time_across_splits_and_merges() {
 
         // While records keep coming.
         let report = fleet.seek(SeekTo::Time(noon)).await;
-        assert!(report.held && report.moves.iter().all(|moved| !moved.after.is_shard_end()), "{report:?}");
+        assert!(report.moves.iter().all(|moved| !moved.after.is_shard_end()), "{report:?}");
         again.extend(fleet.put(200).await);
         until("all from then on is processed again", || {
             let repeated = fleet.log.all().len() - all.len();
@@ -102,7 +102,6 @@ async fn to_the_latest_skips_what_was_not_read() {
     fleet.put(40).await;
 
     let report = fleet.seek(SeekTo::Latest).await;
-    assert!(!report.held, "nobody has to be waited for");
     let told: Vec<_> = report.moves.iter().map(|moved| (moved.shard_id.as_str(), moved.after)).collect();
     let (end, latest) = (Checkpoint::ShardEnd, Checkpoint::Latest);
     let shards = ["shardId-000000000000", "shardId-000000000001", "shardId-000000000002", "shardId-000000000003"];
@@ -112,9 +111,6 @@ async fn to_the_latest_skips_what_was_not_read() {
     sleep(Duration::from_secs(1)).await;
     let mut new = fleet.put(40).await;
     fleet.start(1).await;
-    let begun = Instant::now();
-    until("shards are taken at once", || fleet.running[0].1.status().shards.len() == 3).await;
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     new.extend(fleet.put(40).await);
     fleet.has("what is new is processed", &new).await;
     fleet.stop().await;
@@ -230,7 +226,7 @@ async fn a_seek_that_dies_half_way_leaves_keys_in_order_and_is_completed_by_anot
         }
         if survived {
             assert_eq!(repeated.len(), 2 * all.len());
-            assert!(write > 5, "five leases were written");
+            assert!(write > 10, "five leases were written twice");
             fleet.stop().await;
             break;
         }
@@ -291,7 +287,7 @@ async fn a_dry_run_changes_nothing() {
     let rows = |fleet: &Fleet| fleet.aws.leases(APPLICATION).into_iter().map(|lease| (lease.owner, lease.checkpoint)).collect::<Vec<_>>();
     let before = rows(&fleet);
     let report = fleet.aws.host("operator").seek(APPLICATION, STREAM, SeekTo::TrimHorizon).dry_run(true).run().await.unwrap();
-    assert_eq!((report.moves.len(), report.held), (2, true));
+    assert_eq!(report.moves.len(), 2);
     assert!(report.moves[0].owner.is_some());
     sleep(Duration::from_secs(30)).await;
     assert_eq!(rows(&fleet), before);

@@ -17,9 +17,9 @@
 //!
 //! What it promises:
 //!
-//! - **Fenced.** Each lease is moved by one conditional write that ends its owner's term: no late checkpoint of that one can undo it. The lease is then held for
+//! - **Fenced.** Each lease is moved by one conditional write that ends its owner's term: no late checkpoint of that one can undo it. All are then held for
 //!   a lease duration, as if by a worker that died, so that nobody reads a shard while the old owner of that shard, or of one that came of it,
-//!   may still believe in its term. Workers go on by themselves after that; nothing has to be restarted.
+//!   may still believe in its term. Workers go on by themselves after that, or when they are started; nothing has to be restarted.
 //! - **In order.** What came of a sought shard is read after it, from its beginning; leases that were cleaned up are made anew. Of an application as a whole, what came
 //!   before the new position counts as read.
 //! - **Audited.** Each move is logged under the target `kcl::audit`, with the checkpoint before and after, the owner that lost its term, and the reason.
@@ -171,8 +171,6 @@ impl Seek {
 pub struct SeekReport {
     /// The leases that it moved or made, parents before their children.
     pub moves: Vec<SeekMove>,
-    /// Whether they still belong to somebody: then workers go on a lease duration later, otherwise at once.
-    pub held: bool,
 }
 
 /// A lease that was moved.

@@ -1,6 +1,6 @@
 //! A seek from the checks to the last write.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,16 +40,19 @@ impl Seek {
         let clock = ServiceClock::new(Arc::clone(&self.clock));
         let described = patiently(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
-        let mut run =
-            Run { seek: &self, stream, table, described, roots, whole, holder: None, settled: BTreeSet::new(), moved: Vec::new() };
-        let (moves, held) = run.planned().await?;
+        let holder = WorkerId::from(format!("seek-{}", self.entropy.uuid()));
+        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: Vec::new() };
+        let moves = run.planned().await?;
         if self.dry_run {
-            return Ok(SeekReport { moves: moves.iter().map(told).collect(), held });
+            return Ok(SeekReport { moves: moves.iter().map(told).collect() });
         }
-        match run.carry_out(moves, held).await {
-            Ok(()) => Ok(SeekReport { held: run.holder.is_some(), moves: run.moved }),
+        let done = run.carry_out(moves).await;
+        // Told parents first.
+        run.moved.reverse();
+        match done {
+            Ok(()) => Ok(SeekReport { moves: run.moved }),
             Err(error) => {
-                let left = run.planned().await.map_or(1, |(moves, _)| moves.len().saturating_sub(run.settled.len()));
+                let left = run.planned().await.map_or(1, |moves| moves.len().saturating_sub(run.rows.len()));
                 Err(SeekError::Partly { done: run.moved, left, source: error.into() })
             }
         }
@@ -128,6 +131,11 @@ impl Seek {
 }
 
 /// A seek under way.
+///
+/// The order of events: each lease is moved, children before their parents, so that whoever reads a child has been stopped, or reads it anew, before its
+/// parent is anybody's to read. Then each is written once more. A lease expires a lease duration after it was written last, as takers see it; so none
+/// does before all who lost one by a move have ceased to believe in theirs. Should one be taken before, since moving took too long, it is moved again,
+/// and all are written once more.
 struct Run<'a> {
     seek: &'a Seek,
     stream: Arc<dyn StreamApi>,
@@ -135,33 +143,21 @@ struct Run<'a> {
     described: StreamDescription,
     roots: BTreeMap<ShardId, NewStart>,
     whole: bool,
-    /// Who holds moved leases until they expire. `None`: nobody had them, and nobody needs to be waited for.
-    holder: Option<WorkerId>,
-    /// Shards whose leases are as they shall be.
-    settled: BTreeSet<ShardId>,
+    /// Who holds moved leases until they expire.
+    holder: WorkerId,
+    /// The leases that were moved, as they are.
+    rows: BTreeMap<ShardId, Lease>,
+    /// What is told of them.
     moved: Vec<SeekMove>,
 }
 
-/// What became of one lease.
-enum Outcome {
-    /// It is where it shall be.
-    Moved(SeekMove),
-    /// It is not as it was: the plan has to be made anew.
-    Changed,
-    /// A worker has taken it: leases are to be held from now on, those moved before too.
-    Taken,
-}
-
 impl Run<'_> {
-    /// What is to be done, and whether anybody has one of the leases.
-    async fn planned(&self) -> Result<(Vec<Move>, bool), SeekError> {
+    /// What is to be done, parents first.
+    async fn planned(&self) -> Result<Vec<Move>, SeekError> {
         let shards = patiently(|| self.stream.list_shards(ShardFilter::All), StreamError::is_retryable).await?;
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
         let listing = patiently(|| self.table.list(), TableError::is_retryable).await?;
-        let leases = self.checked(listing)?;
-        let moves = plan(&shards, &leases, &self.roots, self.whole);
-        let held = moves.iter().any(|moved| moved.lease.actual_owner().is_some());
-        Ok((moves, held))
+        Ok(plan(&shards, &self.checked(listing)?, &self.roots, self.whole))
     }
 
     fn checked(&self, listing: LeaseListing) -> Result<Vec<Lease>, SeekError> {
@@ -179,68 +175,84 @@ impl Run<'_> {
         Ok(listing.leases)
     }
 
-    async fn carry_out(&mut self, mut moves: Vec<Move>, mut held: bool) -> Result<(), SeekError> {
+    async fn carry_out(&mut self, mut moves: Vec<Move>) -> Result<(), SeekError> {
         for _ in 0..ROUNDS {
-            if held && self.holder.is_none() {
-                self.hold();
-            }
-            let mut finished = true;
-            for moved in moves.iter().filter(|moved| !self.settled.contains(&moved.lease.shard_id)).collect::<Vec<_>>() {
-                match self.apply(moved).await? {
-                    Outcome::Moved(done) => {
-                        self.settled.insert(done.shard_id.clone());
-                        // What was moved free to take, and again when a worker was seen, is told as it was before both.
-                        if self.moved.iter().all(|moved| moved.shard_id != done.shard_id) {
-                            self.moved.push(done);
-                        }
-                    }
-                    Outcome::Changed => finished = false,
-                    Outcome::Taken => {
-                        self.hold();
-                        finished = false;
-                        break;
-                    }
+            let mut as_planned = true;
+            for moved in moves.iter().rev() {
+                if !self.rows.contains_key(&moved.lease.shard_id) {
+                    as_planned &= self.apply(moved).await?;
                 }
             }
-            if finished {
+            if as_planned && self.hold().await? {
                 return Ok(());
             }
-            (moves, held) = self.planned().await?;
+            moves = self.planned().await?;
         }
         let message = format!("its leases were still being changed after {ROUNDS} comparisons");
         Err(TableError::Unavailable { table: self.seek.application.clone(), operation: "dynamodb:UpdateItem", message }.into())
     }
 
-    /// From now on leases are held, so that workers wait before they take them. Those that were moved free to take are moved again.
-    fn hold(&mut self) {
-        self.holder = Some(WorkerId::from(format!("seek-{}", self.seek.entropy.uuid())));
-        self.settled.clear();
-    }
-
-    async fn apply(&self, moved: &Move) -> Result<Outcome, SeekError> {
+    /// Moves a lease. Returns whether it was there, or not there, as planned.
+    async fn apply(&mut self, moved: &Move) -> Result<bool, SeekError> {
         // A finished lease needs no holder: nobody takes it.
-        let holder = self.holder.as_ref().filter(|_| !moved.start.checkpoint.is_shard_end());
+        let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end());
         if moved.is_new {
-            let lease = Lease { owner: holder.cloned(), ..moved.lease.clone() };
+            let lease = Lease { owner: holder, ..moved.lease.clone() };
             let created = patiently(|| self.table.create(&lease), TableError::is_retryable).await?;
-            return Ok(if created { self.note(moved) } else { Outcome::Changed });
+            if created {
+                self.note(moved, lease);
+            }
+            return Ok(created);
         }
         let mut seen = moved.lease.clone();
         for _ in 0..RACES {
-            let children = moved.children.clone();
-            let write = LeaseWrite::seek(&seen, holder, moved.start, children, WriteId(self.seek.entropy.u64()));
+            let write = LeaseWrite::seek(&seen, holder.as_ref(), moved.start, moved.children.clone(), self.write_id());
             match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
-                WriteOutcome::Applied(_) => return Ok(self.note(&Move { lease: seen, ..moved.clone() })),
-                WriteOutcome::Refused(None) => return Ok(Outcome::Changed),
-                WriteOutcome::Refused(Some(row)) if self.holder.is_none() && row.actual_owner().is_some() => return Ok(Outcome::Taken),
+                WriteOutcome::Applied(row) => {
+                    self.note(&Move { lease: seen, ..moved.clone() }, *row);
+                    return Ok(true);
+                }
+                WriteOutcome::Refused(None) => return Ok(false),
                 // Its owner has renewed it, say.
                 WriteOutcome::Refused(Some(row)) => seen = *row,
             }
         }
-        Ok(Outcome::Changed)
+        Ok(false)
     }
 
-    fn note(&self, moved: &Move) -> Outcome {
+    /// Writes each lease once more. Returns whether all are still held; one that is not is to be moved again.
+    async fn hold(&mut self) -> Result<bool, SeekError> {
+        let mut all = true;
+        let rows: Vec<_> = self.rows.values().filter(|row| !row.is_finished()).cloned().collect();
+        for row in rows {
+            let shard = row.shard_id.clone();
+            match self.touched(row).await? {
+                Some(row) => self.rows.insert(shard, row),
+                None => {
+                    all = false;
+                    self.rows.remove(&shard)
+                }
+            };
+        }
+        Ok(all)
+    }
+
+    /// The lease, written once more; `None`: it is not held any more.
+    async fn touched(&self, mut row: Lease) -> Result<Option<Lease>, SeekError> {
+        while row.actual_owner() == Some(&self.holder) {
+            let write = LeaseWrite::renew(&row, self.write_id());
+            match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
+                WriteOutcome::Applied(row) => return Ok(Some(*row)),
+                // A worker has asked for it, and gets it when it expires.
+                WriteOutcome::Refused(Some(changed)) => row = *changed,
+                WriteOutcome::Refused(None) => break,
+            }
+        }
+        Ok(None)
+    }
+
+    /// The lease was moved; this is its row now.
+    fn note(&mut self, moved: &Move, row: Lease) {
         let told = told(moved);
         tracing::warn!(
             target: "kcl::audit",
@@ -254,7 +266,15 @@ impl Run<'_> {
             reason = self.seek.reason,
             "the shard begins elsewhere, as it was asked for"
         );
-        Outcome::Moved(told)
+        self.rows.insert(told.shard_id.clone(), row);
+        // What was moved twice is told as it was before both.
+        if self.moved.iter().all(|moved| moved.shard_id != told.shard_id) {
+            self.moved.push(told);
+        }
+    }
+
+    fn write_id(&self) -> WriteId {
+        WriteId(self.seek.entropy.u64())
     }
 }
 

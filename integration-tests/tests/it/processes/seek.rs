@@ -29,7 +29,7 @@ async fn a_running_application_begins_elsewhere_as_it_is_told() {
 
     let (code, lines, logs) = seek(&world, "--to trim-horizon --reason a-bug").await;
     assert_eq!(code, Some(0), "{logs}");
-    assert_eq!(lines[2]["summary"]["workers_wait_a_lease_duration"], true, "{lines:?}");
+    assert_eq!(lines[2]["summary"]["left"], 0, "{lines:?}");
     assert!(
         lines[..2].iter().all(|line| line["after"] == "TRIM_HORIZON" && line["owner"].as_str().unwrap().starts_with("a-")),
         "{lines:?}"
