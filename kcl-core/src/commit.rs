@@ -105,7 +105,7 @@ impl ShardContext {
     /// use kcl_core::aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
     /// use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
     ///
-    /// /// Counts the records of each minute, in the table `counts`.
+    /// /// Counts the records of the stream, in the table `counts`.
     /// struct Count;
     ///
     /// #[async_trait]
@@ -114,7 +114,7 @@ impl ShardContext {
     ///         let count = Update::builder()
     ///             .table_name("counts")
     ///             .key("id", AttributeValue::S(shard.stream_name().to_owned()))
-    ///             .update_expression("ADD records :n")
+    ///             .update_expression("ADD occurrences :n")
     ///             .expression_attribute_values(":n", AttributeValue::N(batch.len().to_string()))
     ///             .build()?;
     ///         shard.commit(vec![TransactWriteItem::builder().update(count).build()], batch.records()).await?;
