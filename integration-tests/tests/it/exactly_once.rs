@@ -1,5 +1,5 @@
 //! A worker that commits counters over the wire, and is struck at each of its commits in turn: killed before and after, requests dropped, answers lost. The sums are
-//! exact in the end.
+//! exact in the end. And the suite of transactions against what is served here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use kcl_core::{
     DynamoDbLeaseTable, Entropy, InitialPosition, Outcome, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, ShardId,
     TableError, async_trait,
 };
+use kcl_lease::conformance::{EFFECTS, Effects, transaction_suite};
 use kcl_lease::table::{LeaseListing, WriteOutcome};
 use kcl_lease::{Lease, LeaseTable, LeaseWrite, TableOptions, TransactItems, TransactOutcome};
 use kcl_local::LocalAws;
@@ -86,7 +87,7 @@ impl LeaseTable for Struck {
                 Strike::KilledBefore => self.die().await,
                 Strike::KilledAfter => {
                     let _ = self.table.transact(write, with).await;
-                    self.die().await
+                    self.die().await;
                 }
             }
         }
@@ -143,10 +144,11 @@ async fn make_table(world: &World, name: &str) {
 async fn sums(world: &World, table: &str) -> BTreeMap<String, (u64, u64)> {
     let scanned = world.dynamodb.scan().table_name(table).consistent_read(true).send().await.unwrap();
     let number = |value: &AttributeValue| value.as_n().unwrap().parse().unwrap();
-    let of = |item: &std::collections::HashMap<_, AttributeValue>| {
-        (item["id"].as_s().unwrap().clone(), (number(&item["occurrences"]), number(&item["numbers"])))
+    let of = |item: &BTreeMap<&String, &AttributeValue>| {
+        let get = |name: &str| item[&name.to_owned()];
+        (get("id").as_s().unwrap().clone(), (number(get("occurrences")), number(get("numbers"))))
     };
-    scanned.items().iter().map(of).collect()
+    scanned.items().iter().map(|item| of(&item.iter().collect())).collect()
 }
 
 fn expected() -> BTreeMap<String, (u64, u64)> {
@@ -201,4 +203,30 @@ async fn sums_are_exact_whichever_commit_is_struck() {
     let strikes = faults.map(Strike::Fault).into_iter().chain([Strike::KilledBefore, Strike::KilledAfter]);
     let repeated: usize = join_all(strikes.map(struck_at_each_commit)).await.into_iter().sum();
     assert!(repeated > 0, "a killed worker's records are delivered again, and are not counted again");
+}
+
+struct Table(World);
+
+#[async_trait]
+impl Effects for Table {
+    async fn ids(&self) -> Vec<String> {
+        let scanned = self.0.dynamodb.scan().table_name(EFFECTS).consistent_read(true).send().await.unwrap();
+        let mut ids: Vec<_> = scanned.items().iter().map(|item| item["id"].as_s().unwrap().clone()).collect();
+        ids.sort();
+        ids
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_table_conforms_in_its_transactions() {
+    transaction_suite(|| async {
+        let world = World::embedded(LocalAws::builder()).await;
+        make_table(&world, EFFECTS).await;
+        // Patient with a busy machine.
+        let options = TableOptions { call_timeout: Duration::from_secs(60), ..TableOptions::default() };
+        let leases = DynamoDbLeaseTable::new(&world.dynamodb, "leases", options, &Entropy::from_seed(1));
+        leases.ensure().await.unwrap();
+        (leases, Table(world))
+    })
+    .await;
 }

@@ -103,7 +103,7 @@ impl Scene {
         aws.create_stream(STREAM, shards);
         aws.create_table(EFFECTS, &["record", "attempt"]);
         let checkpointing =
-            if seed % 2 == 0 { Checkpointing::Manual } else { Checkpointing::Automatic { interval: Duration::from_secs(1) } };
+            if seed.is_multiple_of(2) { Checkpointing::Manual } else { Checkpointing::Automatic { interval: Duration::from_secs(1) } };
         Self { aws, checkpointing, workers: JoinSet::new(), published: 0 }
     }
 
@@ -151,7 +151,7 @@ impl Scene {
     /// Waits until every record has its effect, and then for whatever is late.
     pub(super) async fn settle(&self) {
         until("every record has its effect", || self.all_have_effect()).await;
-        sleep(Duration::from_secs(60)).await;
+        sleep(Duration::from_secs(30)).await;
     }
 
     pub(super) fn assert_once(&self, name: &str) {
@@ -166,6 +166,6 @@ pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(200)).await;
     }
 }
