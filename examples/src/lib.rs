@@ -1,5 +1,6 @@
 //! The parts of the example programs; each program itself is a short file in `src/bin`.
 
 pub mod consumer;
+pub mod exactly_once;
 pub mod quickstart;
 pub mod retrieval;

@@ -159,6 +159,12 @@ impl Checkpointer {
         self.lock().last
     }
 
+    /// The last record that may be checkpointed: the last one delivered, unless it has failed and is to be delivered again. `None`: none in this term.
+    #[must_use]
+    pub fn delivered(&self) -> Option<ExtendedSequenceNumber> {
+        self.lock().delivered
+    }
+
     /// Notes a record as delivered, so that it may be checkpointed. For whoever delivers records.
     pub fn note_delivered(&self, record: ExtendedSequenceNumber) {
         let mut state = self.lock();

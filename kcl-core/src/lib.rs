@@ -38,6 +38,7 @@
 //! | [`worker`] | the worker, its builder, and what it does beside consuming: leases, shard sync, shutdown |
 //! | [`processor`] | what users implement, and what they are handed |
 //! | [`handler`] | for simple cases: one record, or one message, at a time |
+//! | [`commit`] | a processor's output and the checkpoint in one transaction |
 //! | [`record`] | records and batches |
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
@@ -49,6 +50,7 @@
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
 
+pub mod commit;
 pub mod consumer;
 pub mod dead_letter;
 pub mod error;
@@ -70,15 +72,21 @@ pub mod worker;
 pub use async_trait::async_trait;
 /// The AWS configuration crate that this version works with.
 pub use aws_config;
+/// The DynamoDB client that this version works with: its types are what [`ShardContext::commit`] takes.
+pub use aws_sdk_dynamodb;
 pub use bytes::Bytes;
 pub use kcl_checkpoint::{
     Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, SequenceNumber, Timestamp,
 };
 pub use kcl_efo::{FanOutApi, FanOutError};
-pub use kcl_lease::{Clock, DynamoDbLeaseTable, Entropy, InMemoryLeaseTable, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
+pub use kcl_lease::{
+    Clock, DynamoDbLeaseTable, Entropy, InMemoryItems, InMemoryLeaseTable, LeaseTable, RefusedItem, ShardId, SystemClock, TableError,
+    TransactItemsError, WorkerId,
+};
 
 pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
 
+pub use self::commit::CommitError;
 pub use self::consumer::{
     Aggregated, Backlog, Checkpointing, Elsewhere, Lanes, PoisonedKey, ReadUntil, RetryPolicy, SafetyValve, TrimmedData,
 };

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber};
 use kcl_lease::{ShardId, WorkerId};
 
+use crate::commit::Committer;
 use crate::consumer::{Advice, Flow};
 use crate::record::{Record, RecordBatch};
 
@@ -265,11 +266,12 @@ impl ShardInfo {
     }
 }
 
-/// A shard that this worker owns: which one it is, and the means to checkpoint.
+/// A shard that this worker owns: which one it is, and the means to checkpoint, or to [`commit`](Self::commit) items together with the checkpoint.
 #[derive(Clone, Debug)]
 pub struct ShardContext {
     pub(crate) info: ShardInfo,
     pub(crate) checkpointer: Checkpointer,
+    pub(crate) committer: Committer,
     pub(crate) flow: Flow,
 }
 

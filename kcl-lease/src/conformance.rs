@@ -1,12 +1,15 @@
 //! What every implementation of the lease table must do, as tests that each of them runs.
 //!
-//! A case panics if the table does not conform. Each takes a fresh, empty table of its own.
+//! A case panics if the table does not conform. Each takes a fresh, empty table of its own. `transactions` owns the cases with items of other tables.
+
+mod transactions;
 
 use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
 
+pub use self::transactions::{EFFECTS, Effects, transaction_suite};
 use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
 use crate::table::{LeaseListing, LeaseTable, WriteOutcome};
 use crate::write::{Change, LeaseWrite, NewStart, WriteId};

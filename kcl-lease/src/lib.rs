@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`lease`] | a lease as plain data, and the names in it |
 //! | [`write`](mod@write) | every conditional write of a lease as plain data, and what it does to a row |
+//! | [`transaction`] | what is written together with a checkpoint, and the answer to it |
 //! | [`table`] | the lease-table port: contract, answers, errors |
 //! | [`memory`] | the table in memory, for one process |
 //! | [`dynamodb`] | the table in DynamoDB, in the Java library's format |
@@ -33,12 +34,14 @@ pub mod seek;
 pub mod shard_sync;
 pub mod table;
 pub mod term;
+pub mod transaction;
 pub mod write;
 
 pub use clock::{Clock, SystemClock};
 pub use dynamodb::{DynamoDbLeaseTable, TableOptions};
 pub use entropy::Entropy;
 pub use lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
-pub use memory::InMemoryLeaseTable;
+pub use memory::{InMemoryItems, InMemoryLeaseTable};
 pub use table::{LeaseListing, LeaseTable, TableError, UnreadableLease, WriteOutcome};
+pub use transaction::{RefusedItem, TransactItems, TransactItemsError, TransactOutcome};
 pub use write::{Change, LeaseWrite, NewStart, WriteId};

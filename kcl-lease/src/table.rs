@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::lease::{Lease, ShardId};
+use crate::transaction::{TransactItems, TransactOutcome};
 use crate::write::LeaseWrite;
 
 /// All leases of the table, and the items that could not be read as one.
@@ -118,6 +119,9 @@ impl TableError {
 /// - **Own writes are recognised.** A write that is repeated because its answer was lost, or that a client library sent twice, answers
 ///   [`WriteOutcome::Applied`] if [`LeaseWrite::is_in_effect`] for the row as it is, even though the row no longer is as expected.
 /// - After [`TableError::Unavailable`] a write may have taken effect or may do so later. Only repeating the *identical* write tells.
+/// - **A transaction is one write.** [`transact`](LeaseTable::transact) writes the lease, conditional exactly as in `write`, and all items, or nothing. It is
+///   recognised as a write is, and before any refusal by an item is told. That the service could not try, since something else was writing one
+///   of the items, is [`TableError::Unavailable`], never a refusal.
 /// - Attributes and items that the table holds for others are left as they are.
 /// - Every implementation passes the suite in the `conformance` module.
 ///
@@ -140,6 +144,13 @@ pub trait LeaseTable: Send + Sync + std::fmt::Debug {
 
     /// Carries out one conditional write.
     async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError>;
+
+    /// Carries out one conditional write together with the writes of these items, which must be within reach: in DynamoDB, tables of the same
+    /// account and region.
+    ///
+    /// Errors that are not retryable say nothing about the lease table, since an item may be their cause: a table that is not there, a
+    /// permission that is missing. They say that this attempt has written nothing.
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError>;
 
     /// Deletes a lease if counter, owner and checkpoint are still as seen; returns whether it is gone now.
     async fn delete(&self, seen: &Lease) -> Result<bool, TableError>;

@@ -4,6 +4,7 @@ mod bad_input;
 mod checkpoints;
 mod dead_letter_queues;
 mod dead_letters;
+mod exactly_once;
 mod fan_out;
 mod faults;
 mod life;

@@ -3,6 +3,7 @@
 //! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
 
 mod bounds;
+mod commits;
 mod crash_points;
 mod delays;
 mod fleet;

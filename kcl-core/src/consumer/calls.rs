@@ -144,7 +144,7 @@ impl ShardConsumer {
 
     /// A call has ended: what is done is finished, and the rest is judged.
     pub(super) fn call_ended(&mut self, called: Called) {
-        let Called { group, entries, blame, took, .. } = called;
+        let Called { group, entries, blame, covered, took, .. } = called;
         self.hold.shared.metrics.processed_in(took.as_secs_f64());
         let blame = blame.filter(|_| !is_planted(Bug::FailedBatchSkipped));
         let judged = match blame {
@@ -152,7 +152,7 @@ impl ShardConsumer {
             Some(blame) => {
                 self.hold.shared.metrics.retried();
                 tell(&blame, &entries);
-                judge(entries, blame, self.hold.shared.clock.wall_time(), &self.hold.shared.retry)
+                judge(entries, blame, covered, self.hold.shared.clock.wall_time(), &self.hold.shared.retry)
             }
         };
         self.apply(group, judged);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
+use kcl_checkpoint::Checkpoint;
 use tokio::time::Instant;
 
 use super::call::{Advice, CallFailure, guarded};
@@ -41,6 +42,8 @@ pub(super) struct Called {
     pub(super) entries: Vec<Entry>,
     /// `None`: all is done.
     pub(super) blame: Option<Blame>,
+    /// The first so many are covered by the checkpoint, whatever became of the call.
+    pub(super) covered: usize,
     pub(super) took: Duration,
 }
 
@@ -136,10 +139,15 @@ impl Lanes {
                 // What it left behind is anybody's guess: the next call goes to a new one.
                 processor = None;
             }
-            let (blame, took) = (blame(result, &batch), started.elapsed());
+            let took = started.elapsed();
+            // No record comes again before it is known whether it is committed.
+            shard.committer.settled(&shard.checkpointer).await;
+            let checkpoint = shard.checkpointer.last();
+            let covered = batch.records().partition_point(|record| Checkpoint::At(record.position()) <= checkpoint);
+            let blame = blame(result, &batch, shard.committer.is_in_use().then_some(covered));
             let entries = batch.into_records().into_iter().zip(histories);
             let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
-            Called { lane, processor, group, entries, blame, took }
+            Called { lane, processor, group, entries, blame, covered, took }
         };
         self.calls.push(call.boxed());
     }
@@ -188,8 +196,8 @@ impl Lanes {
     }
 }
 
-/// Whose fault it was, if it was a failure.
-fn blame(result: Result<Outcome, CallFailure>, batch: &RecordBatch) -> Option<Blame> {
+/// Whose fault it was, if it was a failure. Of a processor that commits, its commits say what is done: so many of the first records.
+fn blame(result: Result<Outcome, CallFailure>, batch: &RecordBatch, committed: Option<usize>) -> Option<Blame> {
     let index_of = |failed: &FailedRecord| batch.records().binary_search_by_key(&failed.record, crate::Record::position).ok();
     let stranger = |failed: &FailedRecord| {
         let words = format!("the processor said that record {} failed, which is not in the batch", failed.record);
@@ -211,6 +219,8 @@ fn blame(result: Result<Outcome, CallFailure>, batch: &RecordBatch) -> Option<Bl
             (!by_index.is_empty()).then_some(Blame::These(by_index))
         }
         Err(failure) => Some(match batch.in_work() {
+            // It may have gone through the batch to collect what it has not committed: those before the last one are not done by that.
+            Some(index) if committed.is_some_and(|committed| committed < index) => Blame::Unknown(failure),
             Some(index) => Blame::From(index, failure),
             None => Blame::Unknown(failure),
         }),
@@ -242,14 +252,18 @@ mod tests {
     fn whose_fault_it_was() {
         let (batch, stranger) = (batch(), Record::new(99.into(), None, Bytes::new(), None));
         let (two, four) = (&batch.records()[2], &batch.records()[4]);
-        assert_eq!(told(blame(Ok(Outcome::Done), &batch)), "none");
-        assert_eq!(told(blame(Ok(Outcome::failed_from(two, "no")), &batch)), "from 2");
-        assert_eq!(told(blame(Ok(Outcome::failed([(four, "no"), (two, "no"), (four, "again")])), &batch)), "these [2, 4]");
-        assert_eq!(told(blame(Ok(Outcome::failed(std::iter::empty::<(&Record, ProcessError)>())), &batch)), "none");
-        assert_eq!(told(blame(Ok(Outcome::failed_from(&stranger, "no")), &batch)), "unknown");
-        assert_eq!(told(blame(Ok(Outcome::failed([(two, "no"), (&stranger, "no")])), &batch)), "unknown");
-        assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch)), "unknown");
+        assert_eq!(told(blame(Ok(Outcome::Done), &batch, None)), "none");
+        assert_eq!(told(blame(Ok(Outcome::failed_from(two, "no")), &batch, None)), "from 2");
+        assert_eq!(told(blame(Ok(Outcome::failed([(four, "no"), (two, "no"), (four, "again")])), &batch, None)), "these [2, 4]");
+        assert_eq!(told(blame(Ok(Outcome::failed(std::iter::empty::<(&Record, ProcessError)>())), &batch, None)), "none");
+        assert_eq!(told(blame(Ok(Outcome::failed_from(&stranger, "no")), &batch, None)), "unknown");
+        assert_eq!(told(blame(Ok(Outcome::failed([(two, "no"), (&stranger, "no")])), &batch, None)), "unknown");
+        assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, None)), "unknown");
         batch.in_order().take(3).for_each(drop);
-        assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch)), "from 2");
+        for (committed, expected) in
+            [(None, "from 2"), (Some(0), "unknown"), (Some(1), "unknown"), (Some(2), "from 2"), (Some(3), "from 2")]
+        {
+            assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, committed)), expected, "{committed:?}");
+        }
     }
 }

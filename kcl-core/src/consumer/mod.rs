@@ -67,6 +67,7 @@ pub use self::settings::{Aggregated, Backlog, Elsewhere, Lanes, PoisonedKey, Rea
 use self::start::StartFilter;
 pub use self::valve::SafetyValve;
 use self::work::Work;
+use crate::commit::Committer;
 use crate::dead_letter::DeadLetterQueue;
 use crate::metrics::Metrics;
 use crate::processor::{RecordProcessorFactory, ShardContext, ShardInfo};
@@ -188,7 +189,8 @@ impl ShardConsumer {
         };
         let checkpointer = Checkpointer::new(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());
-        let shard = Arc::new(ShardContext { info, checkpointer, flow: shared.flow.clone() });
+        let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone());
+        let shard = Arc::new(ShardContext { info, checkpointer, committer, flow: shared.flow.clone() });
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
         let hold = Hold { shared, term, shard };
         let work = Work::new(&hold);

@@ -126,11 +126,40 @@ pub(super) struct Judged {
     pub(super) stop: bool,
 }
 
-pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, now: Timestamp, policy: &RetryPolicy) -> Judged {
+/// What becomes of the records of a failed call, the first `covered` of which the checkpoint covers.
+///
+/// Those are finished: the processor has said so by a checkpoint or a commit before it failed, and after a crash they would not come again either. One that the
+/// processor names as failed is not: its word on this record is the last one, and nothing that failed is passed over.
+pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, covered: usize, now: Timestamp, policy: &RetryPolicy) -> Judged {
+    if covered == 0 || matches!(blame, Blame::These(_)) {
+        return judge_open(entries, blame, now, policy);
+    }
+    let open = entries.split_off(covered.min(entries.len()));
+    let mut judged = match blame {
+        Blame::Unknown(_) if open.is_empty() => Judged::default(),
+        Blame::From(index, failure) if index < entries.len() => {
+            // It failed after it had committed: what comes after was not tried.
+            let mut judged = Judged { stop: failure.advice == Advice::Stop, ..Judged::default() };
+            judged.wait = failure.advice == Advice::Retry && !open.is_empty();
+            judged.back = open;
+            if failure.advice == Advice::Poison {
+                let entry = entries.remove(index);
+                one_failed(entry, failure, now, policy, &mut judged);
+            }
+            judged
+        }
+        Blame::From(index, failure) => judge_open(open, Blame::From(index - entries.len(), failure), now, policy),
+        blame => judge_open(open, blame, now, policy),
+    };
+    judged.finished.splice(..0, entries.into_iter().map(|entry| entry.record));
+    judged
+}
+
+fn judge_open(mut entries: Vec<Entry>, blame: Blame, now: Timestamp, policy: &RetryPolicy) -> Judged {
     let mut judged = Judged::default();
     match blame {
         // A batch of one can't be in doubt about which record failed.
-        Blame::Unknown(failure) if entries.len() == 1 => return judge(entries, Blame::From(0, failure), now, policy),
+        Blame::Unknown(failure) if entries.len() == 1 => return judge_open(entries, Blame::From(0, failure), now, policy),
         Blame::Unknown(failure) => {
             judged.stop = failure.advice == Advice::Stop;
             judged.wait = failure.advice == Advice::Retry;
@@ -230,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_known_culprit_is_tried_alone_and_its_neighbours_are_not_repeated() {
-        let judged = judge(entries(5), Blame::From(2, failure(Advice::Retry)), NOW, &policy());
+        let judged = judge(entries(5), Blame::From(2, failure(Advice::Retry)), 0, NOW, &policy());
         assert_eq!(seen(&judged), (vec![0, 1], vec![], text(&["2", "|3", "4"]), true));
         assert_eq!(judged.back[0].history, History { attempts: 1, failures: 1, first_failure: Some(NOW) });
         assert_eq!(judged.back[1].history, History::default(), "it was not tried");
@@ -240,7 +269,7 @@ mod tests {
     fn attempts_end_in_the_queue() {
         let mut left = entries(1);
         for attempt in 1..=3 {
-            let judged = judge(left, Blame::Unknown(failure(Advice::Retry)), NOW, &policy());
+            let judged = judge(left, Blame::Unknown(failure(Advice::Retry)), 0, NOW, &policy());
             if attempt < 3 {
                 assert_eq!(seen(&judged), (vec![], vec![], text(&["0"]), true));
             } else {
@@ -254,30 +283,49 @@ mod tests {
 
     #[test]
     fn poison_needs_no_second_attempt() {
-        let judged = judge(entries(3), Blame::From(1, failure(Advice::Poison)), NOW, &policy());
+        let judged = judge(entries(3), Blame::From(1, failure(Advice::Poison)), 0, NOW, &policy());
         assert_eq!(seen(&judged), (vec![0], vec![1], text(&["|2"]), false));
     }
 
     #[test]
     fn a_batch_in_doubt_is_halved_and_nobody_is_blamed() {
-        let judged = judge(entries(5), Blame::Unknown(failure(Advice::Retry)), NOW, &policy());
+        let judged = judge(entries(5), Blame::Unknown(failure(Advice::Retry)), 0, NOW, &policy());
         assert_eq!(seen(&judged), (vec![], vec![], text(&["0", "1", "|2", "3", "4"]), true));
         assert!(judged.back.iter().all(|entry| entry.history.failures == 0 && entry.history.attempts == 1));
-        let poison = judge(entries(2), Blame::Unknown(failure(Advice::Poison)), NOW, &policy());
+        let poison = judge(entries(2), Blame::Unknown(failure(Advice::Poison)), 0, NOW, &policy());
         assert_eq!(seen(&poison), (vec![], vec![], text(&["0", "|1"]), false), "something is poison: waiting does not help");
     }
 
     #[test]
     fn records_that_failed_for_themselves_leave_the_others_done() {
         let failures = BTreeMap::from([(1, failure(Advice::Retry)), (3, failure(Advice::Poison)), (4, failure(Advice::Retry))]);
-        let judged = judge(entries(5), Blame::These(failures), NOW, &policy());
+        let judged = judge(entries(5), Blame::These(failures), 0, NOW, &policy());
         assert_eq!(seen(&judged), (vec![0, 2], vec![3], text(&["|1", "|4"]), true));
+    }
+
+    #[test]
+    fn what_the_checkpoint_covers_is_finished_although_the_call_fails() {
+        let retry = || failure(Advice::Retry);
+        let judge = |blame, covered| seen(&super::judge(entries(5), blame, covered, NOW, &policy()));
+        assert_eq!(judge(Blame::Unknown(retry()), 3), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true));
+        assert_eq!(judge(Blame::Unknown(retry()), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        assert_eq!(judge(Blame::Unknown(retry()), 9), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        assert_eq!(judge(Blame::From(4, retry()), 3), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
+        // it has committed the record in work, and failed then: the others were not tried
+        assert_eq!(judge(Blame::From(2, retry()), 3), (vec![0, 1, 2], vec![], text(&["3", "4"]), true));
+        assert_eq!(judge(Blame::From(4, retry()), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        // what it calls poison, or names as failed, is not passed over all the same
+        assert_eq!(judge(Blame::From(1, failure(Advice::Poison)), 3), (vec![0, 2], vec![1], text(&["3", "4"]), false));
+        let these = Blame::These([1, 4].into_iter().map(|index| (index, retry())).collect());
+        assert_eq!(judge(these, 3), (vec![0, 2, 3], vec![], text(&["|1", "|4"]), true));
+        let not_tried = super::judge(entries(5), Blame::From(2, failure(Advice::Stop)), 3, NOW, &policy());
+        assert!(not_tried.stop && not_tried.back.iter().all(|entry| entry.history == History::default()));
     }
 
     #[test]
     fn a_stop_is_no_failure_of_the_record() {
         for blame in [Blame::From(0, failure(Advice::Stop)), Blame::Unknown(failure(Advice::Stop))] {
-            let judged = judge(entries(3), blame, NOW, &policy());
+            let judged = judge(entries(3), blame, 0, NOW, &policy());
             assert!(judged.stop && !judged.wait);
             assert!(judged.back.iter().all(|entry| entry.history.failures == 0));
             assert_eq!(judged.back.len(), 3);
@@ -288,7 +336,8 @@ mod tests {
     fn what_has_failed_and_is_too_old_is_given_up() {
         let limit = RetryPolicy { max_age: Some(Duration::from_secs(60)), ..policy() };
         for (age, given_up) in [(60_000, false), (60_001, true)] {
-            let judged = judge(entries(1), Blame::Unknown(failure(Advice::Retry)), Timestamp::from_millis(NOW.as_millis() + age), &limit);
+            let judged =
+                judge(entries(1), Blame::Unknown(failure(Advice::Retry)), 0, Timestamp::from_millis(NOW.as_millis() + age), &limit);
             assert_eq!(judged.condemned.first().map(|condemned| condemned.condition), given_up.then_some(Condition::RecordAgeExceeded));
         }
     }

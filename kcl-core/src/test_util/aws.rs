@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use bytes::Bytes;
 use kcl_aggregation::Aggregator;
 use kcl_checkpoint::{SequenceNumber, Timestamp};
-use kcl_lease::{Entropy, Lease, ShardId};
+use kcl_lease::{Entropy, InMemoryItems, Lease, ShardId};
 use kcl_local::kinesis::{ApiError, CreateStreamInput, Kinesis, KinesisConfig, ListShardsInput, PutRecordInput};
 use tokio::time::Instant;
 
@@ -36,6 +37,7 @@ struct Shared {
     entropy: Entropy,
     subscribers: Arc<Subscribers>,
     blobs: blobs::Store,
+    items: InMemoryItems,
     state: Mutex<State>,
 }
 
@@ -81,6 +83,7 @@ impl SimulatedAws {
             entropy,
             subscribers,
             blobs: blobs::Store::default(),
+            items: InMemoryItems::default(),
             state: Mutex::default(),
         }))
     }
@@ -137,6 +140,18 @@ impl SimulatedAws {
     #[must_use]
     pub fn leases(&self, application: &str) -> Vec<Lease> {
         self.table(application).list()
+    }
+
+    /// Makes a table for items that processors commit with [`ShardContext::commit`](crate::ShardContext::commit), told apart by these attributes: a partition key, and
+    /// a sort key if there are two. Commits may put items, over others or under the condition `attribute_not_exists(key)`; anything else needs `kcl-local`.
+    pub fn create_table(&self, name: &str, key: &[&str]) {
+        self.0.items.create_table(name, key);
+    }
+
+    /// The items of a table as they are now, in the order of their keys.
+    #[must_use]
+    pub fn items(&self, table: &str) -> Vec<BTreeMap<String, AttributeValue>> {
+        self.0.items.items(table)
     }
 
     /// How many writes a second the application's lease table takes; what is over it is throttled. `None`, the default: any number.
@@ -202,7 +217,7 @@ impl SimulatedAws {
     }
 
     pub(super) fn table(&self, application: &str) -> lease_table::Store {
-        self.state().tables.entry(application.to_owned()).or_insert_with(lease_table::Store::new).clone()
+        self.state().tables.entry(application.to_owned()).or_insert_with(|| lease_table::Store::new(self.0.items.clone())).clone()
     }
 
     pub(super) fn queue(&self, name: &str) -> dead_letters::Letters {

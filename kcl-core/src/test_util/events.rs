@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kcl_lease::{Lease, LeaseWrite};
+use kcl_lease::{Lease, LeaseWrite, TransactItems};
 
 use super::faults::{FaultKind, Service};
 use crate::dead_letter::DeadLetter;
@@ -38,6 +38,15 @@ pub enum Event<'a> {
         before: &'a Lease,
         /// The row after.
         after: &'a Lease,
+    },
+    /// Items were written together with a lease, as one transaction; of the lease, [`LeaseWritten`](Self::LeaseWritten) was told just before.
+    ItemsWritten {
+        /// Who.
+        host: &'a str,
+        /// The write of the lease.
+        write: &'a LeaseWrite,
+        /// The items.
+        items: &'a TransactItems,
     },
     /// A conditional write found itself in effect: its answer was lost, or it came twice.
     LeaseWriteRecognised {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use kcl_lease::{InMemoryLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, ShardId, TableError, WriteOutcome};
+use kcl_lease::{
+    InMemoryItems, InMemoryLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, ShardId, TableError, TransactItems, TransactOutcome,
+    WriteOutcome,
+};
 use tokio::time::{Instant, sleep};
 
 use super::events::{Event, Observers};
@@ -30,9 +33,10 @@ struct Budget {
 }
 
 impl Store {
-    pub(super) fn new() -> Self {
+    /// A table whose transactions write these items.
+    pub(super) fn new(items: InMemoryItems) -> Self {
         let budget = Budget { per_second: None, left: 0.0, settled: Instant::now() };
-        Self { rows: InMemoryLeaseTable::default(), budget: Arc::new(Mutex::new(budget)) }
+        Self { rows: InMemoryLeaseTable::with_items(items), budget: Arc::new(Mutex::new(budget)) }
     }
 
     pub(super) fn set_budget(&self, per_second: Option<f64>) {
@@ -70,7 +74,12 @@ impl Store {
 
 /// What the table in memory answers: at once, and without failure.
 fn now<T>(answer: impl Future<Output = Result<T, TableError>>) -> T {
-    answer.now_or_never().and_then(Result::ok).expect("invariant: a table in memory answers at once")
+    at_once(answer).expect("invariant: a table in memory fails only where it is asked for what it can't do")
+}
+
+/// What the table in memory answers, if what it is asked for may be wrong.
+fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    answer.now_or_never().expect("invariant: a table in memory answers at once")
 }
 
 /// A lease table as one host reaches it.
@@ -186,6 +195,30 @@ impl LeaseTable for SimulatedLeaseTable {
             outcome
         })
         .await
+    }
+
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
+        let (write, with, sent) = (write.clone(), with.clone(), self.link.network.elapsed());
+        let shard = write.shard_id.clone();
+        let answer = self.change("dynamodb:TransactWriteItems", &shard, move |store, observers, host| {
+            let before = store.get(&write.shard_id);
+            let outcome = at_once(store.rows.transact(&write, &with));
+            match &outcome {
+                Ok(TransactOutcome::Applied) => {
+                    if let (Some(before), Some(after)) = (&before, &store.get(&write.shard_id)) {
+                        observers.tell(&Event::LeaseWritten { host, sent, write: &write, before, after });
+                        observers.tell(&Event::ItemsWritten { host, write: &write, items: &with });
+                    }
+                }
+                Ok(TransactOutcome::Recognised(_)) => observers.tell(&Event::LeaseWriteRecognised { host, write: &write }),
+                Ok(TransactOutcome::LeaseRefused(row)) => {
+                    observers.tell(&Event::LeaseWriteRefused { host, write: &write, row: row.as_deref() });
+                }
+                Ok(TransactOutcome::ItemsRefused(_)) | Err(_) => {}
+            }
+            outcome
+        });
+        answer.await?
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {

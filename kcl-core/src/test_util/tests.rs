@@ -3,8 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem};
 use kcl_checkpoint::Checkpoint;
-use kcl_lease::{Lease, LeaseTable, LeaseWrite, TableError, WriteId, WriteOutcome};
+use kcl_lease::conformance::{EFFECTS, Effects};
+use kcl_lease::{Lease, LeaseTable, LeaseWrite, TableError, TransactItems, WriteId, WriteOutcome};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -39,6 +42,46 @@ fn take(lease: &Lease, id: u64) -> LeaseWrite {
 #[tokio::test(start_paused = true)]
 async fn the_lease_table_conforms() {
     kcl_lease::conformance::lease_table_suite(|| async { SimulatedAws::new(1).host("m").lease_table("app") }).await;
+}
+
+struct ItemsOf(SimulatedAws);
+
+#[async_trait]
+impl Effects for ItemsOf {
+    async fn ids(&self) -> Vec<String> {
+        self.0.items(EFFECTS).iter().map(|item| item["id"].as_s().unwrap().clone()).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_transactions_conform() {
+    kcl_lease::conformance::transaction_suite(|| async {
+        let aws = SimulatedAws::new(1);
+        aws.create_table(EFFECTS, &["id"]);
+        (aws.host("m").lease_table("app"), ItemsOf(aws))
+    })
+    .await;
+}
+
+/// Lost on the way, applied without an answer, late, or twice: lease and item are there once, together, or not at all.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_travels_like_any_other_write() {
+    for (kind, at_once, in_the_end) in
+        [(FaultKind::Dropped, 0, 0), (FaultKind::LostAnswer, 1, 1), (FaultKind::AppliedLate, 0, 1), (FaultKind::AppliedTwice, 1, 1)]
+    {
+        let aws = SimulatedAws::new(1);
+        aws.create_table(EFFECTS, &["id"]);
+        let (table, lease) = leased(&aws).await;
+        aws.faults().set_rates(all(kind));
+        let put = Put::builder().table_name(EFFECTS).item("id", AttributeValue::S("x".into())).build().unwrap();
+        let items = TransactItems::new([TransactWriteItem::builder().put(put).build()]).unwrap();
+        let answer = table.transact(&take(&lease, 1), &items).await;
+        assert_eq!(answer.is_ok(), kind == FaultKind::AppliedTwice, "{kind:?}: {answer:?}");
+        let seen = || (aws.items(EFFECTS).len(), aws.leases("app")[0].counter);
+        assert_eq!(seen(), (at_once, at_once as u64), "{kind:?}");
+        sleep(Duration::from_secs(120)).await;
+        assert_eq!(seen(), (in_the_end, in_the_end as u64), "{kind:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,6 +65,8 @@ fn kind(code: &str, http_status: u16) -> Kind {
         | "LimitExceededException" => Kind::Throttled,
         // The row is part of a transaction, or is being written in another region: the next attempt may pass.
         "TransactionConflictException" | "ReplicatedWriteConflictException" => Kind::Unavailable,
+        // An earlier attempt at the same transaction is being carried out.
+        "TransactionInProgressException" => Kind::Unavailable,
         "InternalServerError" | "InternalFailure" | "ServiceUnavailable" => Kind::Unavailable,
         _ if http_status >= 500 => Kind::Unavailable,
         _ => Kind::Rejected,
@@ -91,6 +93,7 @@ mod tests {
             ("ProvisionedThroughputExceededException", 400, Kind::Throttled),
             ("RequestLimitExceeded", 400, Kind::Throttled),
             ("TransactionConflictException", 400, Kind::Unavailable),
+            ("TransactionInProgressException", 400, Kind::Unavailable),
             ("InternalServerError", 500, Kind::Unavailable),
             ("an error without a code", 503, Kind::Unavailable),
             ("ValidationException", 400, Kind::Rejected),

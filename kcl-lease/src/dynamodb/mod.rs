@@ -6,6 +6,7 @@
 //! | `attribute` | the attributes' names |
 //! | `item` | a lease as an item and back |
 //! | `expression` | conditional writes as expressions |
+//! | `transact` | a conditional write and the items that go with it as one transaction |
 //! | `provision` | the table itself: creation, checks, readiness |
 //! | `error` | failures of the SDK as the table's errors |
 
@@ -14,6 +15,7 @@ mod error;
 mod expression;
 mod item;
 mod provision;
+mod transact;
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -33,6 +35,7 @@ use self::item::{Item, ReadItem};
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId};
 use crate::table::{LeaseListing, LeaseTable, TableError, WriteOutcome};
+use crate::transaction::{TransactItems, TransactOutcome};
 use crate::write::LeaseWrite;
 
 /// Time beyond the call's own in which credentials may be fetched: providers may run a program or ask another service.
@@ -212,6 +215,10 @@ impl LeaseTable for DynamoDbLeaseTable {
                 _ => Err(table_error(&self.table, "dynamodb:UpdateItem", &error)),
             },
         }
+    }
+
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
+        self.transact_write(write, with).await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {

@@ -8,6 +8,7 @@ use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, F
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::transact::{TransactError, Transaction};
 use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
 use crate::lease::{Lease, ShardId, Suspect};
@@ -20,13 +21,13 @@ const PROBATION: u32 = 5;
 /// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
 #[derive(Debug)]
 pub struct TermKeeper {
-    context: TermContext,
+    pub(super) context: TermContext,
     /// The row as this term last saw it.
-    held: Lease,
+    pub(super) held: Lease,
     view: watch::Sender<View>,
     commands: mpsc::Receiver<Command>,
     notes: watch::Receiver<Notes>,
-    next_renewal: Instant,
+    pub(super) next_renewal: Instant,
     /// From the moment when a request for a handoff was seen.
     handoff_deadline: Option<Instant>,
     /// In a term that was taken from the dead: until then, this one might die of the same.
@@ -34,7 +35,7 @@ pub struct TermKeeper {
 }
 
 /// What the row's owner wants to do with it.
-enum Intent {
+pub(super) enum Intent {
     Renew,
     Checkpoint(Checkpoint),
     Suspect(Suspect, Option<Checkpoint>),
@@ -43,6 +44,12 @@ enum Intent {
 }
 
 type Reply = Option<oneshot::Sender<Result<(), CheckpointWriteError>>>;
+
+/// What is next in the queue.
+enum Order {
+    Write(Intent, Reply),
+    Transact(Transaction),
+}
 
 impl TermKeeper {
     pub(super) fn new(
@@ -65,7 +72,22 @@ impl TermKeeper {
     pub async fn run(mut self) -> TermEnd {
         self.look_for_handoff();
         let end = loop {
-            let (intent, reply) = self.next_intent().await;
+            let (intent, reply) = match self.next_order().await {
+                Order::Write(intent, reply) => (intent, reply),
+                Order::Transact(transaction) => match self.transact(&transaction).await {
+                    Ok(answer) => {
+                        // Nobody waits any more: fine, the outcome stands in the row.
+                        let _ = transaction.reply.send(answer);
+                        continue;
+                    }
+                    Err(end) => {
+                        // As below.
+                        self.end(end);
+                        let _ = transaction.reply.send(Err(TransactError::LeaseLost));
+                        break end;
+                    }
+                },
+            };
             let releases = matches!(intent, Intent::Release(..));
             match self.put_through(intent).await {
                 Ok(()) => {
@@ -86,7 +108,7 @@ impl TermKeeper {
         end
     }
 
-    async fn next_intent(&mut self) -> (Intent, Reply) {
+    async fn next_order(&mut self) -> Order {
         loop {
             // Commands first: a checkpoint proves life as well as a renewal does.
             tokio::select! {
@@ -94,20 +116,27 @@ impl TermKeeper {
                 command = self.commands.recv() => match command {
                     // Whoever asked has given up waiting; it will ask again with a later checkpoint.
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
-                    Some(Command::Checkpoint { checkpoint, reply }) => return (Intent::Checkpoint(checkpoint), Some(reply)),
-                    Some(Command::Suspect { suspect, checkpoint, reply }) => return (Intent::Suspect(suspect, checkpoint), Some(reply)),
-                    Some(Command::Restart { start, reply }) => return (Intent::Restart(start), Some(reply)),
-                    Some(Command::Release { checkpoint, children, reply }) => return (Intent::Release(checkpoint, children), Some(reply)),
-                    None => return (Intent::Release(None, BTreeSet::new()), None),
+                    Some(Command::Checkpoint { checkpoint, reply }) => return Order::Write(Intent::Checkpoint(checkpoint), Some(reply)),
+                    Some(Command::Suspect { suspect, checkpoint, reply }) => {
+                        return Order::Write(Intent::Suspect(suspect, checkpoint), Some(reply));
+                    }
+                    Some(Command::Restart { start, reply }) => return Order::Write(Intent::Restart(start), Some(reply)),
+                    Some(Command::Release { checkpoint, children, reply }) => {
+                        return Order::Write(Intent::Release(checkpoint, children), Some(reply));
+                    }
+                    Some(Command::Transact(transaction)) => return Order::Transact(transaction),
+                    // All that was asked for before is through.
+                    Some(Command::Settle(reply)) => drop(reply.send(self.held.checkpoint)),
+                    None => return Order::Write(Intent::Release(None, BTreeSet::new()), None),
                 },
                 () = wait_for(self.handoff_deadline) => {
                     // The records in work did not finish in time. Let go now: the call that still runs may end after
                     // another worker has begun, but its acknowledgement and checkpoint will be refused.
                     tracing::warn!(shard = %self.held.shard_id, "handoff timed out with records still in work; they will be delivered again");
                     self.end(TermEnd::Released);
-                    return (Intent::Release(None, BTreeSet::new()), None);
+                    return Order::Write(Intent::Release(None, BTreeSet::new()), None);
                 }
-                () = tokio::time::sleep_until(self.next_renewal) => return (Intent::Renew, None),
+                () = tokio::time::sleep_until(self.next_renewal) => return Order::Write(Intent::Renew, None),
             }
         }
     }
@@ -122,42 +151,51 @@ impl TermKeeper {
                 Ok(WriteOutcome::Applied(row)) => {
                     let late = is_planted(Bug::StampAfterAnswer).then(|| (self.context.clock.boot_time(), Instant::now()));
                     let (sent, sent_at) = late.unwrap_or((sent, sent_at));
-                    self.held = *row;
-                    self.look_for_handoff();
-                    self.next_renewal = sent_at + self.context.timing.renewal_interval();
-                    self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
+                    self.goes_on(*row, sent, sent_at);
                     return Ok(());
                 }
                 Ok(WriteOutcome::Refused(row)) => match after_refusal(&self.held, row.as_deref()) {
                     // The write is definitely not in effect and can't come into effect any more: the row now has a checkpoint owner,
                     // and the write expects none. So another one from the same counter is no guess.
-                    Some(requested) => {
-                        self.held = requested;
-                        self.look_for_handoff();
-                    }
+                    Some(requested) => self.was_asked_for(requested),
                     None if is_planted(Bug::RefusalIgnored) && matches!(intent, Intent::Renew) => {
                         self.next_renewal = sent_at + self.context.timing.renewal_interval();
                         self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
                         return Ok(());
                     }
-                    None => {
-                        tracing::warn!(
-                            shard = %self.held.shard_id,
-                            owner = row.as_ref().and_then(|row| row.actual_owner()).map(ToString::to_string),
-                            "lease lost"
-                        );
-                        return Err(TermEnd::Lost);
-                    }
+                    None => return Err(self.lost(row.as_deref())),
                 },
-                Err(error) => {
-                    tracing::error!(shard = %self.held.shard_id, %error, "the lease table is gone or refuses this worker; the shard is given up");
-                    return Err(TermEnd::TableGone);
-                }
+                Err(error) => return Err(self.table_gone(&error)),
             }
         }
     }
 
-    fn write_for(&mut self, intent: &Intent) -> LeaseWrite {
+    /// A write is in effect, that was first sent at this time, and the row is now this one.
+    pub(super) fn goes_on(&mut self, row: Lease, sent: Duration, sent_at: Instant) {
+        self.held = row;
+        self.look_for_handoff();
+        self.next_renewal = sent_at + self.context.timing.renewal_interval();
+        self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
+    }
+
+    /// A write was refused, and all that has changed is that somebody asked for the lease.
+    pub(super) fn was_asked_for(&mut self, requested: Lease) {
+        self.held = requested;
+        self.look_for_handoff();
+    }
+
+    pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
+        let owner = row.and_then(|row| row.actual_owner()).map(ToString::to_string);
+        tracing::warn!(shard = %self.held.shard_id, owner, "lease lost");
+        TermEnd::Lost
+    }
+
+    pub(super) fn table_gone(&self, error: &TableError) -> TermEnd {
+        tracing::error!(shard = %self.held.shard_id, %error, "the lease table is gone or refuses this worker; the shard is given up");
+        TermEnd::TableGone
+    }
+
+    pub(super) fn write_for(&mut self, intent: &Intent) -> LeaseWrite {
         let id = self.context.write_id();
         let mut write = match intent {
             Intent::Renew => LeaseWrite::renew(&self.held, id),

@@ -2,13 +2,14 @@
 //!
 //! A term has two halves. The [`Term`] is held by whoever processes the shard: it tells whether the hold is still valid, carries
 //! the fencing token, and passes on checkpoints and the release. The [`TermKeeper`] is the **one task that writes the
-//! row**: renewals, checkpoints and the release stand in one queue, so that they can never race each other for the counter.
+//! row**: renewals, checkpoints, transactions and the release stand in one queue, so that they can never race each other for the counter.
 //!
 //! Validity is stamped before a write is sent: the write can't have been applied earlier, so every peer that waits a lease duration
 //! from seeing it waits longer than this worker believes in it. When the table can't be reached the validity runs out and the term is
 //! *suspended*, not ended: a later write that succeeds proves that nobody took the lease, and the term goes on.
 
 mod keeper;
+mod transact;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, Finishe
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::keeper::{TermKeeper, after_refusal};
+pub use self::transact::TransactError;
+use self::transact::Transaction;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, Suspect, WorkerId};
@@ -115,6 +118,8 @@ enum Command {
     Suspect { suspect: Suspect, checkpoint: Option<Checkpoint>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Restart { start: NewStart, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Transact(Transaction),
+    Settle(oneshot::Sender<Checkpoint>),
 }
 
 /// What the holder wants written along with whatever is written next.

@@ -1,5 +1,7 @@
 //! Terms against a table whose answers are scripted, in paused time.
 
+mod transactions;
+
 use std::sync::Mutex;
 
 use kcl_checkpoint::ExtendedSequenceNumber;
@@ -9,6 +11,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::memory::InMemoryLeaseTable;
 use crate::table::LeaseListing;
+use crate::transaction::{TransactItems, TransactOutcome};
 
 /// Boot time that follows the paused runtime clock.
 #[derive(Debug)]
@@ -30,6 +33,10 @@ enum Fate {
     DroppedBeforeApplied,
     AppliedAnswerLost,
     Slow(Duration),
+    /// Of a transaction: no answer, and it stays on its way until the test lets it arrive.
+    Late,
+    /// Of a transaction: the tables do not take it as it is.
+    Rejected,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +45,11 @@ struct ScriptedTable {
     fates: Mutex<Vec<Fate>>,
     down: Mutex<bool>,
     writes: Mutex<Vec<LeaseWrite>>,
+    /// What happens to the next transactions, which are no writes here.
+    transaction_fates: Mutex<Vec<Fate>>,
+    transactions: Mutex<Vec<LeaseWrite>>,
+    /// Transactions that are still on their way.
+    late: Mutex<Vec<(LeaseWrite, TransactItems)>>,
 }
 
 impl ScriptedTable {
@@ -86,7 +98,35 @@ impl LeaseTable for ScriptedTable {
                 tokio::time::sleep(time).await;
                 self.inner.write(write).await
             }
+            Some(Fate::Late | Fate::Rejected) => unreachable!("not of a write"),
             None => self.inner.write(write).await,
+        }
+    }
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
+        self.transactions.lock().unwrap().push(write.clone());
+        if *self.down.lock().unwrap() {
+            return Err(Self::unavailable());
+        }
+        let fate = {
+            let mut fates = self.transaction_fates.lock().unwrap();
+            (!fates.is_empty()).then(|| fates.remove(0))
+        };
+        match fate {
+            None => self.inner.transact(write, with).await,
+            Some(Fate::Slow(time)) => {
+                tokio::time::sleep(time).await;
+                self.inner.transact(write, with).await
+            }
+            Some(Fate::DroppedBeforeApplied) => Err(Self::unavailable()),
+            Some(Fate::AppliedAnswerLost) => {
+                let _ = self.inner.transact(write, with).await;
+                Err(Self::unavailable())
+            }
+            Some(Fate::Late) => {
+                self.late.lock().unwrap().push((write.clone(), with.clone()));
+                Err(Self::unavailable())
+            }
+            Some(Fate::Rejected) => Err(TableError::Rejected { table: "t".into(), operation: "TransactWriteItems", message: "no".into() }),
         }
     }
 }

@@ -7,7 +7,9 @@ use aws_credential_types::provider::{ProvideCredentials, future};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use kcl_checkpoint::Checkpoint;
-use kcl_lease::{DynamoDbLeaseTable, Entropy, Lease, LeaseTable, LeaseWrite, TableError, TableOptions, WriteId, WriteOutcome};
+use kcl_lease::{
+    DynamoDbLeaseTable, Entropy, Lease, LeaseTable, LeaseWrite, TableError, TableOptions, TransactItems, WriteId, WriteOutcome,
+};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 
@@ -32,13 +34,14 @@ async fn call_all(table: &DynamoDbLeaseTable) -> Vec<TableError> {
         table.get(&lease.shard_id).await.unwrap_err(),
         table.create(&lease).await.unwrap_err(),
         table.write(&LeaseWrite::renew(&lease, WriteId(1))).await.unwrap_err(),
+        table.transact(&LeaseWrite::renew(&lease, WriteId(2)), &TransactItems::new([]).unwrap()).await.unwrap_err(),
         table.delete(&lease).await.unwrap_err(),
     ]
 }
 
 #[tokio::test]
 async fn a_failed_call_is_one_attempt_whatever_the_client_says() {
-    let calls = ["DescribeTable", "Scan", "GetItem", "PutItem", "UpdateItem", "DeleteItem"];
+    let calls = ["DescribeTable", "Scan", "GetItem", "PutItem", "UpdateItem", "TransactWriteItems", "DeleteItem"];
     for answer in [|| Answer::error(500, "InternalServerError", "sorry"), || Answer::HangUp] {
         let server = ScriptedDynamoDb::start(move |_, _| answer()).await;
         let retrying = client(server.address()).config().to_builder().retry_config(RetryConfig::standard().with_max_attempts(5)).build();

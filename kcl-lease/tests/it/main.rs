@@ -5,3 +5,4 @@ mod items;
 mod local;
 mod provision;
 mod scripted;
+mod transactions;

@@ -11,6 +11,7 @@ use kcl_core::{DynamoDbLeaseTable, Entropy, LeaseTable, ShardId, ShardState, Tab
 use kcl_lease::Lease;
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::table::{LeaseListing, WriteOutcome};
+use kcl_lease::transaction::{TransactItems, TransactOutcome};
 use kcl_lease::write::LeaseWrite;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
@@ -94,6 +95,10 @@ impl LeaseTable for Road {
 
     async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
         self.open()?.write(write).await
+    }
+
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
+        self.open()?.transact(write, with).await
     }
 
     async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
