@@ -86,6 +86,7 @@ mod tests {
                 millis_behind_latest: *behind,
                 records: 0,
                 dead_letters: 0,
+                skips: 0,
                 fencing_token: 1,
             };
             (ShardId::from(*id), status)

@@ -210,6 +210,7 @@ mod tests {
             millis_behind_latest: Some(1234),
             records: 5678,
             dead_letters: 0,
+            skips: 0,
             fencing_token: 1,
         }
     }

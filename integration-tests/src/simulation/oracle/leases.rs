@@ -185,6 +185,20 @@ impl Oracle {
         true
     }
 
+    /// Records that were trimmed unread, where that may be passed over, are not waited for in shards that are being read: nothing that comes after them
+    /// need ever come, and then no delivery and no checkpoint shows that they were passed over. The audit log must have said so.
+    pub(in crate::simulation) fn trimmed_are_past(&mut self, now: Duration) {
+        let read = |terms: &Vec<Term>| terms.last().is_some_and(|term| term.open);
+        let shards: Vec<_> = self.terms.iter().filter(|(_, terms)| read(terms)).map(|(shard, _)| shard.clone()).collect();
+        for shard in shards {
+            let Some(log) = self.log.shards.get(&shard) else { continue };
+            let (from, to) = (log.done_to, log.entries.len());
+            if from < to && self.audits > 0 {
+                self.were_trimmed(&shard, from, to, now);
+            }
+        }
+    }
+
     pub(super) fn created(&mut self, host: &str, lease: &Lease, now: Duration) {
         let shard = &lease.shard_id;
         self.trace.line(now, format_args!("{host} create {shard} checkpoint {} instant {:?}", lease.checkpoint, lease.initial_timestamp));
