@@ -3,9 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use kcl_core::Timestamp;
+use kcl_core::seek::SeekTo;
 use kcl_core::test_util::kinesis_model::{DeleteStreamInput, MergeShardsInput, SplitShardInput};
 
+use tokio::time::sleep;
+
 use super::fleet::machine;
+use super::oracle::{APPLICATION, OPERATOR};
 use super::plan::Chaos;
 use super::publisher::STREAM;
 use super::run::{Due, Simulation};
@@ -74,6 +79,7 @@ impl Simulation {
                 self.publisher.put(count);
             }
             Chaos::Recreate => self.recreate(),
+            Chaos::Seek(back) => self.seek(back),
             Chaos::Mend => {
                 self.fleet.mended.store(true, Ordering::Relaxed);
                 self.judge.with(|oracle, _| oracle.allow_skips());
@@ -123,6 +129,24 @@ impl Simulation {
             self.count("merge");
             self.enter(self.aws.elapsed() + self.plan.resharding + Duration::from_millis(1), Due::Resharded);
         }
+    }
+
+    fn seek(&mut self, back: Duration) {
+        if !self.operators.is_empty() {
+            // One operator at a time: two who want different things have nobody to decide between them.
+            return;
+        }
+        self.count("seek");
+        let millis = self.aws.time().as_millis().saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX));
+        let to = if back.is_zero() { SeekTo::TrimHorizon } else { SeekTo::Time(Timestamp::from_millis(millis)) };
+        let host = self.aws.host(OPERATOR);
+        self.judge.with(|oracle, _| oracle.seek_begins());
+        self.operators.spawn(async move {
+            while let Err(error) = host.seek(APPLICATION, STREAM, to).run().await {
+                tracing::info!(%error, "the seek is made again");
+                sleep(Duration::from_secs(2)).await;
+            }
+        });
     }
 
     fn recreate(&mut self) {

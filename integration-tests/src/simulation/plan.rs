@@ -61,6 +61,8 @@ pub enum Chaos {
     Recreate,
     /// From now on workers skip trimmed records: what operators do in the end.
     Mend,
+    /// An operator lets the application begin so long before now, or, with zero, at the oldest record; and asks again until that is done.
+    Seek(Duration),
 }
 
 impl fmt::Display for Chaos {

@@ -113,6 +113,8 @@ pub(super) struct Simulation {
     /// Writes after which a process is killed.
     pub(super) fuses: Fuses,
     pub(super) next_record: Option<Instant>,
+    /// A seek that is being made.
+    pub(super) operators: JoinSet<()>,
     /// Tasks, bytes and shards when growth began to be watched.
     pub(super) memory: Option<(usize, usize, usize)>,
 }
@@ -154,6 +156,7 @@ impl Simulation {
             freezes: BTreeMap::new(),
             events: BTreeMap::new(),
             fuses,
+            operators: JoinSet::new(),
             next_record: Some(Instant::now() + plan.traffic.from),
             memory: None,
             plan,
@@ -196,6 +199,10 @@ impl Simulation {
             tokio::select! {
                 biased;
                 Some(exit) = self.fleet.exits.join_next() => self.ended(exit),
+                Some(done) = self.operators.join_next() => {
+                    done.expect("an operator does not panic");
+                    self.judge.with(|oracle, _| oracle.seek_is_made());
+                }
                 () = sleep_until(start + wake) => {
                     if next.is_none_or(|next| next > end) {
                         return;

@@ -18,6 +18,10 @@ impl Oracle {
         }
         let terms = self.terms.entry(shard.clone()).or_default();
         let present = terms.last().is_some_and(|term| term.token == token && term.open);
+        if !present && terms.last().is_some_and(|term| term.token == token && term.fenced) {
+            self.delivered_after_a_seek(host, shard, now);
+            return;
+        }
         if !present {
             let holder = terms.last().map(|term| format!("{term:?}"));
             self.violated("S6", format!("{host} delivers {shard} in term {token}, which is over or never was: {holder:?}"));
@@ -112,7 +116,7 @@ impl Oracle {
             // Without a scope, every shard is read from its beginning.
             None => !self.finished.contains(*parent) && !self.log.has_scope() && self.log.shards.contains_key(*parent),
         });
-        if let Some(parent) = unfinished.cloned() {
+        if let Some(parent) = unfinished.cloned().filter(|_| !self.seeks.under_way) {
             self.violated("S4", format!("{host} delivers {shard} before its parent {parent} is finished"));
         }
     }

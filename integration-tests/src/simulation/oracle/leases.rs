@@ -60,12 +60,7 @@ impl Oracle {
         let shard = &after.shard_id;
         self.takes.push(now);
         let log = self.log.shards.entry(shard.clone()).or_default();
-        let first = match after.checkpoint {
-            Checkpoint::At(record) => log.after(record),
-            Checkpoint::Latest | Checkpoint::AtTimestamp => after.initial_timestamp.map_or(0, |time| log.since(time)),
-            Checkpoint::TrimHorizon => 0,
-            Checkpoint::ShardEnd => log.entries.len(),
-        };
+        let first = log.start_of(after);
         let inside = log.is_inside(first);
         let terms = self.terms.entry(shard.clone()).or_default();
         let mut gave_up = false;
@@ -82,12 +77,14 @@ impl Oracle {
             first,
             next: first,
             open: true,
+            fenced: false,
             in_work: BTreeSet::new(),
         });
         if terms.len() > TERMS {
             terms.remove(0);
         }
         self.limits.holds(host, true);
+        self.seeks.taken(shard);
         if inside {
             self.reached("term began inside an aggregate");
         }
@@ -207,6 +204,7 @@ impl Oracle {
             self.violated("S7", format!("{host} made the lease of {shard} anew, which was finished"));
         }
         if let Some(instant) = lease.initial_timestamp
+            && !self.seeks.any
             && !self.log.has_scope()
         {
             // Records that arrive while the first leases are made are not asked for: they may come all the same.
@@ -230,7 +228,9 @@ impl Oracle {
         }
         let Some(log) = self.log.shards.get(shard) else { return };
         let begun = |child: &&ShardId| self.rows.get(*child).map_or(self.finished.contains(*child), |row| !row.checkpoint.is_initial());
-        if let Some(child) = log.children.iter().find(|child| !begun(child)).cloned() {
+        if let Some(child) = log.children.iter().find(|child| !begun(child)).cloned()
+            && !self.seeks.under_way
+        {
             self.violated("S7", format!("{host} deleted the lease of {shard} before its child {child} has begun"));
         }
     }

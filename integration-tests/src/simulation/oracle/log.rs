@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kcl_core::stream::Shard;
-use kcl_core::{ExtendedSequenceNumber, ShardId, Timestamp};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, ShardId, Timestamp};
+use kcl_lease::Lease;
 
 use crate::simulation::publisher::{Kind, Published};
 
@@ -80,6 +81,16 @@ impl ShardLog {
     pub(super) fn broken_before(&self, index: usize) -> Option<&Entry> {
         let broken = self.broken.range(self.done_to..index.max(self.done_to));
         broken.filter_map(|index| self.entries.get(*index)).find(|entry| !entry.done)
+    }
+
+    /// The index of the first record that a term delivers that begins with this row.
+    pub(super) fn start_of(&self, row: &Lease) -> usize {
+        match row.checkpoint {
+            Checkpoint::At(record) => self.after(record),
+            Checkpoint::Latest | Checkpoint::AtTimestamp => row.initial_timestamp.map_or(0, |time| self.since(time)),
+            Checkpoint::TrimHorizon => 0,
+            Checkpoint::ShardEnd => self.entries.len(),
+        }
     }
 
     /// The index of the first record that arrived at this time or later.
@@ -171,10 +182,26 @@ impl Log {
         Some(Finished::First { put })
     }
 
+    /// Records from an index on are asked for again, and those before it no more. Returns how many of the latter were not done.
+    pub(super) fn ask_again(&mut self, shard: &ShardId, first: usize) -> u64 {
+        let skipped = self.skip(shard, 0, first);
+        let Some(log) = self.shards.get_mut(shard) else { return skipped };
+        for entry in &mut log.entries[first..] {
+            self.undone += usize::from(std::mem::replace(&mut entry.done, false));
+            (entry.processed, entry.delivered, entry.finished_in) = (false, false, None);
+            let Published { key, count, elsewhere, .. } = &entry.published;
+            let last = self.last_of_key.entry((*key, elsewhere.then(|| shard.clone()))).or_default();
+            *last = (*last).min(count.saturating_sub(1));
+        }
+        log.done_to = log.done_to.min(first);
+        skipped
+    }
+
     /// Skips unfinished records from one index to another. Returns how many there were.
     pub(super) fn skip(&mut self, shard: &ShardId, from: usize, to: usize) -> u64 {
         let Some(log) = self.shards.get_mut(shard) else { return 0 };
         let mut skipped = 0;
+        let (from, to) = (from.min(log.entries.len()), to.min(log.entries.len()));
         for entry in log.entries[from..to].iter_mut().filter(|entry| !entry.done) {
             entry.done = true;
             self.undone -= 1;

@@ -5,6 +5,7 @@
 //! | `log` | what was published, in the true order of each shard; what of it is finished |
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
+//! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
 //! | `letters` | S9 a dead letter is what was put, whole, and no good record is called poison |
 //! | `limits` | S11 bytes held; S12 calls per second |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
@@ -19,6 +20,7 @@ mod leases;
 mod letters;
 mod limits;
 mod log;
+mod seeks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,12 +34,15 @@ use tokio::sync::Notify;
 
 use self::limits::Limits;
 use self::log::Log;
+use self::seeks::Seeks;
 use super::plan::Plan;
 use super::publisher::Published;
 use super::trace::Trace;
 
 /// The application's name in every run.
 pub(super) const APPLICATION: &str = "orders-app";
+/// The machine from which seeks are made.
+pub(super) const OPERATOR: &str = "operator";
 
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +70,8 @@ struct Term {
     next: usize,
     /// Not released and not taken by another.
     open: bool,
+    /// Ended by a seek: its owner may go on until it finds out, or its lease runs out.
+    fenced: bool,
     /// Keys of which records are in work, where no key may be twice.
     in_work: BTreeSet<u64>,
 }
@@ -88,6 +95,7 @@ pub(super) struct Oracle {
     /// Shards whose lease was finished once.
     finished: BTreeSet<ShardId>,
     /// Instants of takes.
+    seeks: Seeks,
     takes: Vec<Duration>,
     requests: Vec<Duration>,
     states: BTreeMap<&'static str, u64>,
@@ -127,6 +135,7 @@ impl Judge {
                 terms: BTreeMap::new(),
                 rows: BTreeMap::new(),
                 finished: BTreeSet::new(),
+                seeks: Seeks::default(),
                 takes: Vec::new(),
                 requests: Vec::new(),
                 states: BTreeMap::new(),
@@ -231,6 +240,10 @@ impl Oracle {
             }
             Event::LeaseWritten { after: lease, .. } | Event::LeaseCreated { lease, .. } | Event::LeaseDeleted { lease, .. }
                 if self.is_of_another_stream(lease) => {}
+            Event::LeaseWritten { host, write, before, after, .. } if seeks::is_operator(host) => {
+                self.sought(host, write, before, after, now);
+            }
+            Event::LeaseCreated { host, lease } if seeks::is_operator(host) => self.made_by_operator(host, lease, now),
             Event::LeaseWritten { host, sent, write, before, after } => self.written(host, sent, write, before, after, now),
             Event::LeaseWriteRecognised { host, write } => {
                 self.trace.line(now, format_args!("{host} write of {} found in effect", write.shard_id));
@@ -272,6 +285,10 @@ impl Oracle {
 
     fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) {
         let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host);
+        if term.is_some_and(|term| term.fenced) {
+            // Asked for again since.
+            return;
+        }
         let term = term.map(|term| (term.host.clone(), term.token));
         match self.log.finish(shard, position, term) {
             Some(log::Finished::Again) => self.repeated += 1,

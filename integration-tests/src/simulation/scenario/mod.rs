@@ -11,6 +11,7 @@ mod random_mix;
 mod recreated_stream;
 mod reshard_storm;
 mod rolling_deploy;
+mod seek;
 mod slow_keys;
 mod table_outage;
 mod thundering_start;
@@ -33,7 +34,7 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 63 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 59 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
     Scenario { name: "rolling-deploy", about: "every worker is replaced, one after the other", plan: rolling_deploy::plan, share: 4 },
     Scenario { name: "thundering-start", about: "200 workers start in the same second", plan: thundering_start::plan, share: 1 },
@@ -58,6 +59,7 @@ pub const SCENARIOS: &[Scenario] = &[
         plan: half_done_aggregates::plan,
         share: 3,
     },
+    Scenario { name: "seek", about: "the application begins elsewhere, again and again, while it runs", plan: seek::plan, share: 4 },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",
