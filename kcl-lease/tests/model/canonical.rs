@@ -59,16 +59,17 @@ impl Protocol {
 
     /// Of a term that can only learn that it is lost, nothing matters but how long it believes in itself.
     fn forget_the_lost(&self, term: &mut Term, by: Start, lease: usize, row: Row) {
-        let write = Write { intent: Intent::Renew, by, seen: term.held, id: 0, stale: true, applied: false };
+        let write = Write { intent: Intent::Renew, by, seen: term.held, id: 0, stale: true, applied: false, settles: 0 };
         if !self.is_spent(&write, lease, row) {
             return;
         }
-        let prolongs = |call: &Call| matches!(call.answer, Some(Answer::Applied { .. })) && call.age < term.age;
+        let age = |call: &Call| if matches!(call.answer, Some(Answer::Settled(_))) { call.settled_age } else { call.age };
+        let prolongs = |call: &Call| matches!(call.answer, Some(Answer::Applied { .. } | Answer::Settled(_))) && age(call) < term.age;
         let (age, answer) = match term.call.filter(prolongs) {
-            Some(call) => (call.age, Some(Answer::Applied { row: Row::NEW, again: false })),
+            Some(call) => (age(&call), Some(Answer::Applied { row: Row::NEW, again: false })),
             None => (0, None),
         };
-        let call = Call { write: Write { seen: Row::NEW, ..write }, age, answer };
+        let call = Call { write: Write { seen: Row::NEW, ..write }, age, settled_age: 0, answer };
         *term = Term { held: Row::NEW, finished: 0, in_work: false, asked: false, call: Some(call), ..*term };
     }
 }
@@ -88,14 +89,16 @@ fn number_writes(state: &mut State, lease: usize) {
         row.write_id = 1;
     }
     state.for_each_write(lease, |write| {
-        let id = &mut known[usize::from(write.id)];
-        if *id == 0 && write.id != 0 {
-            next += 1;
-            *id = next;
+        for named in [&mut write.id, &mut write.settles] {
+            let id = &mut known[usize::from(*named)];
+            if *id == 0 && *named != 0 {
+                next += 1;
+                *id = next;
+            }
+            *named = *id;
         }
-        write.id = *id;
     });
-    let repeated = state.writes(lease).any(|write| write.id == 1);
+    let repeated = state.writes(lease).any(|write| write.id == 1 || write.settles == 1);
     if let Some(row) = state.rows[lease].as_mut().filter(|_| !repeated) {
         row.write_id = 0;
     }

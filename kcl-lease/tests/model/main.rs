@@ -50,6 +50,7 @@ fn two_workers() -> Protocol {
         clocks_hold: true,
         handoffs: true,
         shutdowns: true,
+        transactions: false,
         plans: false,
         mutation: None,
         events: Arc::default(),
@@ -91,6 +92,13 @@ fn two_workers_with_crashes() {
 #[test]
 fn two_workers_with_late_writes() {
     explore("two workers, late writes", Protocol { delays: 1, ..two_workers() });
+}
+
+/// Checkpoints that are given up and settled by a renewal from the same row, while copies of either are late.
+#[test]
+fn two_workers_with_transactions() {
+    explore("two workers, transactions", Protocol { transactions: true, ..two_workers() });
+    explore("two workers, transactions, late writes", Protocol { transactions: true, delays: 1, ..two_workers() });
 }
 
 #[test]
@@ -154,6 +162,8 @@ fn mistakes_about_time_show() {
 #[test]
 fn mistakes_after_a_lost_answer_or_a_refusal_show() {
     breaks(Mutation::AnotherWriteAfterUnknownOutcome, RECOGNITION, two_workers());
+    breaks(Mutation::SettledBlindly, RECOGNITION, Protocol { transactions: true, ..two_workers() });
+    breaks(Mutation::SettledValidFromTheRenewal, EXCLUSION, Protocol { transactions: true, ..two_workers() });
     breaks(Mutation::OwnWritesNotRecognised, RECOGNITION, two_workers());
     breaks(Mutation::RequestTakenForLoss, RECOGNITION, two_workers());
     breaks(Mutation::RequestOverlooked, NOTICED, two_workers());

@@ -15,6 +15,10 @@ pub(crate) enum Mutation {
     Impatient,
     /// After an unknown outcome the keeper goes on with another write from the same row.
     AnotherWriteAfterUnknownOutcome,
+    /// The row that refuses a renewal is not searched for the transaction that the renewal settles.
+    SettledBlindly,
+    /// A transaction that is settled counts as sent when the renewal was.
+    SettledValidFromTheRenewal,
     /// The table does not recognise a repeated write.
     OwnWritesNotRecognised,
     /// A refusal because of a request for a handoff counts as the loss of the lease.

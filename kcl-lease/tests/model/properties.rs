@@ -32,6 +32,8 @@ pub(crate) enum Event {
     OlderTermRefused = 2,
     /// A copy that was late came into effect.
     LateInEffect = 4,
+    /// A renewal found the transaction in effect that it settles.
+    Settled = 8,
 }
 
 impl Protocol {
@@ -76,6 +78,9 @@ impl Model for Protocol {
             Property::<Self>::sometimes("a lost answer is settled", |_, state| calls(state).any(is_recognised)),
             Property::<Self>::sometimes("a term that was suspended goes on", goes_on_after_suspension),
         ];
+        if self.transactions {
+            properties.push(Property::<Self>::sometimes("a transaction turns out to be in effect", |model, _| model.saw(Event::Settled)));
+        }
         if self.plans {
             properties.push(Property::<Self>::always(PLANNED, plans_are_explored));
         }

@@ -32,6 +32,8 @@ pub(crate) struct Protocol {
     pub(crate) handoffs: bool,
     /// Whether workers let leases go unasked, as when they shut down.
     pub(crate) shutdowns: bool,
+    /// Whether checkpoints are transactions.
+    pub(crate) transactions: bool,
     /// Whether every plan of the library is looked at, which takes as long as all else.
     pub(crate) plans: bool,
     pub(crate) mutation: Option<Mutation>,
@@ -84,6 +86,8 @@ pub(crate) enum Step {
     Deliver,
     Acknowledge,
     CreateChild,
+    /// A checkpoint that is a transaction is given up, and a renewal from the same row settles what became of it.
+    Settle,
     /// Only by mistake: another write from the same row.
     GiveUpWrite,
 }
@@ -140,7 +144,7 @@ impl Protocol {
         let row = state.rows[lease].filter(|row| row.checkpoint != END)?;
         let possible = self.handoffs && state.workers[start].holds[lease] == Hold::Nothing;
         LeaseWrite::request_handoff(&row.lease(lease), &crate::row::worker(start_of(start))).filter(|_| possible)?;
-        Some(Write { intent: Intent::Request, by: start_of(start), seen: row.known(), id: 0, stale: false, applied: false })
+        Some(Write { intent: Intent::Request, by: start_of(start), seen: row.known(), id: 0, stale: false, applied: false, settles: 0 })
     }
 
     /// The release of a lease that is a worker's in name only, while another one waits for it.
@@ -177,6 +181,9 @@ impl Protocol {
             Hold::Term(term) => {
                 if let Some(call) = &term.call {
                     call_steps(call, late, push);
+                    if self.transactions && call.answer.is_none() && matches!(call.write.intent, Intent::Checkpoint(_)) {
+                        push(Step::Settle);
+                    }
                     if call.answer.is_none() && !term.leaving && self.has(Mutation::AnotherWriteAfterUnknownOutcome) {
                         push(Step::GiveUpWrite);
                     }
@@ -260,6 +267,9 @@ impl Protocol {
             }
             if let Some(call) = hold.call_mut() {
                 age(&mut call.age);
+                if call.write.settles != 0 {
+                    age(&mut call.settled_age);
+                }
             }
         }
         state.workers.iter_mut().flat_map(|worker| &mut worker.unmoved).flatten().for_each(age);
@@ -274,7 +284,7 @@ pub(crate) fn start_of(start: usize) -> Start {
 
 /// A write that nobody has sent yet.
 pub(crate) fn new_write(state: &State, start: usize, lease: usize, intent: Intent, seen: Row) -> Write {
-    Write { intent, by: start_of(start), seen: seen.known(), id: state.fresh_id(lease), stale: false, applied: false }
+    Write { intent, by: start_of(start), seen: seen.known(), id: state.fresh_id(lease), stale: false, applied: false, settles: 0 }
 }
 
 /// What can become of a write in hand. That it gets lost on its way is no step: it is sent again.

@@ -131,9 +131,17 @@ pub(crate) struct Write {
     pub(crate) stale: bool,
     /// Whether it has been in effect.
     pub(crate) applied: bool,
+    /// The id of the transaction that this renewal settles: made of the same row, by the same worker. 0: none.
+    pub(crate) settles: u8,
 }
 
 impl Write {
+    /// Whether a row shows the transaction that this renewal settles.
+    pub(crate) fn shows_what_it_settles(&self, row: Row, lease: usize) -> bool {
+        let transaction = Self { id: self.settles, settles: 0, ..*self };
+        self.settles != 0 && transaction.build(lease, None).is_some_and(|write| write.is_in_effect(&row.lease(lease)))
+    }
+
     /// The write as the library builds it, unless something is wrong on purpose.
     pub(crate) fn build(&self, lease: usize, mutation: Option<Mutation>) -> Option<LeaseWrite> {
         let (seen, id) = (self.seen.lease(lease), WriteId(self.id.into()));

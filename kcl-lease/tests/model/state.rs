@@ -7,6 +7,8 @@ use crate::row::{PARENT, Row, Start, Write};
 pub(crate) enum Answer {
     /// In effect; `again`: recognised as in effect already.
     Applied { row: Row, again: bool },
+    /// Not in effect, since the transaction that it settles is.
+    Settled(Row),
     /// Not in effect; the row to go on with, if the term is not lost.
     Refused(Option<Row>),
 }
@@ -17,6 +19,8 @@ pub(crate) struct Call {
     pub(crate) write: Write,
     /// Ticks since it was first sent.
     pub(crate) age: u8,
+    /// Ticks since the transaction was first sent that it settles.
+    pub(crate) settled_age: u8,
     pub(crate) answer: Option<Answer>,
 }
 
@@ -153,7 +157,7 @@ impl State {
             }
             let Some(call) = worker.holds[lease].call_mut() else { continue };
             change(&mut call.write.seen);
-            if let Some(Answer::Applied { row, .. } | Answer::Refused(Some(row))) = &mut call.answer {
+            if let Some(Answer::Applied { row, .. } | Answer::Settled(row) | Answer::Refused(Some(row))) = &mut call.answer {
                 change(row);
             }
         }
@@ -163,7 +167,7 @@ impl State {
     /// A write id that no other write of the lease has.
     pub(crate) fn fresh_id(&self, lease: usize) -> u8 {
         let row = self.rows[lease].map_or(0, |row| row.write_id);
-        self.writes(lease).map(|write| write.id).max().unwrap_or(0).max(row) + 1
+        self.writes(lease).map(|write| write.id.max(write.settles)).max().unwrap_or(0).max(row) + 1
     }
 
     /// Whether the parent is read to its end, whether or not it still has a lease.

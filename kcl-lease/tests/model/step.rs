@@ -39,7 +39,7 @@ impl Protocol {
             Step::Take => {
                 let write = new_write(state, start, lease, Intent::Take, state.rows[lease]?);
                 let worker = &mut state.workers[start];
-                (worker.holds[lease], worker.unmoved[lease]) = (Hold::Taking(Call { write, age: 0, answer: None }), None);
+                (worker.holds[lease], worker.unmoved[lease]) = (Hold::Taking(Call { write, age: 0, settled_age: 0, answer: None }), None);
             }
             Step::Request(attempt) => {
                 let write = self.request(state, start, lease)?;
@@ -98,10 +98,18 @@ impl Protocol {
                 }
             }
             Step::GiveUpWrite => term.call = None,
+            Step::Settle => {
+                let transaction = term.call?;
+                // The same row: what was held when the transaction was made.
+                let renewal = write_of(state, start, lease, Intent::Renew, &term);
+                let write = Write { settles: transaction.write.id, ..renewal };
+                let settled_age = if self.has(Mutation::SettledValidFromTheRenewal) { 0 } else { transaction.age };
+                term.call = Some(Call { write, age: 0, settled_age, answer: None });
+            }
             step => {
                 let intent = self.intent(state, lease, &term, step)?;
                 term.leaving = matches!(intent, Intent::Release(_));
-                term.call = Some(Call { write: write_of(state, start, lease, intent, &term), age: 0, answer: None });
+                term.call = Some(Call { write: write_of(state, start, lease, intent, &term), age: 0, settled_age: 0, answer: None });
             }
         }
         state.workers[start].holds[lease] = Hold::Term(term);
@@ -147,6 +155,10 @@ impl Protocol {
         }
         if conditional.is_in_effect(&present) && !self.has(Mutation::OwnWritesNotRecognised) {
             return Answer::Applied { row: row.known(), again: true };
+        }
+        if write.shows_what_it_settles(row, lease) && !self.has(Mutation::SettledBlindly) {
+            self.witness(Event::Settled, true);
+            return Answer::Settled(row.known());
         }
         self.witness(Event::OlderTermRefused, write.stale && write.intent != Intent::Take);
         let requested = goes_on(write.seen, Some(row), lease).filter(|_| !self.has(Mutation::RequestTakenForLoss));
@@ -207,7 +219,7 @@ impl Protocol {
                 }
                 Hold::Term(term)
             }
-            (Hold::Taking(_), Answer::Refused(_)) => {
+            (Hold::Taking(_), Answer::Refused(_) | Answer::Settled(_)) => {
                 if own {
                     state.note(Breach::GivenUp);
                 }
@@ -217,10 +229,18 @@ impl Protocol {
             (Hold::Term(term), Answer::Applied { row, .. }) => {
                 Hold::Term(Term { held: row, age: term.age.min(age), asked: term.asked || self.notices(row), call: None, ..term })
             }
+            (Hold::Term(term), Answer::Settled(row)) => {
+                let age = if self.has(Mutation::ValidFromTheAnswer) { 0 } else { call.settled_age };
+                Hold::Term(Term { held: row, age: term.age.min(age), asked: term.asked || self.notices(row), call: None, ..term })
+            }
+            // The transaction is dead: it expects that nobody has asked. Whoever wants it makes another.
+            (Hold::Term(term), Answer::Refused(Some(row))) if call.write.settles != 0 => {
+                Hold::Term(Term { held: row, asked: true, call: None, ..term })
+            }
             (Hold::Term(term), Answer::Refused(Some(row))) => {
                 let term = Term { held: row, asked: true, ..term };
                 let write = write_of(state, start, lease, call.write.intent, &term);
-                Hold::Term(Term { call: Some(Call { write, age: 0, answer: None }), ..term })
+                Hold::Term(Term { call: Some(Call { write, age: 0, settled_age: 0, answer: None }), ..term })
             }
             (Hold::Term(term), Answer::Refused(None)) => {
                 // One that lets go is not kept from it.
