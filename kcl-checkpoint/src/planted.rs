@@ -110,6 +110,10 @@ bugs! {
     BrokenHoldsNothingBack = "broken-holds-nothing-back",
     /// A broken aggregate is logged and passed over.
     BrokenPassedOver = "broken-passed-over",
+    /// Leases that a seek has moved are free to take at once.
+    SoughtIsFree = "sought-is-free",
+    /// A seek leaves alone what came of the shards that it moves.
+    DescendantsNotSought = "descendants-not-sought",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kcl_checkpoint::planted::{Bug, is_planted};
+
 use crate::lease::{Lease, ShardId};
 use crate::shard_sync::Shard;
 use crate::write::NewStart;
@@ -22,6 +24,8 @@ pub struct Move {
     pub start: NewStart,
     /// For a shard that counts as read: what became of it.
     pub children: BTreeSet<ShardId>,
+    /// Higher than that of all shards that it came of. Those of one generation may be moved at once.
+    pub generation: usize,
 }
 
 /// What is to become of the leases, parents first.
@@ -34,13 +38,13 @@ pub struct Move {
 pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewStart>, whole: bool) -> Vec<Move> {
     let family = Family::new(shards, leases);
     let chosen: BTreeSet<_> = roots.keys().collect();
-    let after = family.descendants(&chosen);
+    let after = if is_planted(Bug::DescendantsNotSought) { BTreeSet::new() } else { family.descendants(&chosen) };
     let before = if whole { family.ancestors(&chosen) } else { BTreeSet::new() };
     let leased: BTreeSet<_> = leases.iter().map(|lease| &lease.shard_id).collect();
     let above_a_lease = family.ancestors(&leased);
     let like = leases.iter().find_map(|lease| lease.stream_created);
     let mut moves = Vec::new();
-    for id in family.oldest_first() {
+    for (generation, id) in family.oldest_first() {
         let lease = family.leases.get(id).copied();
         let start = match roots.get(id) {
             Some(start) => *start,
@@ -61,7 +65,7 @@ pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewSta
             }
             (None, None) => continue,
         };
-        moves.push(Move { lease, is_new, start, children });
+        moves.push(Move { lease, is_new, start, children, generation });
     }
     moves
 }
@@ -104,10 +108,10 @@ impl<'a> Family<'a> {
         self.children.get(shard).into_iter().flatten().map(|child| (*child).clone()).collect()
     }
 
-    /// All shards with a lease or a listing, parents first.
-    fn oldest_first(&self) -> Vec<&'a ShardId> {
-        let mut done: BTreeSet<&ShardId> = BTreeSet::new();
+    /// All shards with a lease or a listing, parents first, each with its generation.
+    fn oldest_first(&self) -> Vec<(usize, &'a ShardId)> {
         let mut order = Vec::new();
+        let mut generation = 0;
         let mut left: BTreeSet<&'a ShardId> = self.leases.keys().chain(self.listed.keys()).copied().collect();
         while !left.is_empty() {
             let waits = |shard: &ShardId| self.parents.get(shard).into_iter().flatten().any(|parent| left.contains(*parent));
@@ -118,10 +122,9 @@ impl<'a> Family<'a> {
             }
             for shard in next {
                 left.remove(shard);
-                if done.insert(shard) {
-                    order.push(shard);
-                }
+                order.push((generation, shard));
             }
+            generation += 1;
         }
         order
     }

@@ -26,7 +26,7 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 16] = [
+    const SEARCHED: [&str; 17] = [
         "random-mix",
         "reshard-storm",
         "random-mix",
@@ -43,6 +43,7 @@ mod search {
         "rolling-deploy",
         "process-killing-poison",
         "slow-keys",
+        "seek",
     ];
 
     /// A bug that was found.

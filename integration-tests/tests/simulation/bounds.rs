@@ -109,7 +109,7 @@ async fn a_shard_at_its_bound_is_let_go_and_left_alone_until_all_are_there() {
     until("it has one shard left", || handle.status().shards.len() == 2).await;
     until("it has one shard left", || handle.status().shards.len() == 1).await;
     let takes = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
-    let count = takes.clone();
+    let count = std::sync::Arc::clone(&takes);
     fleet.aws.observe(move |event| {
         if let Event::LeaseWritten { before, after, .. } = event
             && before.owner.is_none()

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::stream::{self, StreamExt as _};
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::seek::{Move, plan};
 use kcl_lease::{
     Clock as _, DynamoDbLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, NewStart, ShardId, TableError, WorkerId, WriteId,
     WriteOutcome,
 };
+use tokio::time::Instant;
 
 use super::{Seek, SeekError, SeekMove, SeekReport, SeekTo, record};
 use crate::error::ConfigError;
@@ -21,6 +24,10 @@ use crate::worker::{patiently, settings};
 const ROUNDS: u32 = 10;
 /// How often the write of a lease is tried anew that its owner has written meanwhile.
 const RACES: u32 = 10;
+/// How many writes are under way at once.
+const CONCURRENT_WRITES: usize = 16;
+/// How long moving may take until what was moved is held anew.
+const HOLD_AGAIN: Duration = Duration::from_secs(1);
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,19 +48,17 @@ impl Seek {
         let described = patiently(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
         let holder = WorkerId::from(format!("seek-{}", self.entropy.uuid()));
-        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: Vec::new() };
+        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: BTreeMap::new() };
         let moves = run.planned().await?;
         if self.dry_run {
             return Ok(SeekReport { moves: moves.iter().map(told).collect() });
         }
         let done = run.carry_out(moves).await;
-        // Told parents first.
-        run.moved.reverse();
         match done {
-            Ok(()) => Ok(SeekReport { moves: run.moved }),
+            Ok(()) => Ok(SeekReport { moves: run.told() }),
             Err(error) => {
                 let left = run.planned().await.map_or(1, |moves| moves.len().saturating_sub(run.rows.len()));
-                Err(SeekError::Partly { done: run.moved, left, source: error.into() })
+                Err(SeekError::Partly { done: run.told(), left, source: error.into() })
             }
         }
     }
@@ -147,8 +152,8 @@ struct Run<'a> {
     holder: WorkerId,
     /// The leases that were moved, as they are.
     rows: BTreeMap<ShardId, Lease>,
-    /// What is told of them.
-    moved: Vec<SeekMove>,
+    /// What is told of them, by generation.
+    moved: BTreeMap<(usize, ShardId), SeekMove>,
 }
 
 impl Run<'_> {
@@ -178,12 +183,17 @@ impl Run<'_> {
     async fn carry_out(&mut self, mut moves: Vec<Move>) -> Result<(), SeekError> {
         for _ in 0..ROUNDS {
             let mut as_planned = true;
-            for moved in moves.iter().rev() {
-                if !self.rows.contains_key(&moved.lease.shard_id) {
-                    as_planned &= self.apply(moved).await?;
+            // Children before their parents.
+            let mut held = Instant::now();
+            for generation in moves.chunk_by(|one, other| one.generation == other.generation).rev() {
+                as_planned &= self.apply(generation).await?;
+                if held.elapsed() > HOLD_AGAIN && !is_planted(Bug::SoughtIsFree) {
+                    // It takes long: what was moved first is not to expire before what is moved last.
+                    held = Instant::now();
+                    as_planned &= self.hold().await?;
                 }
             }
-            if as_planned && self.hold().await? {
+            if as_planned && (is_planted(Bug::SoughtIsFree) || self.hold().await?) {
                 return Ok(());
             }
             moves = self.planned().await?;
@@ -192,43 +202,55 @@ impl Run<'_> {
         Err(TableError::Unavailable { table: self.seek.application.clone(), operation: "dynamodb:UpdateItem", message }.into())
     }
 
-    /// Moves a lease. Returns whether it was there, or not there, as planned.
-    async fn apply(&mut self, moved: &Move) -> Result<bool, SeekError> {
+    /// Moves leases. Returns whether all were there, or not there, as planned.
+    async fn apply(&mut self, generation: &[Move]) -> Result<bool, SeekError> {
+        let to_do: Vec<_> = generation.iter().filter(|moved| !self.rows.contains_key(&moved.lease.shard_id)).collect();
+        let moving: Vec<_> = to_do.into_iter().map(|moved| self.moved(moved)).collect();
+        let moved: Vec<_> = stream::iter(moving).buffer_unordered(CONCURRENT_WRITES).collect().await;
+        let mut as_planned = true;
+        let mut failed = None;
+        for outcome in moved {
+            match outcome {
+                Ok(Some((moved, row))) => self.note(&moved, row),
+                Ok(None) => as_planned = false,
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(as_planned), Err)
+    }
+
+    /// Moves a lease. Returns what it was and is; `None`: it was not as planned.
+    async fn moved(&self, moved: &Move) -> Result<Option<(Move, Lease)>, SeekError> {
         // A finished lease needs no holder: nobody takes it.
-        let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end());
+        let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end() && !is_planted(Bug::SoughtIsFree));
         if moved.is_new {
             let lease = Lease { owner: holder, ..moved.lease.clone() };
             let created = patiently(|| self.table.create(&lease), TableError::is_retryable).await?;
-            if created {
-                self.note(moved, lease);
-            }
-            return Ok(created);
+            return Ok(created.then(|| (moved.clone(), lease)));
         }
         let mut seen = moved.lease.clone();
         for _ in 0..RACES {
             let write = LeaseWrite::seek(&seen, holder.as_ref(), moved.start, moved.children.clone(), self.write_id());
             match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
-                WriteOutcome::Applied(row) => {
-                    self.note(&Move { lease: seen, ..moved.clone() }, *row);
-                    return Ok(true);
-                }
-                WriteOutcome::Refused(None) => return Ok(false),
+                WriteOutcome::Applied(row) => return Ok(Some((Move { lease: seen, ..moved.clone() }, *row))),
+                WriteOutcome::Refused(None) => break,
                 // Its owner has renewed it, say.
                 WriteOutcome::Refused(Some(row)) => seen = *row,
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Writes each lease once more. Returns whether all are still held; one that is not is to be moved again.
     async fn hold(&mut self) -> Result<bool, SeekError> {
-        let mut all = true;
         let rows: Vec<_> = self.rows.values().filter(|row| !row.is_finished()).cloned().collect();
-        for row in rows {
-            let shard = row.shard_id.clone();
-            match self.touched(row).await? {
-                Some(row) => self.rows.insert(shard, row),
-                None => {
+        let touching: Vec<_> = rows.into_iter().map(|row| self.touched(row)).collect();
+        let touched: Vec<_> = stream::iter(touching).buffer_unordered(CONCURRENT_WRITES).collect().await;
+        let mut all = true;
+        for touched in touched {
+            match touched? {
+                (shard, Some(row)) => self.rows.insert(shard, row),
+                (shard, None) => {
                     all = false;
                     self.rows.remove(&shard)
                 }
@@ -238,17 +260,18 @@ impl Run<'_> {
     }
 
     /// The lease, written once more; `None`: it is not held any more.
-    async fn touched(&self, mut row: Lease) -> Result<Option<Lease>, SeekError> {
+    async fn touched(&self, mut row: Lease) -> Result<(ShardId, Option<Lease>), SeekError> {
+        let shard = row.shard_id.clone();
         while row.actual_owner() == Some(&self.holder) {
             let write = LeaseWrite::renew(&row, self.write_id());
             match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
-                WriteOutcome::Applied(row) => return Ok(Some(*row)),
+                WriteOutcome::Applied(row) => return Ok((shard, Some(*row))),
                 // A worker has asked for it, and gets it when it expires.
                 WriteOutcome::Refused(Some(changed)) => row = *changed,
                 WriteOutcome::Refused(None) => break,
             }
         }
-        Ok(None)
+        Ok((shard, None))
     }
 
     /// The lease was moved; this is its row now.
@@ -268,9 +291,12 @@ impl Run<'_> {
         );
         self.rows.insert(told.shard_id.clone(), row);
         // What was moved twice is told as it was before both.
-        if self.moved.iter().all(|moved| moved.shard_id != told.shard_id) {
-            self.moved.push(told);
-        }
+        self.moved.entry((moved.generation, told.shard_id.clone())).or_insert(told);
+    }
+
+    /// What was moved, parents first.
+    fn told(&self) -> Vec<SeekMove> {
+        self.moved.values().cloned().collect()
     }
 
     fn write_id(&self) -> WriteId {
