@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kcl_core::test_util::{Cut, Event, Service};
 use kcl_core::{
     Backlog, Checkpoint, Checkpointing, InitialPosition, Outcome, ProcessError, ProcessResult, ReadUntil, RecordBatch, RecordProcessor,
@@ -314,4 +315,22 @@ async fn records_that_were_trimmed_unread_are_left_out_too() {
     fleet.has("it goes on", &new).await;
     fleet.stop().await;
     assert_eq!(fleet.log.all().len(), 40);
+}
+
+/// Reading begins at the checkpoint's own record, which may be as old as it likes.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_shard_is_not_behind_however_old_its_last_record_is() {
+    let mut fleet = Fleet::new(13, 1);
+    let settings = |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) });
+    fleet.start_with(1, settings).await;
+    fleet.aws.put_aggregate(STREAM, (0..3).map(|number: u64| ("key-0", Bytes::from(number.to_string()))));
+    fleet.has("it is read", &(0..3).collect()).await;
+    fleet.stop().await;
+    sleep(Duration::from_secs(7200)).await;
+    fleet.start_with(1, settings).await;
+    sleep(Duration::from_secs(60)).await;
+    let handle = fleet.running[0].1.clone();
+    assert!(handle.status().shards.values().all(|status| status.skips == 0) && !handle.status().shards.is_empty());
+    fleet.stop().await;
+    assert_eq!(fleet.log.all().len(), 3);
 }

@@ -11,10 +11,10 @@ use crate::record::Record;
 use crate::stream::StartingPosition;
 
 impl ShardConsumer {
-    /// Whether an answer is further behind than a shard may be: by its own word, or by the age of its first record that is not finished.
+    /// Whether an answer is further behind than a shard may be: by its own word, or by the age of its first new record.
     pub(super) fn is_too_far_behind(&self, records: &[Record], behind: Option<u64>, now: Timestamp) -> bool {
         let Some(limit) = self.hold.shared.backlog.limit() else { return false };
-        let first = records.iter().find(|record| !self.filter.is_finished(record)).and_then(Record::approximate_arrival);
+        let first = records.iter().find(|record| self.filter.is_new(record)).and_then(Record::approximate_arrival);
         let age = first.map(|arrival| now.as_millis().saturating_sub(arrival.as_millis()));
         behind.max(age).is_some_and(|behind| u128::from(behind) > limit.as_millis())
     }

@@ -93,6 +93,11 @@ impl StartFilter {
         Ok(())
     }
 
+    /// Whether the record, as Kinesis gave it, comes after the checkpoint's own.
+    pub(crate) fn is_new(&self, record: &Record) -> bool {
+        self.finished.is_none_or(|checkpoint| record.sequence_number() > checkpoint.sequence_number)
+    }
+
     /// Whether the checkpoint covers this record.
     pub(crate) fn is_finished(&self, record: &Record) -> bool {
         let Some(checkpoint) = self.finished else { return false };

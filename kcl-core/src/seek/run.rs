@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Seek, SeekError, SeekMove, SeekReport, SeekTo, record};
 use crate::error::ConfigError;
 use crate::stream::{KinesisStream, ServiceClock, ShardFilter, StreamApi, StreamDescription, StreamError};
-use crate::worker::{patiently, settings};
+use crate::worker::{patiently, settings, usable};
 
 /// How often leases and shards are compared: more than one time only if owners wrote in between.
 const ROUNDS: u32 = 10;
@@ -67,9 +67,7 @@ impl Seek {
         if let (Some(stream), Some(table)) = (&self.stream_api, &self.lease_table) {
             return Ok((Arc::clone(stream), Arc::clone(table)));
         }
-        let aws = self.aws.as_ref().ok_or_else(|| {
-            ConfigError::new("aws_config", "not set", "is needed: give it what aws_config::load_from_env().await returns")
-        })?;
+        let aws = usable(self.aws.as_ref())?;
         let stream = self
             .stream_api
             .clone()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::SdkConfig;
 use futures::future::BoxFuture;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{InitialPosition, Timestamp};
@@ -73,23 +74,7 @@ impl WorkerBuilder {
         if let (Some(stream), Some(table)) = (&self.stream_api, &self.lease_table) {
             return Ok((Arc::clone(stream), Arc::clone(table)));
         }
-        let aws = self.aws.as_ref().ok_or_else(|| {
-            ConfigError::new("aws_config", "not set", "is needed: give it what aws_config::load_from_env().await returns")
-        })?;
-        if aws.region().is_none() {
-            return Err(ConfigError::new(
-                "aws_config",
-                "without a region",
-                "needs a region: set AWS_REGION, or `region` in the profile of the AWS configuration file",
-            ));
-        }
-        if aws.credentials_provider().is_none() {
-            return Err(ConfigError::new(
-                "aws_config",
-                "without credentials",
-                "needs credentials: see the standard AWS environment and configuration",
-            ));
-        }
+        let aws = usable(self.aws.as_ref())?;
         let stream = self
             .stream_api
             .clone()
@@ -179,6 +164,21 @@ impl WorkerBuilder {
         }
         Ok(())
     }
+}
+
+/// An AWS configuration that calls can be made with.
+pub(crate) fn usable(aws: Option<&SdkConfig>) -> Result<&SdkConfig, ConfigError> {
+    let aws =
+        aws.ok_or_else(|| ConfigError::new("aws_config", "not set", "is needed: give it what aws_config::load_from_env().await returns"))?;
+    if aws.region().is_none() {
+        let rule = "needs a region: set AWS_REGION, or `region` in the profile of the AWS configuration file";
+        return Err(ConfigError::new("aws_config", "without a region", rule));
+    }
+    if aws.credentials_provider().is_none() {
+        let rule = "needs credentials: see the standard AWS environment and configuration";
+        return Err(ConfigError::new("aws_config", "without credentials", rule));
+    }
+    Ok(aws)
 }
 
 /// Makes a call, and again some times if that may help: a hiccup is no reason to refuse.

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::builder::WorkerBuilder;
-pub(crate) use self::checks::patiently;
+pub(crate) use self::checks::{patiently, usable};
 use self::coordinator::{Coordinator, Held};
 use self::machine::Machine;
 use self::shard_sync::ShardSync;
