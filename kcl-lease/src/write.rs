@@ -101,6 +101,11 @@ impl NewStart {
         Self { checkpoint: Checkpoint::AtTimestamp, instant: Some(time) }
     }
 
+    /// All that arrived before is finished, or left out.
+    fn finished_before(self) -> Option<Timestamp> {
+        self.instant.filter(|_| self.checkpoint == Checkpoint::Latest)
+    }
+
     /// With the first record that arrived after `now`, and with whatever came before it left out.
     #[must_use]
     pub fn latest(now: Timestamp) -> Self {
@@ -211,7 +216,7 @@ impl LeaseWrite {
             checkpoint: Some(start.checkpoint),
             switches: Switches::Set(0),
             initial_timestamp: Change::from_to(held.initial_timestamp.as_ref(), start.instant.as_ref()),
-            watermark: Change::from_to(held.watermark.as_ref(), None),
+            watermark: Change::from_to(held.watermark.as_ref(), start.finished_before().as_ref()),
             finished_beyond: Change::from_to(held.finished_beyond.as_ref(), None),
             suspect: Change::from_to(held.suspect.as_ref(), None),
             ..Self::of_term(held, write_id)
@@ -459,7 +464,7 @@ mod tests {
         let held = Lease { checkpoint: at(5), ..owned_by(Some("b"), Some("a")) };
         let now = Timestamp::from_millis(9);
         let begun = LeaseWrite::restart(&held, NewStart::latest(now), WriteId(1)).apply(&held).unwrap();
-        assert_eq!((begun.checkpoint, begun.initial_timestamp), (Checkpoint::Latest, Some(now)));
+        assert_eq!((begun.checkpoint, begun.initial_timestamp, begun.watermark), (Checkpoint::Latest, Some(now), Some(now)));
         assert_eq!((begun.actual_owner(), begun.next_owner()), (Some(&worker("a")), Some(&worker("b"))));
     }
 

@@ -1,6 +1,6 @@
 //! Skipping to the latest, where that is configured: a shard that is too far behind leaves out what it has not read, and says so.
 //!
-//! The order of events: what is in work is finished; the lease is begun anew at this instant, in one fenced write of its owner, so that no later owner reads
+//! The order of events: what is in work is finished, and checkpointed; the lease is begun anew at this instant, in one fenced write of its owner, so that no later owner reads
 //! what was left out; only then is reading begun there. A crash before the write leaves the shard behind as it was, one after it begins at the instant.
 
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
@@ -31,15 +31,19 @@ impl ShardConsumer {
         let behind = self.work.behind;
         loop {
             self.hold.gate().await?;
-            let now = self.hold.shared.clock.wall_time();
-            let term = &self.hold.term;
-            // All that arrived before is finished, or left out. Written along.
-            term.set_watermark(now);
-            term.set_finished_beyond(None);
-            // No checkpoint of what came before the instant follows the write.
-            if let Some(acked) = acked {
-                self.hold.shard.checkpointer.note_written(Checkpoint::At(acked));
+            // First, so that no checkpoint of what came before the instant follows the write.
+            if let Some(Checkpoint::At(acked)) = self.final_checkpoint() {
+                let checkpointer = &self.hold.shard.checkpointer;
+                // Also what was never delivered: records that an earlier term had finished, aggregates that are dropped as configured.
+                checkpointer.note_delivered(acked);
+                if let Err(error) = checkpointer.checkpoint_at(acked).await {
+                    tracing::warn!(%error, "what is finished is not checkpointed yet; trying again");
+                    self.hold.pause(backoff.next_wait()).await?;
+                    continue;
+                }
             }
+            let (now, term) = (self.hold.shared.clock.wall_time(), &self.hold.term);
+            term.set_finished_beyond(None);
             match term.restart(NewStart::latest(now)).await {
                 Ok(()) => {
                     tracing::error!(
@@ -58,6 +62,7 @@ impl ShardConsumer {
                         status.checkpoint = Checkpoint::Latest;
                     });
                     self.skipped = Some((self.prefix.delivered(), now));
+                    self.hold.term.set_watermark(now);
                     self.watermark = Some(now);
                     self.filter.watched_until(now);
                     self.filter.accept_gap();

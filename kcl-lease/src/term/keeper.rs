@@ -219,7 +219,11 @@ impl TermKeeper {
         if notes.carefree {
             write.suspect = Change::from_to(self.held.suspect.as_ref(), None);
         }
-        write.watermark = notes.watermark.map_or(Change::Keep, Change::Set);
+        if !matches!(intent, Intent::Restart(_)) {
+            // Never back: a shard that was begun anew has left out what came before.
+            let news = notes.watermark.filter(|watermark| self.held.watermark.is_none_or(|held| held < *watermark));
+            write.watermark = news.map_or(Change::Keep, Change::Set);
+        }
         write.finished_beyond = note_change(&self.held, write.checkpoint, notes.finished_beyond.as_ref());
         write
     }
