@@ -42,13 +42,13 @@ pub fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == "redrive") {
         arguments.remove(1);
         let options = RedriveOptions::parse_from(arguments);
-        log_to_standard_error(options.log_format);
+        log_to_standard_error(options.common.log_format);
         return in_a_runtime(redrive::redrive(options));
     }
     if arguments.get(1).is_some_and(|first| first == "seek") {
         arguments.remove(1);
         let options = SeekOptions::parse_from(arguments);
-        log_to_standard_error(options.log_format);
+        log_to_standard_error(options.common.log_format);
         return in_a_runtime(seek::seek(options));
     }
     let options = Options::parse();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Args, Parser, ValueEnum};
 use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
 use kcl_core::{
     Backlog, ConsumerChoice, FanOutConfig, FileDeadLetterQueue, InitialPosition, PartitionKeys, ReadUntil, RetryPolicy, S3BlobStore,
@@ -205,8 +205,31 @@ impl Options {
     }
 }
 
+/// What the commands beside the worker have in common: where AWS is, and how they log.
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Another endpoint than AWS' own, e.g. http://127.0.0.1:4566 [env: AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL", value_parser = url)]
+    endpoint_url: Option<String>,
+
+    /// The AWS region [env: AWS_REGION]
+    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    region: Option<String>,
+
+    /// The form of logs, which go to standard error
+    #[arg(long, value_name = "FORM", env = "KCL_LOG_FORMAT", default_value = "text")]
+    pub(super) log_format: LogFormat,
+}
+
+impl Common {
+    /// The AWS configuration of the environment, with what the command line says in its place.
+    pub(super) async fn aws(&self) -> SdkConfig {
+        aws(self.region.as_deref(), self.endpoint_url.as_deref()).await
+    }
+}
+
 /// The AWS configuration of the environment, with what the command line says in its place.
-pub(super) async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
+async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
     let mut aws = aws_config::defaults(BehaviorVersion::latest());
     if let Some(region) = region {
         aws = aws.region(Region::new(region.to_owned()));
@@ -265,7 +288,7 @@ fn idle_time(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(super) fn url(text: &str) -> Result<String, String> {
+fn url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match host {
         Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),

@@ -10,7 +10,7 @@ use kcl_core::redrive::{Fate, FileLetters, Filter, LetterOutcome, Redrive, Redri
 use kcl_core::{S3BlobStore, Timestamp, shutdown_signal};
 use serde_json::{Map, Value, json};
 
-use super::options::{LogFormat, aws, time, url};
+use super::options::{Common, time};
 
 /// Puts dead letters back into a stream: under their partition keys, in order within a key, each record once.
 ///
@@ -75,17 +75,8 @@ pub(super) struct RedriveOptions {
     #[arg(long, action = ArgAction::SetTrue)]
     delete_payloads: bool,
 
-    /// Another endpoint than AWS' own, e.g. http://127.0.0.1:4566 [env: AWS_ENDPOINT_URL]
-    #[arg(long, value_name = "URL", value_parser = url)]
-    endpoint_url: Option<String>,
-
-    /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
-    region: Option<String>,
-
-    /// The form of logs, which go to standard error
-    #[arg(long, value_name = "FORM", env = "KCL_LOG_FORMAT", default_value = "text")]
-    pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
 /// Does it.
@@ -94,7 +85,7 @@ pub(super) struct RedriveOptions {
 /// If a letter that was meant stays, or the run ended early.
 pub(super) async fn redrive(options: RedriveOptions) -> anyhow::Result<()> {
     let stop = shutdown_signal();
-    let aws = aws(options.region.as_deref(), options.endpoint_url.as_deref()).await;
+    let aws = options.common.aws().await;
     let target = StreamTarget::new(&aws, &options.to_stream);
     let redrive = match (&options.from_queue, &options.from_file) {
         (Some(queue), _) => Redrive::new(SqsLetters::new(&aws, queue), target),

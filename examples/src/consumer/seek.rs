@@ -8,7 +8,7 @@ use kcl_core::seek::{Seek, SeekError, SeekMove, SeekTo};
 use kcl_core::{ExtendedSequenceNumber, ShardId};
 use serde_json::{Value, json};
 
-use super::options::{LogFormat, aws, time, url};
+use super::options::{Common, time};
 
 /// Lets an application go on elsewhere, forwards or back, whether its processes run or not.
 ///
@@ -53,17 +53,8 @@ pub(super) struct SeekOptions {
     #[arg(long, action = ArgAction::SetTrue)]
     dry_run: bool,
 
-    /// Another endpoint than AWS' own, e.g. http://127.0.0.1:4566 [env: AWS_ENDPOINT_URL]
-    #[arg(long, value_name = "URL", value_parser = url)]
-    endpoint_url: Option<String>,
-
-    /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
-    region: Option<String>,
-
-    /// The form of logs, which go to standard error
-    #[arg(long, value_name = "FORM", env = "KCL_LOG_FORMAT", default_value = "text")]
-    pub(super) log_format: LogFormat,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
 impl SeekOptions {
@@ -77,7 +68,7 @@ impl SeekOptions {
 /// # Errors
 /// If not all leases have moved.
 pub(super) async fn seek(options: SeekOptions) -> anyhow::Result<()> {
-    let aws = aws(options.region.as_deref(), options.endpoint_url.as_deref()).await;
+    let aws = options.common.aws().await;
     let Some(to) = options.target() else {
         anyhow::bail!("invariant: one of --to, --at-record and --after-record is demanded of the command line")
     };

@@ -54,16 +54,21 @@ pub struct KinesisDeadLetterQueue {
     format: MessageFormat,
 }
 
+/// A client whose calls are one attempt each, bounded in time: whoever puts records retries.
+pub(crate) fn client_of_one_attempt(aws: &SdkConfig, timeout: Duration) -> Client {
+    let config = aws_sdk_kinesis::config::Builder::from(aws)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().operation_timeout(timeout).connect_timeout(timeout / 4).build())
+        .build();
+    Client::from_conf(config)
+}
+
 impl KinesisDeadLetterQueue {
     /// The stream with this name or ARN, in the configuration's region. Nothing is called yet.
     #[must_use]
     pub fn new(aws: &SdkConfig, stream: impl Into<String>) -> Self {
-        let config = aws_sdk_kinesis::config::Builder::from(aws)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 4).build())
-            .build();
         Self {
-            client: Client::from_conf(config),
+            client: client_of_one_attempt(aws, CALL_TIMEOUT),
             stream: stream.into(),
             limit: AtomicUsize::new(UNKNOWN),
             format: MessageFormat::default(),

@@ -19,7 +19,7 @@ pub mod conformance;
 mod envelope;
 mod file;
 pub(crate) mod identity;
-mod kinesis;
+pub(crate) mod kinesis;
 mod message;
 mod parsed;
 pub(crate) mod refusal;

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_types::SdkConfig;
@@ -15,6 +13,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::report::StayReason;
+use crate::dead_letter::kinesis::client_of_one_attempt;
 use crate::dead_letter::refusal::{is_denied, with_causes};
 use crate::dead_letter::{Envelope, ToldKey};
 
@@ -69,11 +68,7 @@ impl StreamTarget {
     /// The stream with this name or ARN, in the configuration's region. Nothing is called yet.
     #[must_use]
     pub fn new(aws: &SdkConfig, stream: impl Into<String>) -> Self {
-        let config = aws_sdk_kinesis::config::Builder::from(aws)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 4).build())
-            .build();
-        Self { client: Client::from_conf(config), stream: stream.into() }
+        Self { client: client_of_one_attempt(aws, CALL_TIMEOUT), stream: stream.into() }
     }
 }
 
