@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kcl_core::aws_sdk_dynamodb::types::{AttributeValue, TransactWriteItem, Update};
 use kcl_core::{Outcome, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
+use tokio::sync::Notify;
 
 /// The table of counts.
 pub const COUNTS: &str = "counts";
@@ -21,6 +22,7 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct Counter {
     /// What was delivered, repetitions included: no part of the transaction, and so counted at least once.
     delivered: Arc<Mutex<Counts>>,
+    begun: Arc<Notify>,
 }
 
 impl Counter {
@@ -28,6 +30,11 @@ impl Counter {
     #[must_use]
     pub fn delivered(&self) -> Counts {
         self.delivered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until work on records begins that are not committed yet.
+    pub async fn begins(&self) {
+        self.begun.notified().await;
     }
 
     fn note(&self, counts: &Counts) {
@@ -44,6 +51,7 @@ impl RecordProcessor for Counter {
         for chunk in batch.records().chunks(CHUNK) {
             let counts = count(chunk);
             self.note(&counts);
+            self.begun.notify_waiters();
             // What the work on the records takes. Most crashes come here, or while the commit is on its way.
             tokio::time::sleep(Duration::from_millis(20)).await;
             let items = counts.iter().map(|(key, count)| add(key, *count)).collect::<Result<_, _>>()?;

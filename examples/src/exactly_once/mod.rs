@@ -113,6 +113,9 @@ async fn crash_and_go_on(site: &Site, counter: &Counter, options: &Options, dice
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tokio::time::sleep(Duration::from_millis(dice.u64(100..1500))).await;
+        // In the middle of records, before their commit or while it is on its way; or without any, if none come.
+        let _ = tokio::time::timeout(Duration::from_secs(2), counter.begins()).await;
+        tokio::time::sleep(Duration::from_millis(dice.u64(0..30))).await;
         println!("  worker-{number} crashes");
         drop(worker);
     }

@@ -342,7 +342,7 @@ async fn a_run_that_is_asked_to_stop_gives_back_what_it_holds() {
             if letter.record.sequence_number == 2.into() {
                 stopping.cancel();
                 // The run's other half hears of it before this one is done.
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::task::yield_now().await;
             }
             Ok::<_, std::io::Error>(())
         }
