@@ -179,15 +179,26 @@ pub fn merge_is_ready(parent: &ShardId, children: &[ChildShard], known: &dyn Fn(
 
 /// Whether all records that arrived before `bound` are finished, as far as the leases tell.
 ///
-/// Each lease that is not finished must say so; and as a first sync may be under way, together they must cover all hash keys. A child's lease, which
-/// inherits what its parent says, is no exception: if its parent was watched up to the bound, the child has nothing older.
+/// Each lease that is not finished must say so; and as a first sync may be under way, together they must cover all hash keys. A child whose parent is not
+/// finished, and says so, has nothing older. (There are such after a seek.)
 #[must_use]
 pub fn is_read_until(leases: &[Lease], bound: Timestamp) -> bool {
     let unfinished: Vec<_> = leases.iter().filter(|lease| !lease.is_finished()).collect();
     let ranges: Vec<_> = unfinished.iter().filter_map(|lease| lease.hash_range).collect();
     // Old Java libraries note no ranges: then the leases are all that is known.
     let covers_all = if ranges.len() == unfinished.len() { tiles_key_space(ranges).is_ok() } else { true };
-    !unfinished.is_empty() && covers_all && unfinished.iter().all(|lease| lease.watermark.is_some_and(|watermark| watermark >= bound))
+    let mut read: BTreeSet<_> = unfinished.iter().filter(|lease| lease.watermark >= Some(bound)).map(|lease| &lease.shard_id).collect();
+    // Generation by generation.
+    loop {
+        let before = read.len();
+        let below = |lease: &&&Lease| lease.parents.iter().any(|parent| read.contains(parent));
+        let more: Vec<_> = unfinished.iter().filter(below).map(|lease| &lease.shard_id).collect();
+        read.extend(more);
+        if read.len() == before {
+            break;
+        }
+    }
+    !unfinished.is_empty() && covers_all && unfinished.iter().all(|lease| read.contains(&lease.shard_id))
 }
 
 /// The instant that the initial position stands for; TRIM_HORIZON needs none.

@@ -221,10 +221,9 @@ impl ShardConsumer {
         let acked = if is_planted(Bug::DeliveredIsFinished) { self.prefix.delivered() } else { self.prefix.acked() };
         self.acked.send_if_modified(|before| std::mem::replace(before, acked) != acked);
         let checkpointer = &self.hold.shard.checkpointer;
-        if self.work.lanes.len() > 1
-            && let Some(acked) = acked
-        {
-            // Others are in work beyond it, on other lanes.
+        if let Some(acked) = acked {
+            // With several lanes others are in work beyond it. With one it may be more than what a processor was given: dead letters, what an earlier term
+            // had finished, dropped aggregates.
             checkpointer.note_delivered(acked);
         }
         self.hold.shared.status.update(self.hold.shard.shard_id(), |status| {
@@ -244,7 +243,9 @@ impl ShardConsumer {
         // What was known before this term is better than what it has seen until now.
         let before = self.work.finished_before.as_ref();
         if before.is_none_or(|before| self.prefix.delivered() >= Some(before.until)) {
-            let note = self.prefix.finished_beyond();
+            // What a processor that checkpoints for itself has taken is not finished before it says so.
+            let automatic = matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. });
+            let note = self.prefix.finished_beyond().filter(|_| automatic);
             self.work.noted = note.is_some().then(Instant::now);
             self.hold.term.set_finished_beyond(note);
         }

@@ -48,8 +48,11 @@ impl ShardConsumer {
         {
             tracing::warn!(%error, "the stream lists the shard's children and the shard no more");
             self.settle().await?;
-            self.after_gap(Gap { first_kept: None }).await?;
-            return Err(Stop::ShardEnd(children));
+            match self.after_gap(Gap { first_kept: None }).await {
+                // Skipped or gone on: there is nothing left of it.
+                Ok(()) | Err(Stop::Reopen(_)) => return Err(Stop::ShardEnd(children)),
+                Err(stop) => return Err(stop),
+            }
         }
         // The reader paces itself; the shard is never ended because something was not found.
         tracing::error!(%error, "the shard can't be read; trying again");

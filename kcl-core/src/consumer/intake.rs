@@ -12,7 +12,7 @@ use super::call::{Advice, CallFailure};
 use super::in_hand::Item;
 use super::retry::Condemned;
 use super::schedule::Entry;
-use super::{ShardConsumer, Stop};
+use super::{Checkpointing, ShardConsumer, Stop};
 use crate::dead_letter::{Condition, FailureKind};
 use crate::record::Record;
 use crate::retrieval::Fetched;
@@ -21,6 +21,9 @@ use crate::stream::{ChildShard, StreamError};
 /// A pause in reading after which nothing is taken for granted: below the five minutes for which an iterator lives, and below the margin
 /// within which records count as trimmed.
 const LONG_PAUSE: Duration = Duration::from_secs(240);
+
+/// Marks that are kept: one for each answer until its records are finished, which may take a processor that checkpoints for itself long.
+const MOST_MARKS: usize = 1_000;
 
 impl ShardConsumer {
     /// Takes the answer of a read into the hand.
@@ -66,7 +69,10 @@ impl ShardConsumer {
         }
         // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
         // arrived before now. A closed shard's last answer has records, and says nothing of now: its children's have been arriving meanwhile.
-        let bound = self.hold.shared.bound.filter(|bound| bound::cut(&mut records, behind == Some(0), now, *bound));
+        let at_tip = behind == Some(0);
+        let bound = self.hold.shared.bound.filter(|bound| bound::cut(&mut records, at_tip && self.work.at_tip_after_bound, now, *bound));
+        // An answer may have been read ahead before the bound: only the one that was asked for after it was taken in tells of the time since.
+        self.work.at_tip_after_bound |= at_tip && self.hold.shared.bound.is_some_and(|bound| now >= bound);
         if let Some(bound) = bound {
             tracing::info!(bound = bound.as_millis(), "read up to where reading is to end");
             self.work.bound_reached = true;
@@ -165,7 +171,15 @@ impl ShardConsumer {
         if self.work.in_hand.is_empty()
             && let Some(mark) = self.work.mark_in_hand.take()
         {
-            self.work.marks.push_back((self.prefix.delivered(), mark));
+            let delivered = self.prefix.delivered();
+            match self.work.marks.back_mut() {
+                Some((last, marked)) if *last == delivered => *marked = mark.max(*marked),
+                _ => self.work.marks.push_back((delivered, mark)),
+            }
+            if self.work.marks.len() > MOST_MARKS {
+                // A later one says more.
+                self.work.marks.pop_front();
+            }
             self.move_watermark();
         }
     }
@@ -173,7 +187,12 @@ impl ShardConsumer {
     /// Moves the watermark to what is finished now.
     pub(super) fn move_watermark(&mut self) {
         let mut reached: Option<Timestamp> = None;
-        while let Some((_, mark)) = self.work.marks.front().copied().filter(|(last, _)| *last <= self.prefix.acked()) {
+        // What a processor that checkpoints for itself has taken is finished when it says so.
+        let done = match self.hold.shared.checkpointing {
+            Checkpointing::Automatic { .. } => self.prefix.acked(),
+            Checkpointing::Manual => self.prefix.acked().min(self.hold.shard.checkpointer.last().record()),
+        };
+        while let Some((_, mark)) = self.work.marks.front().copied().filter(|(last, _)| *last <= done) {
             self.work.marks.pop_front();
             reached = reached.max(Some(mark));
         }

@@ -16,7 +16,7 @@ use super::schedule::{Entry, GroupKey};
 use super::{Factory, RetryPolicy};
 use crate::dead_letter::FailureKind;
 use crate::processor::{FailedRecord, Outcome, RecordProcessor, ShardContext};
-use crate::record::RecordBatch;
+use crate::record::{Record, RecordBatch};
 
 /// A processor, which need not be shareable between threads: it is only ever reached exclusively, so the lock is never locked.
 struct Exclusive(Mutex<Box<dyn RecordProcessor>>);
@@ -143,7 +143,7 @@ impl Lanes {
             // No record comes again before it is known whether it is committed.
             shard.committer.settled(&shard.checkpointer).await;
             let checkpoint = shard.checkpointer.last();
-            let covered = batch.records().partition_point(|record| Checkpoint::At(record.position()) <= checkpoint);
+            let covered = batch.records().partition_point(|record| is_covered(record, checkpoint));
             let blame = blame(result, &batch, shard.committer.is_in_use().then_some(covered));
             let entries = batch.into_records().into_iter().zip(histories);
             let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
@@ -196,9 +196,15 @@ impl Lanes {
     }
 }
 
+/// Whether the checkpoint covers a record. Not one that was an aggregate once, when the checkpoint was made inside of it, and is none by today's rules.
+fn is_covered(record: &Record, checkpoint: Checkpoint) -> bool {
+    let inside = checkpoint.record().is_some_and(|at| at.sequence_number == record.sequence_number() && at.sub_sequence_number > 0);
+    Checkpoint::At(record.position()) <= checkpoint && (record.is_aggregated() || !inside)
+}
+
 /// Whose fault it was, if it was a failure. Of a processor that commits, its commits say what is done: so many of the first records.
 fn blame(result: Result<Outcome, CallFailure>, batch: &RecordBatch, committed: Option<usize>) -> Option<Blame> {
-    let index_of = |failed: &FailedRecord| batch.records().binary_search_by_key(&failed.record, crate::Record::position).ok();
+    let index_of = |failed: &FailedRecord| batch.records().binary_search_by_key(&failed.record, Record::position).ok();
     let stranger = |failed: &FailedRecord| {
         let words = format!("the processor said that record {} failed, which is not in the batch", failed.record);
         Some(Blame::Unknown(CallFailure { kind: FailureKind::Error, advice: Advice::Retry, chain: vec![words] }))
@@ -233,7 +239,6 @@ mod tests {
 
     use super::*;
     use crate::processor::ProcessError;
-    use crate::record::Record;
 
     fn batch() -> RecordBatch {
         RecordBatch::new((0..5u128).map(|number| Record::new(number.into(), None, Bytes::new(), None)).collect(), None)

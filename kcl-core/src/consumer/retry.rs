@@ -136,7 +136,11 @@ pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, covered: usize, now: 
     }
     let open = entries.split_off(covered.min(entries.len()));
     let mut judged = match blame {
-        Blame::Unknown(_) if open.is_empty() => Judged::default(),
+        Blame::Unknown(failure) if open.is_empty() => Judged { stop: failure.advice == Advice::Stop, ..Judged::default() },
+        // It may have been in no commit, and not been tried: it is not to blame yet.
+        Blame::Unknown(failure) if open.len() == 1 && failure.advice == Advice::Retry => {
+            Judged { back: open, wait: true, ..Judged::default() }
+        }
         Blame::From(index, failure) if index < entries.len() => {
             // It failed after it had committed: what comes after was not tried.
             let mut judged = Judged { stop: failure.advice == Advice::Stop, ..Judged::default() };

@@ -114,8 +114,7 @@ pub enum Backlog {
     /// When a read is further behind than this, or its first record is older, the shard finishes what is in work, leaves out all that it has not read, and goes on with what arrives
     /// from then on. Each time is logged as an error under the target `kcl::audit`, with the last finished record and the new start, and
     /// counted (`kcl.skips`). For applications to which old records are worth nothing. 1 s to 365 days.
-    ///
-    /// What a processor was given and has not checkpointed itself yet comes before the new start: after a crash it does not come again.
+    /// Needs automatic checkpoints.
     SkipToLatest {
         /// How far behind a shard may be.
         beyond: Duration,

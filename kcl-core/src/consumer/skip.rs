@@ -34,8 +34,6 @@ impl ShardConsumer {
             // First, so that no checkpoint of what came before the instant follows the write.
             if let Some(Checkpoint::At(acked)) = self.final_checkpoint() {
                 let checkpointer = &self.hold.shard.checkpointer;
-                // Also what was never delivered: records that an earlier term had finished, aggregates that are dropped as configured.
-                checkpointer.note_delivered(acked);
                 if let Err(error) = checkpointer.checkpoint_at(acked).await {
                     tracing::warn!(%error, "what is finished is not checkpointed yet; trying again");
                     self.hold.pause(backoff.next_wait()).await?;

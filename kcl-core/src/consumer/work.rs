@@ -60,6 +60,8 @@ pub(super) struct Work {
     pub(super) skip: bool,
     /// Reading has come to where it is to end.
     pub(super) bound_reached: bool,
+    /// The shard was seen at its tip after the time at which reading is to end.
+    pub(super) at_tip_after_bound: bool,
     /// Kinesis can't be read.
     pub(super) read_failing: bool,
     /// Since when an answer is waited for.
@@ -98,6 +100,7 @@ impl Work {
             reopen: false,
             skip: false,
             bound_reached: false,
+            at_tip_after_bound: false,
             read_failing: false,
             waiting_since: None,
             note_due: None,

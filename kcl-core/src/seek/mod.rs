@@ -25,8 +25,8 @@
 //! - **Audited.** Each move is logged under the target `kcl::audit`, with the checkpoint before and after, the owner that lost its term, and the reason.
 //! - **Safe to repeat.** After a crash half-way some shards have moved and others have not; the same seek again completes it.
 //!
-//! Workers of the Java library lose their leases by it as ours do. They read a time that a lease was moved to from their own settings, not from the lease: seek to a
-//! record, to the oldest or to the latest where they are to take over.
+//! Workers of the Java library lose their leases by it as ours do. They take a time, and what LATEST means, from their own settings and
+//! clock, not from the lease: seek to a record or to the oldest where they are to take over.
 //!
 //! | module | owns |
 //! |---|---|
@@ -42,6 +42,7 @@ use std::sync::Arc;
 
 use aws_config::SdkConfig;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
+use kcl_lease::shard_sync::Hole;
 use kcl_lease::{Clock, Entropy, LeaseTable, ShardId, SystemClock, TableError, WorkerId};
 
 use crate::error::ConfigError;
@@ -262,6 +263,9 @@ pub enum SeekError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nothing was changed: Kinesis has not listed all shards. Make the seek again.
+    #[error(transparent)]
+    Incomplete(#[from] Hole),
     /// Nothing was changed: Kinesis did not answer as needed.
     #[error(transparent)]
     Stream(#[from] StreamError),

@@ -9,6 +9,7 @@ use futures::stream::{self, StreamExt as _};
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::seek::{Move, plan};
+use kcl_lease::shard_sync::tiles_key_space;
 use kcl_lease::{
     Clock as _, DynamoDbLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, NewStart, ShardId, TableError, WorkerId, WriteId,
     WriteOutcome,
@@ -105,6 +106,7 @@ impl Seek {
                 SeekTo::Record(_) | SeekTo::AfterRecord(_) => return Err(SeekError::ShardNeeded),
             };
             let shards = patiently(|| stream.list_shards(filter), StreamError::is_retryable).await?;
+            tiles_key_space(shards.iter().map(|shard| shard.hash_range))?;
             let start = match self.to {
                 SeekTo::Time(time) => NewStart::at_timestamp(time),
                 // After the listing: what closes in between is read from this instant to its end, and its children from their beginning.
@@ -191,10 +193,13 @@ impl Run<'_> {
                     as_planned &= self.hold().await?;
                 }
             }
-            if as_planned && (is_planted(Bug::SoughtIsFree) || self.hold().await?) {
+            moves = self.planned().await?;
+            // A shard that ended before it was moved may have children by now, of which the first plan knew nothing. From here on none of those that
+            // were moved can end.
+            let all = moves.iter().all(|moved| self.rows.contains_key(&moved.lease.shard_id));
+            if as_planned && all && (is_planted(Bug::SoughtIsFree) || self.hold().await?) {
                 return Ok(());
             }
-            moves = self.planned().await?;
         }
         let message = format!("its leases were still being changed after {ROUNDS} comparisons");
         Err(TableError::Unavailable { table: self.seek.application.clone(), operation: "dynamodb:UpdateItem", message }.into())
@@ -232,6 +237,8 @@ impl Run<'_> {
             match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
                 WriteOutcome::Applied(row) => return Ok(Some((Move { lease: seen, ..moved.clone() }, *row))),
                 WriteOutcome::Refused(None) => break,
+                // It has ended since: its children may be read by now, and are to be moved before it.
+                WriteOutcome::Refused(Some(row)) if row.is_finished() && !seen.is_finished() => break,
                 // Its owner has renewed it, say.
                 WriteOutcome::Refused(Some(row)) => seen = *row,
             }

@@ -14,7 +14,7 @@ use kcl_lease::{Clock as _, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, Tabl
 
 use super::builder::WorkerBuilder;
 use super::settings::{self, within};
-use crate::consumer::{Checkpointing, LARGEST_ANSWER, ReadUntil};
+use crate::consumer::{Backlog, Checkpointing, LARGEST_ANSWER, ReadUntil};
 use crate::error::{ConfigError, WorkerError};
 use crate::retrieval::polling::PollingConfigError;
 use crate::retrieval::{Intended, RetrievalMode};
@@ -51,6 +51,10 @@ impl WorkerBuilder {
             within("prefetch_bytes", self.prefetch_bytes, &(LARGEST_ANSWER..=4 << 30))?;
         }
         self.backlog.validate()?;
+        if self.backlog != Backlog::ReadAll && self.checkpointing == Some(Checkpointing::Manual) {
+            let rule = "needs automatic checkpoints: what a processor has taken and not checkpointed could be left out unseen";
+            return Err(ConfigError::new("backlog", self.backlog, rule));
+        }
         if let (InitialPosition::AtTimestamp(start), ReadUntil::Time(bound)) = (self.initial, self.read_until)
             && start >= bound
         {

@@ -513,6 +513,12 @@ fn a_bound_is_reached_when_all_of_the_key_space_is() {
         (vec![part("a", low, Some(10)), part("b", high, Some(12)), ended.clone()], true),
         (vec![part("a", low, Some(9)), part("b", high, Some(12))], false),
         (vec![part("a", low, None), part("b", high, Some(12))], false),
+        // a seek has made the child's lease anew, and its parent is read up to the bound
+        (vec![part("a", low, Some(10)), part("b", high, Some(12)), Lease { parents: ["a".into()].into(), ..part("c", low, None) }], true),
+        (
+            vec![part("a", low, Some(9)), part("b", high, Some(12)), Lease { parents: ["a".into()].into(), ..part("c", low, Some(11)) }],
+            false,
+        ),
         // a first sync is under way
         (vec![part("b", high, Some(12))], false),
         (vec![ended], false),

@@ -200,7 +200,10 @@ impl Oracle {
         let shard = &lease.shard_id;
         self.trace.line(now, format_args!("{host} create {shard} checkpoint {} instant {:?}", lease.checkpoint, lease.initial_timestamp));
         self.rows.insert(shard.clone(), lease.clone());
-        if self.finished.contains(shard) {
+        if self.seeks.under_way {
+            // The shard that it comes of has just ended, perhaps: whatever the seek has passed over is asked for with it.
+            self.begins_anew(lease);
+        } else if self.finished.contains(shard) {
             self.violated("S7", format!("{host} made the lease of {shard} anew, which was finished"));
         }
         if let Some(instant) = lease.initial_timestamp
@@ -228,9 +231,8 @@ impl Oracle {
         }
         let Some(log) = self.log.shards.get(shard) else { return };
         let begun = |child: &&ShardId| self.rows.get(*child).map_or(self.finished.contains(*child), |row| !row.checkpoint.is_initial());
-        if let Some(child) = log.children.iter().find(|child| !begun(child)).cloned()
-            && !self.seeks.under_way
-        {
+        // Who deletes has seen it begun, before a seek has begun it anew.
+        if let Some(child) = log.children.iter().find(|child| !begun(child) && !self.seeks.moved(child)).cloned() {
             self.violated("S7", format!("{host} deleted the lease of {shard} before its child {child} has begun"));
         }
     }

@@ -221,6 +221,18 @@ impl Log {
         Ok(())
     }
 
+    /// The last record of each key that was delivered and is not asked for again.
+    pub(super) fn order_anew(&mut self) {
+        self.last_of_key.clear();
+        for (shard, log) in &self.shards {
+            for entry in log.entries.iter().filter(|entry| entry.delivered) {
+                let Published { key, count, elsewhere, .. } = &entry.published;
+                let last = self.last_of_key.entry((*key, elsewhere.then(|| shard.clone()))).or_default();
+                *last = (*last).max(*count);
+            }
+        }
+    }
+
     pub(super) fn find(&self, shard: &ShardId, position: ExtendedSequenceNumber) -> Option<&Entry> {
         self.shards.get(shard)?.find(position).map(|(_, entry)| entry)
     }

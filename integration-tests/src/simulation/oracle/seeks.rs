@@ -24,6 +24,10 @@ pub(super) struct Seeks {
 }
 
 impl Seeks {
+    pub(super) fn moved(&self, shard: &ShardId) -> bool {
+        self.shards.contains(shard)
+    }
+
     pub(super) fn taken(&mut self, shard: &ShardId) {
         if !self.under_way && self.taken.is_none() && self.shards.contains(shard) {
             self.taken = Some(shard.clone());
@@ -42,6 +46,8 @@ impl Oracle {
 
     pub(in crate::simulation) fn seek_is_made(&mut self) {
         self.seeks.under_way = false;
+        // What was delivered meanwhile, by owners who lost their shards again, is no measure of the order.
+        self.log.order_anew();
         self.reached("seek made");
     }
 
@@ -75,15 +81,31 @@ impl Oracle {
         self.begins_anew(lease);
     }
 
-    fn begins_anew(&mut self, row: &Lease) {
+    pub(super) fn begins_anew(&mut self, row: &Lease) {
         let shard = &row.shard_id;
         self.seeks.shards.insert(shard.clone());
         let first = self.log.shards.entry(shard.clone()).or_default().start_of(row);
         let _ = self.log.ask_again(shard, first);
+        self.passed_over(shard);
         if row.checkpoint.is_shard_end() {
             self.finished.insert(shard.clone());
         } else {
             self.finished.remove(shard);
+        }
+    }
+
+    /// What a sought shard came of, and has no lease, counts as read: it was, or the seek passes it over. If it is to be read again, its lease is made after
+    /// that of the shard that came of it.
+    fn passed_over(&mut self, shard: &ShardId) {
+        let parents = self.log.shards.get(shard).map(|log| log.parents.clone()).unwrap_or_default();
+        for parent in parents {
+            if self.rows.contains_key(&parent) {
+                continue;
+            }
+            let all = self.log.shards.get(&parent).map_or(0, |log| log.entries.len());
+            self.log.skip(&parent, 0, all);
+            self.finished.insert(parent.clone());
+            self.passed_over(&parent);
         }
     }
 
