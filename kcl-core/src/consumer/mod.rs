@@ -83,7 +83,10 @@ pub enum Checkpointing {
         /// The shortest time between two checkpoints of a shard. A crash repeats what was finished in it.
         interval: Duration,
     },
-    /// The processor, through [`ShardContext::checkpointer`]. What it does not checkpoint is delivered again.
+    /// The processor, through [`ShardContext::checkpointer`]. What it does not checkpoint is delivered again to the shard's next owner.
+    ///
+    /// Within a term a call that is done does not come again. A processor that panics, or overruns its deadline, takes with it what it has collected from
+    /// earlier calls and not checkpointed: the one that is made in its place must not checkpoint beyond that.
     Manual,
 }
 
