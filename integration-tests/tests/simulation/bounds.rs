@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kcl_core::seek::SeekTo;
 use kcl_core::test_util::{Cut, Event, Service};
 use kcl_core::{
     Backlog, Checkpoint, Checkpointing, InitialPosition, Outcome, ProcessError, ProcessResult, ReadUntil, RecordBatch, RecordProcessor,
@@ -292,6 +293,15 @@ async fn impossible_bounds_are_refused_by_name() {
             .unwrap_err(),
             "read_until",
         ),
+        (
+            build(|builder| {
+                let backlog = Backlog::SkipToLatest { beyond: Duration::from_secs(60) };
+                builder.backlog(backlog).checkpointing(Checkpointing::Manual)
+            })
+            .await
+            .unwrap_err(),
+            "backlog",
+        ),
     ] {
         let WorkerError::Config(error) = error else { panic!("{error}") };
         assert_eq!(error.setting, setting);
@@ -333,4 +343,46 @@ async fn a_quiet_shard_is_not_behind_however_old_its_last_record_is() {
     assert!(handle.status().shards.values().all(|status| status.skips == 0) && !handle.status().shards.is_empty());
     fleet.stop().await;
     assert_eq!(fleet.log.all().len(), 3);
+}
+
+/// The leases of what came of the shard are there already, and are not to be read.
+#[tokio::test(start_paused = true)]
+async fn after_a_seek_reading_ends_at_a_time_before_a_reshard() {
+    let mut fleet = Fleet::new(14, 1);
+    fleet.start(1).await;
+    let mut all = fleet.put(20).await;
+    let before: BTreeSet<u64> = all.clone();
+    sleep(Duration::from_secs(1)).await;
+    let noon = fleet.aws.time();
+    all.extend(fleet.put(20).await);
+    fleet.split(FIRST);
+    fleet.resharded(2).await;
+    all.extend(fleet.put(20).await);
+    fleet.has("all is read", &all).await;
+    fleet.stop().await;
+    fleet.aws.host("operator").seek(APPLICATION, STREAM, SeekTo::TrimHorizon).run().await.unwrap();
+    fleet.log.clear();
+    fleet.start_with(2, |builder| builder.read_until(ReadUntil::Time(noon))).await;
+    fleet.ended().await;
+    assert_eq!(fleet.log.numbers(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_listed_no_more_ends_and_its_children_are_read() {
+    let mut fleet = Fleet::new(15, 1);
+    let settings = |builder: WorkerBuilder| builder.backlog(Backlog::SkipToLatest { beyond: Duration::from_secs(600) });
+    fleet.start_with(1, settings).await;
+    let first = fleet.put(20).await;
+    fleet.has("it is read", &first).await;
+    fleet.stop().await;
+    fleet.put(20).await;
+    fleet.split(FIRST);
+    fleet.resharded(2).await;
+    sleep(Duration::from_secs(26 * 3600)).await;
+    fleet.start_with(1, settings).await;
+    let handle = fleet.running[0].1.clone();
+    until("its children are read", || handle.status().shards.len() == 2).await;
+    let new = fleet.put(20).await;
+    fleet.has("what is new is read", &new).await;
+    fleet.stop().await;
 }

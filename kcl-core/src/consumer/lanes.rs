@@ -271,4 +271,14 @@ mod tests {
             assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, committed)), expected, "{committed:?}");
         }
     }
+
+    #[test]
+    fn a_checkpoint_inside_of_what_is_no_aggregate_any_more_does_not_cover_it() {
+        let record = Record::new(5.into(), None, Bytes::new(), None);
+        let at = |number: u128, sub| Checkpoint::At(kcl_checkpoint::ExtendedSequenceNumber::new(number.into(), sub));
+        for (checkpoint, covered) in [(at(4, 9), false), (at(5, 0), true), (at(5, 3), false), (at(6, 2), true), (Checkpoint::Latest, false)]
+        {
+            assert_eq!(is_covered(&record, checkpoint), covered, "{checkpoint}");
+        }
+    }
 }

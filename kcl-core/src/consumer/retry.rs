@@ -322,6 +322,12 @@ mod tests {
         assert_eq!(judge(Blame::From(1, failure(Advice::Poison)), 3), (vec![0, 2], vec![1], text(&["3", "4"]), false));
         let these = Blame::These([1, 4].into_iter().map(|index| (index, retry())).collect());
         assert_eq!(judge(these, 3), (vec![0, 2, 3], vec![], text(&["|1", "|4"]), true));
+        // the last one was in no commit, perhaps not even tried: it is not to blame yet, and is alone next time
+        let unblamed = super::judge(entries(5), Blame::Unknown(retry()), 4, NOW, &RetryPolicy { max_attempts: 1, ..policy() });
+        assert_eq!(seen(&unblamed), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
+        assert_eq!(unblamed.back[0].history.failures, 0);
+        let stopped = super::judge(entries(5), Blame::Unknown(failure(Advice::Stop)), 5, NOW, &policy());
+        assert!(stopped.stop, "also if all was committed");
         let not_tried = super::judge(entries(5), Blame::From(2, failure(Advice::Stop)), 3, NOW, &policy());
         assert!(not_tried.stop && not_tried.back.iter().all(|entry| entry.history == History::default()));
     }
