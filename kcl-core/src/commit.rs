@@ -239,7 +239,8 @@ impl Committer {
     /// Cancel safety: safe, it only waits.
     pub(crate) async fn settled(&self, checkpointer: &Checkpointer) {
         let inner = &*self.0;
-        if !inner.in_doubt.load(Ordering::Relaxed) {
+        // Before it is asked: a commit that ends in doubt meanwhile is not of this answer.
+        if !inner.in_doubt.swap(false, Ordering::Relaxed) {
             return;
         }
         tracing::warn!(shard = %inner.shard, "a commit was not confirmed; its records wait until it is settled");
@@ -247,7 +248,6 @@ impl Committer {
         if let Some(checkpoint) = inner.term.settled().await {
             inner.written(checkpoint, checkpointer);
         }
-        inner.in_doubt.store(false, Ordering::Relaxed);
     }
 
     /// Whether the processor commits.

@@ -29,8 +29,9 @@ impl ShardConsumer {
         let mut backoff = self.hold.backoff();
         let acked = self.prefix.acked();
         let behind = self.work.behind;
+        let mut asked = None;
         loop {
-            self.hold.gate().await?;
+            self.hold.gate().await.map_err(|stop| self.skip_in_doubt(asked, stop))?;
             // First, so that no checkpoint of what came before the instant follows the write.
             if let Some(Checkpoint::At(acked)) = self.final_checkpoint() {
                 let checkpointer = &self.hold.shard.checkpointer;
@@ -42,6 +43,7 @@ impl ShardConsumer {
             }
             let (now, term) = (self.hold.shared.clock.wall_time(), &self.hold.term);
             term.set_finished_beyond(None);
+            asked = Some(now);
             match term.restart(NewStart::latest(now)).await {
                 Ok(()) => {
                     tracing::error!(
@@ -69,9 +71,24 @@ impl ShardConsumer {
                 Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
                 Err(error) => {
                     tracing::warn!(%error, "the new start is not confirmed yet; trying again");
-                    self.hold.pause(backoff.next_wait()).await?;
+                    self.hold.pause(backoff.next_wait()).await.map_err(|stop| self.skip_in_doubt(asked, stop))?;
                 }
             }
         }
+    }
+
+    /// The shard goes while the new start may still be written: told before anybody knows, rather than never.
+    fn skip_in_doubt(&self, asked: Option<Timestamp>, stop: Stop) -> Stop {
+        if let Some(instant) = asked {
+            tracing::error!(
+                target: "kcl::audit",
+                stream = %self.hold.shared.stream.arn,
+                shard = %self.hold.shard.shard_id(),
+                finished = self.prefix.acked().map(tracing::field::display),
+                instant = instant.as_millis(),
+                "the shard was too far behind, and is let go before its new start is confirmed: what arrived before this instant and was not read may be left out"
+            );
+        }
+        stop
     }
 }
