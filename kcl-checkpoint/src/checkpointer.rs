@@ -171,11 +171,12 @@ impl Checkpointer {
         state.delivered = state.delivered.max(Some(record));
     }
 
-    /// Notes that what was delivered after this record has failed and will be delivered again: it must not be checkpointed before.
+    /// Notes that what was delivered after this record has failed and will be delivered again: it must not be checkpointed before, nor the shard's end.
     /// For whoever delivers records.
     pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {
         if !is_planted(Bug::FailedMayBeCheckpointed) && !is_planted(Bug::DeliveredIsFinished) {
-            self.lock().delivered = finished;
+            let mut state = self.lock();
+            (state.delivered, state.ended) = (finished, false);
         }
     }
 
@@ -199,7 +200,7 @@ impl Checkpointer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the state is one assignment, so a panic elsewhere cannot have left it half done.
+        // No change of the state can panic half way, so a panic elsewhere cannot have left it half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -288,6 +289,16 @@ mod tests {
         checkpointer.checkpoint().await.unwrap();
         assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(1, 0)), Checkpoint::ShardEnd]);
         assert!(matches!(checkpointer.checkpoint_at(record(1, 0)).await, Err(CheckpointError::Backwards { .. })));
+    }
+
+    #[tokio::test]
+    async fn no_shard_end_while_records_come_again() {
+        let (checkpointer, written) = start_at(Checkpoint::TrimHorizon);
+        checkpointer.note_delivered(record(2, 0));
+        checkpointer.note_shard_end();
+        checkpointer.note_failed_after(Some(record(1, 0)));
+        checkpointer.checkpoint().await.unwrap();
+        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(1, 0))]);
     }
 
     #[tokio::test]

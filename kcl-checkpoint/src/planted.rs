@@ -114,6 +114,8 @@ bugs! {
     SoughtIsFree = "sought-is-free",
     /// A seek leaves alone what came of the shards that it moves.
     DescendantsNotSought = "descendants-not-sought",
+    /// What a processor that checkpoints for itself had collected is not delivered again when it is lost.
+    CollectedIsForgotten = "collected-is-forgotten",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -56,7 +56,8 @@ impl Simulation {
         self.judge.tell(format_args!("machine {number} is broken for ever in way {choice}"));
         let cut = if self.fleet.entropy.u64().is_multiple_of(2) { Cut::Requests } else { Cut::Answers };
         match choice {
-            0 => {
+            // A process that died just now would be started anew, and not be frozen.
+            0 if self.fleet.processes.contains_key(&number) => {
                 *self.freezes.entry(number).or_default() += 1;
                 self.with_host(number, |host| host.freeze());
             }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::oracle::{APPLICATION, Judge};
 use super::plan::Plan;
-use super::processor::Processor;
+use super::processor::{Collected, Processor};
 use super::publisher::STREAM;
 
 /// The dead-letter queue's name in every run.
@@ -151,12 +151,13 @@ impl Fleet {
                 })
                 .lanes(Lanes::new(plan.handling.lanes))
                 .poisoned_key(plan.handling.poisoned_key)
-                .processor(move |_: &ShardContext| Processor {
+                .processor(move |shard: &ShardContext| Processor {
                     judge: judge.clone(),
                     host: of_processors.clone(),
                     handling: handling.clone(),
                     entropy: entropy.clone(),
-                    since_checkpoint: 0,
+                    collected: Collected::new(judge.clone(), shard.shard_id().clone()),
+                    calls: 0,
                 });
             let builder = match plan.handling.batch {
                 Some(most) => builder.max_batch_records(most),

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use kcl_core::test_util::Host;
-use kcl_core::{Entropy, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
+use kcl_core::{
+    CheckpointError, Entropy, ExtendedSequenceNumber, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor,
+    ShardContext, ShardId, async_trait,
+};
 
 use super::oracle::Judge;
 use super::plan::{Handling, Tells};
@@ -18,10 +21,63 @@ pub(super) struct Processor {
     pub(super) host: Host,
     pub(super) handling: Handling,
     pub(super) entropy: Entropy,
-    pub(super) since_checkpoint: u32,
+    pub(super) collected: Collected,
+    /// Calls since the last flush, of a processor that checkpoints for itself.
+    pub(super) calls: u32,
+}
+
+/// Records whose effect waits for the next flush. The oracle knows of them for as long as they are here: nobody owes them yet.
+pub(super) struct Collected {
+    judge: Judge,
+    shard: ShardId,
+    records: Vec<ExtendedSequenceNumber>,
+}
+
+impl Collected {
+    pub(super) fn new(judge: Judge, shard: ShardId) -> Self {
+        Self { judge, shard, records: Vec::new() }
+    }
+
+    fn push(&mut self, record: ExtendedSequenceNumber) {
+        self.judge.with(|oracle, _| oracle.collected(&self.shard, record));
+        self.records.push(record);
+    }
+
+    fn take(&mut self) -> Vec<ExtendedSequenceNumber> {
+        let records = std::mem::take(&mut self.records);
+        self.judge.with(|oracle, _| records.iter().for_each(|record| oracle.let_go(&self.shard, *record)));
+        records
+    }
+}
+
+impl Drop for Collected {
+    fn drop(&mut self) {
+        self.take();
+    }
 }
 
 impl Processor {
+    /// A record is done: at once, or with the next flush.
+    fn done(&mut self, record: &Record, shard: &ShardContext) {
+        if self.handling.manual {
+            self.collected.push(record.position());
+        } else {
+            self.judge.finished(self.host.name(), shard.shard_id(), record.position());
+        }
+    }
+
+    /// Has the effect of all that was collected, and checkpoints it.
+    async fn flush(&mut self, shard: &ShardContext) -> Result<(), CheckpointError> {
+        if !self.handling.manual {
+            return Ok(());
+        }
+        self.calls = 0;
+        for record in self.collected.take() {
+            self.judge.finished(self.host.name(), shard.shard_id(), record);
+        }
+        shard.checkpointer().checkpoint().await
+    }
+
     async fn one(&self, record: &Record) -> Result<(), ProcessError> {
         match kind_of(record.data()) {
             Kind::Poison => return Err(ProcessError::poison("it says so")),
@@ -49,20 +105,19 @@ impl Processor {
         if self.entropy.fraction() < self.handling.panics {
             std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
-        let done = |record: &Record| self.judge.finished(self.host.name(), shard.shard_id(), record.position());
         let mut outcome = Outcome::Done;
         match self.handling.tells {
             Tells::InOrder => {
                 for record in batch.in_order() {
                     self.one(record).await?;
-                    done(record);
+                    self.done(record, shard);
                 }
             }
             Tells::Nothing => {
                 for record in batch.records() {
                     self.one(record).await?;
                 }
-                batch.records().iter().for_each(done);
+                batch.records().iter().for_each(|record| self.done(record, shard));
             }
             Tells::From => {
                 for record in batch.records() {
@@ -70,29 +125,29 @@ impl Processor {
                         outcome = Outcome::failed_from(record, error);
                         break;
                     }
-                    done(record);
+                    self.done(record, shard);
                 }
             }
             Tells::These => {
                 let mut failed = Vec::new();
                 for record in batch.records() {
                     match self.one(record).await {
-                        Ok(()) => done(record),
+                        Ok(()) => self.done(record, shard),
                         Err(error) => failed.push((record, error)),
                     }
                 }
-                outcome = Outcome::failed(failed);
+                if !failed.is_empty() {
+                    outcome = Outcome::failed(failed);
+                }
             }
         }
         tokio::time::sleep(time / 2).await;
         // While some of it is to come again, a checkpoint would pass it.
         if self.handling.manual && matches!(outcome, Outcome::Done) {
-            self.since_checkpoint += 1;
-            if self.since_checkpoint >= 3 {
+            self.calls += 1;
+            if self.calls >= 3 {
                 // What is not written down is written down with the next.
-                if shard.checkpointer().checkpoint().await.is_ok() {
-                    self.since_checkpoint = 0;
-                }
+                let _ = self.flush(shard).await;
             }
         }
         Ok(outcome)
@@ -123,16 +178,13 @@ impl RecordProcessor for Processor {
     }
 
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        if self.handling.manual {
-            shard.checkpointer().checkpoint().await?;
+        if self.entropy.fraction() < self.handling.panics {
+            std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
-        Ok(())
+        Ok(self.flush(shard).await?)
     }
 
     async fn shutdown_requested(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        if self.handling.manual {
-            shard.checkpointer().checkpoint().await?;
-        }
-        Ok(())
+        Ok(self.flush(shard).await?)
     }
 }

@@ -24,6 +24,9 @@ impl ShardConsumer {
     pub(super) async fn begin_calls(&mut self) -> Result<(), Stop> {
         let now = Instant::now();
         self.work.schedule.wake(now);
+        if self.work.rewind.is_due() {
+            return Ok(());
+        }
         loop {
             let work = &mut self.work;
             if !work.lanes.has_free() {
@@ -33,12 +36,22 @@ impl ShardConsumer {
                 }
                 return Ok(());
             }
-            if work.careful.is_some() && !(work.lanes.is_idle() && work.outbox.is_empty()) {
+            if work.careful.is_some() && !work.lanes.is_idle() {
+                return Ok(());
+            }
+            // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
+            let one_by_one = work.careful.is_some() || self.hold.shard.committer.is_in_use();
+            if one_by_one && !work.outbox.is_empty() {
                 return Ok(());
             }
             let most = if work.careful.is_some() { 1 } else { self.hold.shared.processing.max_batch_records };
             let Some((group, entries)) = work.schedule.take(most) else { return Ok(()) };
             let entries = self.without_followers(group, entries);
+            if one_by_one && !self.work.outbox.is_empty() {
+                // Followers have gone there.
+                self.work.schedule.put_back(group, entries, Hold::default());
+                continue;
+            }
             let entries = if self.work.careful.is_some() { self.with_care(group, entries).await? } else { entries };
             if !entries.is_empty() {
                 if is_planted(Bug::KeyLogged) {
@@ -144,7 +157,7 @@ impl ShardConsumer {
 
     /// A call has ended: what is done is finished, and the rest is judged.
     pub(super) fn call_ended(&mut self, called: Called) {
-        let Called { group, entries, blame, covered, took, .. } = called;
+        let Called { group, entries, blame, covered, lost, took, .. } = called;
         self.hold.shared.metrics.processed_in(took.as_secs_f64());
         let blame = blame.filter(|_| !is_planted(Bug::FailedBatchSkipped));
         let judged = match blame {
@@ -156,6 +169,9 @@ impl ShardConsumer {
             }
         };
         self.apply(group, judged);
+        if lost {
+            self.processor_lost();
+        }
     }
 
     /// Carries out what was judged of a group's records.
@@ -164,6 +180,7 @@ impl ShardConsumer {
         if !finished.is_empty() {
             self.work.backoffs.remove(&group);
         }
+        self.work.rewind.done(&finished);
         self.finish(&finished, false);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
@@ -221,7 +238,7 @@ impl ShardConsumer {
         let acked = if is_planted(Bug::DeliveredIsFinished) { self.prefix.delivered() } else { self.prefix.acked() };
         self.acked.send_if_modified(|before| std::mem::replace(before, acked) != acked);
         let checkpointer = &self.hold.shard.checkpointer;
-        if let Some(acked) = acked {
+        if let Some(acked) = acked.filter(|_| !self.work.rewind.is_due()) {
             // With several lanes others are in work beyond it. With one it may be more than what a processor was given: dead letters, what an earlier term
             // had finished, dropped aggregates.
             checkpointer.note_delivered(acked);
@@ -251,11 +268,10 @@ impl ShardConsumer {
         }
     }
 
-    /// What to checkpoint now, with automatic checkpoints: all that is finished, unless it is written already.
+    /// What to checkpoint now: all that is finished, unless it is written already; with manual checkpoints only if no processor has any of it.
     pub(super) fn final_checkpoint(&self) -> Option<Checkpoint> {
-        let automatic = matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. });
         let acked = self.prefix.acked().filter(|_| !is_planted(Bug::LastCheckpointForgotten)).map(Checkpoint::At);
-        acked.filter(|acked| automatic && *acked > self.hold.shard.checkpointer.last())
+        acked.filter(|acked| !self.is_anything_collected() && *acked > self.hold.shard.checkpointer.last())
     }
 }
 

@@ -10,12 +10,10 @@ use tokio::time::Instant;
 
 use super::flow::PauseReason;
 use super::lanes::LaneEvent;
-use super::prefetch::Prefetched;
+use super::prefetch::{Answer, Prefetched};
 use super::work::Answers;
 use super::{ShardConsumer, Stop};
-use crate::retrieval::Fetched;
 use crate::status::ShardState;
-use crate::stream::StreamError;
 
 /// How often a shard that makes no progress says so.
 pub(super) const REMINDER: Duration = Duration::from_secs(60);
@@ -24,7 +22,7 @@ pub(super) const REMINDER: Duration = Duration::from_secs(60);
 enum Event {
     Lane(LaneEvent),
     Answered(Answers),
-    Fetched(Result<Fetched, StreamError>),
+    Fetched(Answer),
     /// Nothing was read for long.
     Overdue,
     /// There is something to begin.
@@ -44,8 +42,8 @@ impl ShardConsumer {
 
     async fn deliver_until_stopped(&mut self, ahead: &mut Prefetched) -> Result<Infallible, Stop> {
         loop {
-            if let Some(fetched) = self.turn(Some(ahead)).await? {
-                self.take_in(fetched).await?;
+            if let Some(answer) = self.turn(Some(ahead)).await? {
+                self.take_in(answer).await?;
             }
             if self.work.is_idle() {
                 if self.work.reopen {
@@ -87,7 +85,7 @@ impl ShardConsumer {
     }
 
     /// One turn: begins what can be begun, and waits for one thing. Gives what was read, if that was it.
-    async fn turn(&mut self, ahead: Option<&mut Prefetched>) -> Result<Option<Result<Fetched, StreamError>>, Stop> {
+    async fn turn(&mut self, ahead: Option<&mut Prefetched>) -> Result<Option<Answer>, Stop> {
         if let Some(stop) = self.hold.stopped() {
             return Err(stop);
         }
@@ -99,6 +97,9 @@ impl ShardConsumer {
                 self.begin_calls().await?;
             }
             self.begin_sending();
+        }
+        if self.may_rewind() {
+            return Err(self.rewind());
         }
         if self.work.is_idle() && self.work.has_read_enough() {
             // What was in hand was finished before: there is nothing to wait for.
@@ -128,7 +129,7 @@ impl ShardConsumer {
                 Err(_) => return Err(Stop::Ended),
             },
             () = sleep_until(wake) => Event::Look,
-            fetched = next(ahead) => Event::Fetched(fetched),
+            answer = next(ahead) => Event::Fetched(answer),
             () = sleep_until(read_by) => Event::Overdue,
         };
         match event {
@@ -142,9 +143,9 @@ impl ShardConsumer {
                 self.work.read_failing = true;
                 self.not_cut_off()?;
             }
-            Event::Fetched(fetched) => {
+            Event::Fetched(answer) => {
                 self.work.waiting_since = None;
-                return Ok(Some(fetched));
+                return Ok(Some(answer));
             }
         }
         Ok(None)
@@ -193,7 +194,7 @@ impl ShardConsumer {
 }
 
 /// The next answer, if one is asked for.
-async fn next(ahead: Option<&mut Prefetched>) -> Result<Fetched, StreamError> {
+async fn next(ahead: Option<&mut Prefetched>) -> Answer {
     match ahead {
         Some(ahead) => ahead.next().await,
         None => std::future::pending().await,

@@ -48,6 +48,11 @@ impl InHand {
         self.records = records.into();
     }
 
+    /// Puts away what is left.
+    pub(super) fn clear(&mut self) {
+        (self.records, self.parts, self.open) = (VecDeque::new(), None, None);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty() && self.open.is_none()
     }

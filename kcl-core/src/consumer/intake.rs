@@ -7,16 +7,16 @@ use kcl_checkpoint::Timestamp;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::Clock as _;
 
-use super::bound;
 use super::call::{Advice, CallFailure};
 use super::in_hand::Item;
+use super::prefetch::Answer;
 use super::retry::Condemned;
 use super::schedule::Entry;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::dead_letter::{Condition, FailureKind};
 use crate::record::Record;
 use crate::retrieval::Fetched;
-use crate::stream::{ChildShard, StreamError};
+use crate::stream::ChildShard;
 
 /// A pause in reading after which nothing is taken for granted: below the five minutes for which an iterator lives, and below the margin
 /// within which records count as trimmed.
@@ -27,7 +27,8 @@ const MOST_MARKS: usize = 1_000;
 
 impl ShardConsumer {
     /// Takes the answer of a read into the hand.
-    pub(super) async fn take_in(&mut self, fetched: Result<Fetched, StreamError>) -> Result<(), Stop> {
+    pub(super) async fn take_in(&mut self, answer: Answer) -> Result<(), Stop> {
+        let Answer { asked, fetched } = answer;
         if fetched.is_ok() {
             self.work.read_failing = false;
             self.hold.shared.reading.succeeded(self.hold.shared.clock.boot_time());
@@ -38,7 +39,7 @@ impl ShardConsumer {
             }
         }
         match fetched {
-            Ok(Fetched::Records { records, millis_behind_latest }) => self.records_read(records, millis_behind_latest).await,
+            Ok(Fetched::Records { records, millis_behind_latest }) => self.records_read(records, millis_behind_latest, asked).await,
             Ok(Fetched::ShardEnd { children }) => {
                 self.work.ended = Some(children);
                 Ok(())
@@ -53,7 +54,7 @@ impl ShardConsumer {
         now.saturating_sub(std::mem::replace(&mut self.looked, now)) > LONG_PAUSE
     }
 
-    async fn records_read(&mut self, mut records: Vec<Record>, behind: Option<u64>) -> Result<(), Stop> {
+    async fn records_read(&mut self, mut records: Vec<Record>, behind: Option<u64>, asked: Timestamp) -> Result<(), Stop> {
         let shared = &self.hold.shared;
         shared.status.update(self.hold.shard.shard_id(), |status| status.millis_behind_latest = behind);
         if let Some(millis) = behind {
@@ -67,19 +68,16 @@ impl ShardConsumer {
         if let Err(gap) = self.filter.admit(&mut records, behind == Some(0), now, retention) {
             self.after_gap(gap).await?;
         }
-        // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
-        // arrived before now. A closed shard's last answer has records, and says nothing of now: its children's have been arriving meanwhile.
         let at_tip = behind == Some(0);
-        let bound = self.hold.shared.bound.filter(|bound| bound::cut(&mut records, at_tip && self.work.at_tip_after_bound, now, *bound));
-        // An answer may have been read ahead before the bound: only the one that was asked for after it was taken in tells of the time since.
-        self.work.at_tip_after_bound |= at_tip && self.hold.shared.bound.is_some_and(|bound| now >= bound);
-        if let Some(bound) = bound {
-            tracing::info!(bound = bound.as_millis(), "read up to where reading is to end");
-            self.work.bound_reached = true;
+        if let Some(bound) = self.hold.shared.bound {
+            self.look_for_bound(&mut records, at_tip, now, bound);
         }
+        // What is finished with this answer: all that arrived before its last record; or, as an open shard at its tip holds nothing else, all that
+        // arrived before it was asked for. A closed shard's last answer has records, and says nothing of that time: its children's have been arriving
+        // meanwhile.
         self.work.mark_in_hand = match records.last() {
             Some(_) => records.iter().rev().find_map(Record::approximate_arrival),
-            None => Some(now).filter(|_| behind == Some(0)),
+            None => Some(asked).filter(|_| at_tip),
         };
         self.work.behind = behind;
         self.work.in_hand.put(records);
@@ -119,13 +117,19 @@ impl ShardConsumer {
         }
         let position = record.position();
         self.prefix.deliver(position);
+        if self.work.rewind.is_dead(position) {
+            self.prefix.ack(position);
+            self.acked_more();
+            return false;
+        }
         if self.work.finished_before.as_ref().is_some_and(|note| note.covers(position, record.is_aggregated())) {
             self.prefix.ack(position);
             self.acked_more();
             self.hold.shared.metrics.spared();
             return false;
         }
-        self.work.schedule.push(record);
+        let entry = self.work.rewind.entry(record);
+        self.work.schedule.push(entry);
         true
     }
 
@@ -136,6 +140,10 @@ impl ShardConsumer {
             return;
         }
         self.prefix.deliver(record.position());
+        if self.work.rewind.is_dead(record.position()) {
+            self.prefix.ack(record.position());
+            return self.acked_more();
+        }
         tracing::error!(record = %record.position(), %broken, "an aggregate is broken: it goes to the dead-letter queue as a whole");
         if is_planted(Bug::BrokenPassedOver) {
             self.prefix.ack(record.position());

@@ -44,6 +44,8 @@ pub(super) struct Called {
     pub(super) blame: Option<Blame>,
     /// The first so many are covered by the checkpoint, whatever became of the call.
     pub(super) covered: usize,
+    /// It has cost its processor, and whatever that held.
+    pub(super) lost: bool,
     pub(super) took: Duration,
 }
 
@@ -135,7 +137,8 @@ impl Lanes {
                 Some(processor) => guarded(processor.get().process_records(&batch, &shard), deadline).await,
                 None => unreachable!("the lane was free"),
             };
-            if result.as_ref().is_err_and(CallFailure::is_fatal_to_processor) {
+            let lost = result.as_ref().is_err_and(CallFailure::is_fatal_to_processor);
+            if lost {
                 // What it left behind is anybody's guess: the next call goes to a new one.
                 processor = None;
             }
@@ -147,7 +150,7 @@ impl Lanes {
             let blame = blame(result, &batch, shard.committer.is_in_use().then_some(covered));
             let entries = batch.into_records().into_iter().zip(histories);
             let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
-            Called { lane, processor, group, entries, blame, covered, took }
+            Called { lane, processor, group, entries, blame, covered, lost, took }
         };
         self.calls.push(call.boxed());
     }

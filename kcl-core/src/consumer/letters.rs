@@ -81,6 +81,7 @@ impl ShardConsumer {
                 // What only follows says nothing new of the program.
                 self.finish(std::slice::from_ref(&letter.record), letter.kind != FailureKind::Follows);
             }
+            self.note_dead(record);
             match waiting {
                 Some(group) => self.work.schedule.letter_accepted(group),
                 None if letter.kind == FailureKind::BrokenAggregate => self.work.barrier = false,

@@ -11,6 +11,7 @@
 //! | `calls`, `lanes`, `call` | calls of processors, and what follows when they end |
 //! | `retry` | what a failure means for each record of its batch |
 //! | `careful` | records that kill their process |
+//! | `rewind` | what a processor had collected and takes along when it is lost |
 //! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
 //! | `flow` | pauses |
 //! | `skip`, `bound` | what is left out, and where reading ends, where that is configured |
@@ -34,6 +35,7 @@ mod ownership;
 mod prefetch;
 mod reading;
 mod retry;
+mod rewind;
 mod schedule;
 mod settings;
 mod shard_end;
@@ -50,7 +52,7 @@ use std::time::Duration;
 
 use kcl_checkpoint::{AckedPrefix, Checkpoint, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::term::{Term, TermEnd, TermStatus};
-use kcl_lease::{Clock as _, Entropy, LeaseTable, ShardId, WorkerId};
+use kcl_lease::{Clock, Entropy, LeaseTable, ShardId, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -85,8 +87,9 @@ pub enum Checkpointing {
     },
     /// The processor, through [`ShardContext::checkpointer`]. What it does not checkpoint is delivered again to the shard's next owner.
     ///
-    /// Within a term a call that is done does not come again. A processor that panics, or overruns its deadline, takes with it what it has collected from
-    /// earlier calls and not checkpointed: the one that is made in its place must not checkpoint beyond that.
+    /// So a call may be done with no more than collecting its records, and a later one flush and checkpoint them. When a processor panics, or overruns its
+    /// deadline, what it was given since the last checkpoint is delivered again to the one that is made in its place. Records that no processor has, as those that
+    /// the dead-letter queue has accepted, are checkpointed by the framework when the shard is let go, unless unfinished ones come before them.
     Manual,
 }
 
@@ -150,7 +153,7 @@ impl std::fmt::Debug for Factory {
 
 /// Why delivery stops.
 enum Stop {
-    /// All records of the shard are finished.
+    /// All records of the shard are finished; without children, the shard is ended.
     ShardEnd(Vec<ChildShard>),
     /// Another worker asked for the shard, or this one shuts down.
     LetGo,
@@ -158,7 +161,7 @@ enum Stop {
     AtBound,
     /// The term is over; its status says how.
     Ended,
-    /// The starting position was refused; read from this one.
+    /// Read on, or once more, from this position.
     Reopen(StartingPosition),
 }
 
@@ -214,10 +217,7 @@ impl ShardConsumer {
     pub(crate) async fn run(mut self) -> ShardId {
         tracing::info!(checkpoint = %self.hold.shard.starting_checkpoint(), "shard taken");
         self.hold.shared.metrics.lease_taken();
-        let mut stop = self.consume().await;
-        if let Stop::ShardEnd(children) = stop {
-            stop = self.end_shard(children).await;
-        }
+        let stop = self.consume().await;
         if matches!(stop, Stop::LetGo | Stop::AtBound) {
             self.let_go(matches!(stop, Stop::AtBound)).await;
         }
@@ -236,14 +236,15 @@ impl ShardConsumer {
         shard
     }
 
-    /// Makes the processors, reads and delivers, until something stops it.
+    /// Makes the processors, reads and delivers, and ends the shard, until something stops it.
     async fn consume(&mut self) -> Stop {
         let mut position = start::starting_position(self.hold.term.taken(), self.hold.shared.initial);
         loop {
             let Hold { shared, term, shard } = &self.hold;
             let ownership = Arc::new(TermOwnership { term: term.clone(), shared: Arc::clone(shared) });
             let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
-            let (prefetcher, mut prefetched) = prefetch::prefetch(reader, shared.budget.clone());
+            let (prefetcher, mut prefetched) =
+                prefetch::prefetch(reader, shared.budget.clone(), Arc::clone(&shared.clock) as Arc<dyn Clock>);
             let checkpoints = checkpoint_as_acked(
                 shared.checkpointing,
                 shard.checkpointer.clone(),
@@ -256,6 +257,10 @@ impl ShardConsumer {
                 stop = self.deliver(&mut prefetched) => stop,
                 never = checkpoints => match never {},
                 never = prefetcher.run() => match never {},
+            };
+            let stop = match stop {
+                Stop::ShardEnd(children) => self.end_shard(children).await,
+                stop => stop,
             };
             match stop {
                 Stop::Reopen(from) => position = from,

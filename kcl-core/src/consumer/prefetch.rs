@@ -7,6 +7,8 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use kcl_checkpoint::Timestamp;
+use kcl_lease::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::retrieval::{Fetched, ShardReader};
@@ -30,20 +32,29 @@ impl PrefetchBudget {
     }
 }
 
-/// What was read, and its share of the budget until it is taken into work.
-type Ahead = (Result<Fetched, StreamError>, Option<OwnedSemaphorePermit>);
+/// What was read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// When it was asked for, by the wall clock: it says nothing of the time since. (A subscription's answer may have been on its way before.)
+    pub(crate) asked: Timestamp,
+    pub(crate) fetched: Result<Fetched, StreamError>,
+}
+
+/// An answer, and its share of the budget until it is taken into work.
+type Ahead = (Answer, Option<OwnedSemaphorePermit>);
 
 /// The two ends of one shard's reading ahead.
-pub(crate) fn prefetch(reader: Box<dyn ShardReader>, budget: PrefetchBudget) -> (Prefetcher, Prefetched) {
+pub(crate) fn prefetch(reader: Box<dyn ShardReader>, budget: PrefetchBudget, clock: Arc<dyn Clock>) -> (Prefetcher, Prefetched) {
     let (sender, receiver) = mpsc::channel(1);
     let (hungry, hunger) = watch::channel(false);
-    (Prefetcher { reader, budget, sender, hunger }, Prefetched { receiver, hungry })
+    (Prefetcher { reader, budget, clock, sender, hunger }, Prefetched { receiver, hungry })
 }
 
 /// The reading end.
 pub(crate) struct Prefetcher {
     reader: Box<dyn ShardReader>,
     budget: PrefetchBudget,
+    clock: Arc<dyn Clock>,
     sender: mpsc::Sender<Ahead>,
     /// Whether the other end has nothing in hand and waits.
     hunger: watch::Receiver<bool>,
@@ -59,6 +70,7 @@ impl Prefetcher {
                 _ = self.hunger.wait_for(|hungry| *hungry) => None,
                 permit = self.budget.reserve() => Some(permit),
             };
+            let asked = self.clock.wall_time();
             let fetched = self.reader.next().await;
             let ended = matches!(fetched, Ok(Fetched::ShardEnd { .. }));
             let bytes = match &fetched {
@@ -69,7 +81,7 @@ impl Prefetcher {
                 // What was reserved and not needed goes back.
                 drop(permit.split(permit.num_permits().saturating_sub(bytes)));
             }
-            room.send((fetched, permit));
+            room.send((Answer { asked, fetched }, permit));
             if ended {
                 break;
             }
@@ -86,15 +98,15 @@ pub(crate) struct Prefetched {
 
 impl Prefetched {
     /// The next answer. Cancel-safe: what is not returned stays.
-    pub(crate) async fn next(&mut self) -> Result<Fetched, StreamError> {
-        if let Ok((fetched, _)) = self.receiver.try_recv() {
-            return fetched;
+    pub(crate) async fn next(&mut self) -> Answer {
+        if let Ok((answer, _)) = self.receiver.try_recv() {
+            return answer;
         }
         let hunger = Hunger::begin(&self.hungry);
         let ahead = self.receiver.recv().await;
         drop(hunger);
         match ahead {
-            Some((fetched, _)) => fetched,
+            Some((answer, _)) => answer,
             // The reading end stays pending after the end of the shard, which was given.
             None => std::future::pending().await,
         }
@@ -125,6 +137,7 @@ mod tests {
     use async_trait::async_trait;
     use bytes::Bytes;
     use futures::FutureExt;
+    use kcl_lease::SystemClock;
 
     use super::*;
     use crate::record::Record;
@@ -143,7 +156,8 @@ mod tests {
 
     fn shard(budget: &PrefetchBudget) -> (Prefetcher, Prefetched, Arc<std::sync::atomic::AtomicUsize>) {
         let reads = Arc::default();
-        let (prefetcher, prefetched) = prefetch(Box::new(Scripted(VecDeque::from([1 << 20; 20]), Arc::clone(&reads))), budget.clone());
+        let (prefetcher, prefetched) =
+            prefetch(Box::new(Scripted(VecDeque::from([1 << 20; 20]), Arc::clone(&reads))), budget.clone(), Arc::new(SystemClock));
         (prefetcher, prefetched, reads)
     }
 
@@ -153,7 +167,7 @@ mod tests {
         let (prefetcher, mut prefetched, reads) = shard(&budget);
         let work = async {
             for taken in 1..5 {
-                prefetched.next().await.unwrap();
+                prefetched.next().await.fetched.unwrap();
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 assert_eq!(reads.load(std::sync::atomic::Ordering::SeqCst), taken + 1);
             }
@@ -190,7 +204,7 @@ mod tests {
         let (prefetcher, mut prefetched, _) = shard(&budget);
         let work = async {
             for _ in 0..10 {
-                prefetched.next().await.unwrap();
+                prefetched.next().await.fetched.unwrap();
             }
         };
         tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }

@@ -41,6 +41,12 @@ impl Entry {
     }
 }
 
+impl From<Record> for Entry {
+    fn from(record: Record) -> Self {
+        Self::new(record)
+    }
+}
+
 /// What keeps a group back after a call.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hold {
@@ -104,12 +110,18 @@ impl Schedule {
     }
 
     /// The next record of the shard.
-    pub(super) fn push(&mut self, record: Record) {
-        let group = self.group_of(&record);
+    pub(super) fn push(&mut self, entry: impl Into<Entry>) {
+        let entry = entry.into();
+        let group = self.group_of(&entry.record);
         self.open += 1;
-        self.open_bytes += record.size();
-        self.groups.entry(group).or_default().queue.push_back(Entry::new(record));
+        self.open_bytes += entry.record.size();
+        self.groups.entry(group).or_default().queue.push_back(entry);
         self.place(group);
+    }
+
+    /// The records that wait, in order within each group. None is in a call.
+    pub(super) fn into_waiting(self) -> Vec<Entry> {
+        self.groups.into_values().flat_map(|group| group.queue).collect()
     }
 
     /// Lets groups whose wait is over be called.

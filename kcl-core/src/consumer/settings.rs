@@ -63,7 +63,9 @@ pub enum PoisonedKey {
     /// They wait until the queue has accepted it, and are then processed. The default. With one lane, all later records of the shard wait.
     #[default]
     Wait,
-    /// They are processed without waiting for the queue.
+    /// They are processed without waiting for the queue. A checkpoint does not pass the record before the queue has accepted it: a processor that checkpoints for
+    /// itself uses [`checkpoint`](crate::Checkpointer::checkpoint), which covers what it may. Where a processor [commits](crate::ShardContext::commit), they
+    /// wait all the same: a commit covers all before it.
     Pass,
     /// They follow it into the queue unseen, so that nothing of the key is processed out of order: for this worker's term of the shard, and for up
     /// to 10,000 keys; beyond that the key that was poisoned longest ago is processed again, which is logged as an error.

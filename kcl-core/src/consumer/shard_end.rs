@@ -15,7 +15,7 @@ use crate::stream::{ChildShard, ShardFilter};
 
 impl ShardConsumer {
     /// Creates the children's leases, lets the processor finish, and ends the shard. A child can't start before the last step: its
-    /// parent is not at SHARD_END.
+    /// parent is not at SHARD_END. [`Stop::Reopen`] if the processor was lost with what it had collected.
     pub(super) async fn end_shard(&mut self, children: Vec<ChildShard>) -> Stop {
         self.hold.state(ShardState::Ending);
         self.hold.term.set_finished_beyond(None);
@@ -73,6 +73,9 @@ impl ShardConsumer {
                 tracing::error!(%failure, "shard_ended failed; calling it again");
                 if failure.is_fatal_to_processor() {
                     self.work.lanes.discard(lane);
+                    if self.processor_lost() {
+                        return Err(self.rewind());
+                    }
                 }
                 Ok(false)
             }

@@ -29,9 +29,10 @@ impl ShardConsumer {
         let mut backoff = self.hold.backoff();
         let acked = self.prefix.acked();
         let behind = self.work.behind;
-        let mut asked = None;
+        // The last instant that was asked for, and is perhaps written.
+        let mut tried = None;
         loop {
-            self.hold.gate().await.map_err(|stop| self.skip_in_doubt(asked, stop))?;
+            self.hold.gate().await.map_err(|stop| self.skip_in_doubt(tried, stop))?;
             // First, so that no checkpoint of what came before the instant follows the write.
             if let Some(Checkpoint::At(acked)) = self.final_checkpoint() {
                 let checkpointer = &self.hold.shard.checkpointer;
@@ -43,7 +44,7 @@ impl ShardConsumer {
             }
             let (now, term) = (self.hold.shared.clock.wall_time(), &self.hold.term);
             term.set_finished_beyond(None);
-            asked = Some(now);
+            tried = Some(now);
             match term.restart(NewStart::latest(now)).await {
                 Ok(()) => {
                     tracing::error!(
@@ -68,18 +69,19 @@ impl ShardConsumer {
                     self.filter.accept_gap();
                     return Ok(Stop::Reopen(StartingPosition::AtTimestamp(now)));
                 }
-                Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
+                // This write, or an earlier one, may have been in effect before the lease was lost.
+                Err(CheckpointWriteError::LeaseLost) => return Err(self.skip_in_doubt(tried, Stop::Ended)),
                 Err(error) => {
                     tracing::warn!(%error, "the new start is not confirmed yet; trying again");
-                    self.hold.pause(backoff.next_wait()).await.map_err(|stop| self.skip_in_doubt(asked, stop))?;
+                    self.hold.pause(backoff.next_wait()).await.map_err(|stop| self.skip_in_doubt(tried, stop))?;
                 }
             }
         }
     }
 
     /// The shard goes while the new start may still be written: told before anybody knows, rather than never.
-    fn skip_in_doubt(&self, asked: Option<Timestamp>, stop: Stop) -> Stop {
-        if let Some(instant) = asked {
+    fn skip_in_doubt(&self, tried: Option<Timestamp>, stop: Stop) -> Stop {
+        if let Some(instant) = tried {
             tracing::error!(
                 target: "kcl::audit",
                 stream = %self.hold.shared.stream.arn,

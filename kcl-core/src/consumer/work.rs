@@ -14,7 +14,8 @@ use super::hold::Hold;
 use super::in_hand::InHand;
 use super::lanes::Lanes;
 use super::outbox::Outbox;
-use super::schedule::{GroupKey, Schedule};
+use super::rewind::Rewind;
+use super::schedule::{Entry, GroupKey, Schedule};
 use super::settings::Processing;
 use super::valve::Valve;
 use crate::dead_letter::DeadLetterError;
@@ -41,6 +42,7 @@ pub(super) struct Work {
     pub(super) valve: Valve,
     pub(super) valve_closed: bool,
     pub(super) poisoned: PoisonedKeys,
+    pub(super) rewind: Rewind,
     pub(super) careful: Option<Careful>,
     /// What was finished beyond the checkpoint before this term.
     pub(super) finished_before: Option<FinishedBeyond>,
@@ -60,8 +62,8 @@ pub(super) struct Work {
     pub(super) skip: bool,
     /// Reading has come to where it is to end.
     pub(super) bound_reached: bool,
-    /// The shard was seen at its tip after the time at which reading is to end.
-    pub(super) at_tip_after_bound: bool,
+    /// Since the shard was at its tip after the time at which reading is to end, it is read anew.
+    pub(super) read_from_bound: bool,
     /// Kinesis can't be read.
     pub(super) read_failing: bool,
     /// Since when an answer is waited for.
@@ -90,6 +92,7 @@ impl Work {
             valve: Valve::new(settings.valve),
             valve_closed: false,
             poisoned: PoisonedKeys::default(),
+            rewind: Rewind::default(),
             careful: Careful::begin(term),
             finished_before: term.taken().finished_beyond.clone().filter(|note| note.is_valid_for(term.taken().checkpoint)),
             behind: None,
@@ -100,7 +103,7 @@ impl Work {
             reopen: false,
             skip: false,
             bound_reached: false,
-            at_tip_after_bound: false,
+            read_from_bound: false,
             read_failing: false,
             waiting_since: None,
             note_due: None,
@@ -110,6 +113,16 @@ impl Work {
         }
     }
 
+    /// Forgets what was read and is not finished, as it is read anew, and returns what of it waits for a call. Nothing is in a call or on its way to the queue.
+    pub(super) fn forget_what_was_read(&mut self) -> Vec<Entry> {
+        self.in_hand.clear();
+        self.marks.clear();
+        (self.mark_in_hand, self.behind, self.barrier) = (None, None, false);
+        (self.ended, self.reopen, self.bound_reached) = (None, false, false);
+        let anew = Schedule::new(self.lanes.len() > 1);
+        std::mem::replace(&mut self.schedule, anew).into_waiting()
+    }
+
     /// Whether everything that was read is finished.
     pub(super) fn is_idle(&self) -> bool {
         self.in_hand.is_empty() && self.schedule.open() == 0 && self.outbox.is_empty() && self.lanes.is_idle()
@@ -117,7 +130,7 @@ impl Work {
 
     /// Whether something else than reading on follows when all that was read is finished.
     pub(super) fn has_read_enough(&self) -> bool {
-        self.ended.is_some() || self.reopen || self.skip || self.bound_reached
+        self.ended.is_some() || self.reopen || self.skip || self.bound_reached || self.rewind.is_due()
     }
 
     /// Whether the next answer may be taken into the hand.

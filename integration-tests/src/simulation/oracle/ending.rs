@@ -3,13 +3,33 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_core::{Checkpoint, ShardId};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, ShardId};
 
 use super::Oracle;
 
 impl Oracle {
+    /// Records that are not done, nor in the hands of a processor that has collected them.
     pub(in crate::simulation) fn undone(&self) -> usize {
-        self.log.undone()
+        let is_undone = |(shard, record): &&(ShardId, ExtendedSequenceNumber)| {
+            self.log.shards.get(shard).and_then(|log| log.find(*record)).is_some_and(|(_, entry)| !entry.done)
+        };
+        self.log.undone() - self.collected.keys().filter(is_undone).count()
+    }
+
+    /// A processor has collected a record.
+    pub(in crate::simulation) fn collected(&mut self, shard: &ShardId, record: ExtendedSequenceNumber) {
+        *self.collected.entry((shard.clone(), record)).or_default() += 1;
+    }
+
+    /// A processor has flushed a record that it had collected, or is gone with it.
+    pub(in crate::simulation) fn let_go(&mut self, shard: &ShardId, record: ExtendedSequenceNumber) {
+        let key = (shard.clone(), record);
+        if let Some(processors) = self.collected.get_mut(&key) {
+            *processors -= 1;
+            if *processors == 0 {
+                self.collected.remove(&key);
+            }
+        }
     }
 
     /// Which records are not done, in words.

@@ -82,6 +82,8 @@ pub(super) struct Oracle {
     lanes: bool,
     /// Whether a call may be given up that has done its work.
     overruns: bool,
+    /// Whether processors collect records, and checkpoint for themselves when they have flushed them.
+    manual: bool,
     /// Whether records are delivered one after the other, without a gap.
     contiguous: bool,
     trimmed_may_be_skipped: bool,
@@ -103,6 +105,8 @@ pub(super) struct Oracle {
     skipped_unread: u64,
     /// When the stream was made, once it was made anew: rows of another one are none of its.
     made_anew: Option<Timestamp>,
+    /// Records that wait for a processor's flush, and how many processors hold them.
+    collected: BTreeMap<(ShardId, ExtendedSequenceNumber), usize>,
     /// Terms of the stream before: host, shard, token.
     old_terms: BTreeSet<(String, ShardId, u64)>,
     audits: u64,
@@ -127,6 +131,7 @@ impl Judge {
             oracle: Arc::new(Mutex::new(Oracle {
                 lanes: plan.handling.lanes > 1,
                 overruns: plan.handling.deadline.is_some(),
+                manual: plan.handling.manual,
                 contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
@@ -142,6 +147,7 @@ impl Judge {
                 repeated: 0,
                 skipped_unread: 0,
                 made_anew: None,
+                collected: BTreeMap::new(),
                 old_terms: BTreeSet::new(),
                 audits: 0,
                 slowest: Duration::ZERO,

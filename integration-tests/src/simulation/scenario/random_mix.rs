@@ -96,6 +96,9 @@ fn processing(plan: &mut Plan) {
         plan.handling.lanes = 2 + dice.below(8);
     }
     if plan.handling.manual {
+        if dice.chance(0.2) {
+            plan.handling.deadline = Some(dice.seconds(5.0, 20.0));
+        }
         // A processor that is never called, as all of a key follows, never checkpoints.
         plan.handling.poisoned_key = dice.one_of(&[PoisonedKey::Wait, PoisonedKey::Pass]);
         return;

@@ -2,6 +2,7 @@
 
 mod aggregates;
 mod batches;
+mod collected;
 mod flow;
 mod lanes;
 mod service;

@@ -1,0 +1,201 @@
+//! Going back to the checkpoint within a term: a processor that checkpoints for itself was lost, and what it had collected with it.
+//!
+//! With manual checkpoints a call that is done may have done no more than collect its records; a checkpoint says when they are finished. A processor that
+//! panics or overruns its deadline takes what it has collected along. Whatever was given to it since the checkpoint is therefore given again, to the one that
+//! is made in its place. In this order:
+//!
+//! 1. The call ends. From this moment on nothing beyond the checkpoint may be checkpointed, and no call begins.
+//! 2. Dead letters are accepted, and the wait after the failure passes.
+//! 3. The shard is read from the checkpoint on. What is known of its records is kept: attempts, where calls end, and which ones the queue has. Else a
+//!    record that always panics would never be given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_checkpoint::{AckedPrefix, Checkpoint, ExtendedSequenceNumber};
+
+use super::schedule::{Entry, History};
+use super::start::{StartFilter, starting_position};
+use super::{Checkpointing, ShardConsumer, Stop};
+use crate::record::Record;
+use crate::stream::StartingPosition;
+
+/// Dead letters beyond the checkpoint that are remembered. One that is forgotten is tried and sent again after a rewind.
+const MOST_DEAD: usize = 10_000;
+
+/// What a rewind needs to know. See the module.
+#[derive(Debug, Default)]
+pub(super) struct Rewind {
+    is_due: bool,
+    /// The last record that a call was done with.
+    done: Option<ExtendedSequenceNumber>,
+    /// What unfinished records had been through before the last rewind, and whether a call ends before them; until they are read again.
+    tried: BTreeMap<ExtendedSequenceNumber, (History, bool)>,
+    /// Records that the dead-letter queue has accepted.
+    dead: BTreeSet<ExtendedSequenceNumber>,
+}
+
+impl Rewind {
+    pub(super) fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// A call was done with these.
+    pub(super) fn done(&mut self, records: &[Record]) {
+        self.done = self.done.max(records.iter().map(Record::position).max());
+    }
+
+    /// Whether a processor may hold what no checkpoint covers.
+    fn is_anything_collected(&self, checkpoint: Checkpoint) -> bool {
+        self.done.is_some_and(|done| Checkpoint::At(done) > checkpoint)
+    }
+
+    /// The dead-letter queue has accepted a record.
+    fn dead(&mut self, record: ExtendedSequenceNumber, checkpoint: Checkpoint) {
+        self.dead.insert(record);
+        if self.dead.len() > MOST_DEAD {
+            self.dead.retain(|dead| Checkpoint::At(*dead) > checkpoint);
+        }
+        if self.dead.len() > MOST_DEAD {
+            self.dead.pop_first();
+        }
+    }
+
+    /// Whether the dead-letter queue has accepted a record, which comes again.
+    pub(super) fn is_dead(&self, record: ExtendedSequenceNumber) -> bool {
+        self.dead.contains(&record)
+    }
+
+    /// A record that was read, with what it has been through.
+    pub(super) fn entry(&mut self, record: Record) -> Entry {
+        let (history, cut) = self.tried.remove(&record.position()).unwrap_or_default();
+        Entry { record, history, cut }
+    }
+
+    /// The shard is read anew: these had been read and are not finished. What comes before the first of them goes into calls of its own, so that what was
+    /// found out of them by dividing their batch stays true.
+    fn begin(&mut self, unfinished: impl Iterator<Item = Entry>) {
+        (self.is_due, self.done) = (false, None);
+        let tried = unfinished.enumerate().map(|(index, entry)| (entry.record.position(), (entry.history, entry.cut || index == 0)));
+        self.tried.extend(tried);
+    }
+}
+
+impl ShardConsumer {
+    fn checkpoints_by_hand(&self) -> bool {
+        self.hold.shared.checkpointing == Checkpointing::Manual
+    }
+
+    /// Whether a processor that checkpoints for itself may hold what no checkpoint covers.
+    pub(super) fn is_anything_collected(&self) -> bool {
+        self.checkpoints_by_hand() && self.work.rewind.is_anything_collected(self.hold.shard.checkpointer.last())
+    }
+
+    /// A processor is lost. Returns whether the shard has to be read from the checkpoint on.
+    pub(super) fn processor_lost(&mut self) -> bool {
+        if !self.is_anything_collected() || is_planted(Bug::CollectedIsForgotten) {
+            return false;
+        }
+        let checkpointer = &self.hold.shard.checkpointer;
+        tracing::warn!(
+            checkpoint = %checkpointer.last(),
+            "the processor is lost, and with it what it may have collected since the checkpoint: that is delivered again"
+        );
+        checkpointer.note_failed_after(checkpointer.last().record());
+        self.work.rewind.is_due = true;
+        true
+    }
+
+    /// A record is accepted by the dead-letter queue: it is not tried again after a rewind.
+    pub(super) fn note_dead(&mut self, record: ExtendedSequenceNumber) {
+        if self.checkpoints_by_hand() {
+            self.work.rewind.dead(record, self.hold.shard.checkpointer.last());
+        }
+    }
+
+    /// Whether all is ready for a rewind that is due.
+    pub(super) fn may_rewind(&self) -> bool {
+        let work = &self.work;
+        work.rewind.is_due && work.lanes.is_idle() && work.outbox.is_empty() && !work.schedule.has_waiting()
+    }
+
+    /// Goes back to the checkpoint.
+    pub(super) fn rewind(&mut self) -> Stop {
+        let checkpointer = &self.hold.shard.checkpointer;
+        let checkpoint = checkpointer.last();
+        // The shard may have ended for its lost processor.
+        checkpointer.note_failed_after(checkpoint.record());
+        let unfinished = self.work.forget_what_was_read();
+        self.work.rewind.begin(unfinished.into_iter());
+        self.prefix = AckedPrefix::default();
+        let taken = self.hold.term.taken();
+        match checkpoint.record().filter(|_| checkpoint != taken.checkpoint) {
+            Some(record) => {
+                self.filter = StartFilter::after(record, self.watermark);
+                Stop::Reopen(StartingPosition::AtSequenceNumber(record.sequence_number))
+            }
+            None => {
+                self.filter = StartFilter::new(taken);
+                if let Some(watermark) = self.watermark {
+                    self.filter.watched_until(watermark);
+                }
+                Stop::Reopen(starting_position(taken, self.hold.shared.initial))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn record(number: u128) -> Record {
+        Record::new(number.into(), None, Bytes::new(), None)
+    }
+
+    fn at(number: u128) -> ExtendedSequenceNumber {
+        ExtendedSequenceNumber::whole(number.into())
+    }
+
+    #[test]
+    fn only_what_a_call_was_done_with_is_collected_until_a_checkpoint_covers_it() {
+        let mut rewind = Rewind::default();
+        assert!(!rewind.is_anything_collected(Checkpoint::TrimHorizon));
+        rewind.dead(at(9), Checkpoint::TrimHorizon);
+        assert!(!rewind.is_anything_collected(Checkpoint::TrimHorizon), "nobody holds what is in the queue");
+        rewind.done(&[record(4), record(5)]);
+        rewind.done(&[record(3)]);
+        rewind.done(&[]);
+        assert!(rewind.is_anything_collected(Checkpoint::TrimHorizon) && rewind.is_anything_collected(Checkpoint::At(at(4))));
+        assert!(!rewind.is_anything_collected(Checkpoint::At(at(5))));
+    }
+
+    #[test]
+    fn what_a_record_has_been_through_is_kept_until_it_is_read_again() {
+        let tried =
+            |number, failures, cut| Entry { history: History { failures, ..History::default() }, cut, ..Entry::new(record(number)) };
+        let mut rewind = Rewind::default();
+        rewind.begin([tried(5, 2, false), tried(6, 0, true), tried(7, 1, false)].into_iter());
+        let seen = |entry: Entry| (entry.history.failures, entry.cut);
+        assert_eq!(seen(rewind.entry(record(4))), (0, false));
+        assert_eq!(seen(rewind.entry(record(5))), (2, true), "what comes again before it is called apart");
+        // another rewind before all has come again
+        rewind.begin([tried(5, 3, false)].into_iter());
+        assert_eq!([5, 6, 7].map(|number| seen(rewind.entry(record(number)))), [(3, true), (0, true), (1, false)]);
+        assert_eq!(seen(rewind.entry(record(5))), (0, false));
+    }
+
+    #[test]
+    fn of_too_many_dead_letters_those_that_the_checkpoint_covers_are_forgotten_first() {
+        let mut rewind = Rewind::default();
+        let most = MOST_DEAD as u128;
+        (0..most).for_each(|number| rewind.dead(at(number), Checkpoint::TrimHorizon));
+        rewind.dead(at(most), Checkpoint::At(at(1)));
+        assert!(!rewind.is_dead(at(1)) && rewind.is_dead(at(2)) && rewind.is_dead(at(most)));
+        rewind.dead(at(most + 1), Checkpoint::At(at(1)));
+        rewind.dead(at(most + 2), Checkpoint::At(at(1)));
+        assert!(!rewind.is_dead(at(2)) && rewind.is_dead(at(3)));
+    }
+}
