@@ -6,11 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::retry::RetryConfig;
-use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
@@ -21,8 +20,12 @@ use super::batches::{Item, Limits, Plan};
 use super::blobs::BlobStore;
 use super::identity::{group_id, letter_id};
 use super::message::MessageFormat;
-use super::refusal::{CALL_TIMEOUT, by_code, refusal};
-use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, answers};
+use super::one_attempt::of_one_attempt;
+use super::refusal::{by_code, refusal};
+use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, carry_out};
+
+/// How long one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A queue's size limit while it has not been read.
 const UNKNOWN: usize = 0;
@@ -72,13 +75,8 @@ impl SqsDeadLetterQueue {
     /// called yet: [`check`](DeadLetterQueue::check) tells whether the queue exists.
     #[must_use]
     pub fn new(aws: &SdkConfig, queue: impl Into<String>) -> Self {
-        // Whoever sends retries: with the SDK retrying too, the attempts would multiply and one call would have no bound.
-        let config = aws_sdk_sqs::config::Builder::from(aws)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 2).build())
-            .build();
         Self {
-            client: Client::from_conf(config),
+            client: Client::new(&of_one_attempt(aws, CALL_TIMEOUT, CALL_TIMEOUT / 2)),
             queue: queue.into(),
             url: OnceCell::new(),
             limit: AtomicUsize::new(UNKNOWN),
@@ -203,25 +201,13 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
         for (at, message) in messages.into_iter().enumerate() {
             bodies.push(message.map_err(|error| plan.settle(at, Err(error))).ok());
         }
-        loop {
-            let calls = plan.next_round();
-            if calls.is_empty() {
-                return answers(&self.queue, plan);
-            }
-            let mut entry = |at: &usize| Entry {
-                id: at.to_string(),
-                // Each letter is in one call.
-                body: bodies[*at].take().unwrap_or_default(),
-                fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
-            };
-            let batches: Vec<Vec<_>> = calls.iter().map(|call| call.iter().map(&mut entry).collect()).collect();
-            let answered = join_all(batches.into_iter().map(|batch| self.send_batch(url, batch)));
-            for (call, results) in calls.iter().zip(answered.await) {
-                for (at, result) in call.iter().zip(results) {
-                    plan.settle(*at, result);
-                }
-            }
-        }
+        let mut entry = |at: &usize| Entry {
+            id: at.to_string(),
+            // Each letter is in one call.
+            body: bodies[*at].take().unwrap_or_default(),
+            fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
+        };
+        carry_out(&self.queue, plan, |places| self.send_batch(url, places.iter().map(&mut entry).collect())).await
     }
 }
 
