@@ -18,6 +18,7 @@ use super::blobs::BlobStore;
 use super::identity::{letter_id, sha256_hex};
 use super::message::MessageFormat;
 use super::one_attempt::of_one_attempt;
+use super::payloads::Payloads;
 use super::refusal::{by_code, refusal};
 use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, carry_out};
 
@@ -80,7 +81,7 @@ impl KinesisDeadLetterQueue {
     /// Where payloads go that are too large for the stream.
     #[must_use]
     pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
-        self.format.blobs = Some(Arc::new(blobs));
+        self.format.payloads = Some(Arc::new(Payloads::new(blobs)));
         self
     }
 
@@ -170,7 +171,9 @@ impl DeadLetterQueue for KinesisDeadLetterQueue {
             let entry = PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(&keys[*at]);
             entry.build().expect("an entry with data is complete")
         };
-        carry_out(&self.stream, plan, |places| self.put(places.iter().map(entry).collect())).await
+        let answers = carry_out(&self.stream, plan, |places| self.put(places.iter().map(entry).collect())).await;
+        self.format.answered(letters, &answers);
+        answers
     }
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | this | the letter, and the queue port |
 //! | `envelope`, `parsed` | the message: written, and read back |
-//! | `blobs`, `message` | the blob store port; payloads that are too large for a message |
+//! | `blobs`, `message`, `payloads` | the blob store port; payloads that are too large for a message, and where they are |
 //! | `identity` | what makes two letters the same |
 //! | `batches` | which letters go into which call |
 //! | `sqs`, `kinesis`, `file` | the queues |
@@ -23,6 +23,7 @@ pub(crate) mod kinesis;
 mod message;
 mod one_attempt;
 mod parsed;
+mod payloads;
 pub(crate) mod refusal;
 #[cfg(feature = "s3")]
 mod s3;

@@ -21,6 +21,7 @@ use super::blobs::BlobStore;
 use super::identity::{group_id, letter_id};
 use super::message::MessageFormat;
 use super::one_attempt::of_one_attempt;
+use super::payloads::Payloads;
 use super::refusal::{by_code, refusal};
 use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, carry_out};
 
@@ -104,7 +105,7 @@ impl SqsDeadLetterQueue {
     /// MiB, a message 1 MiB. Without it such a record is refused, and its shard waits.
     #[must_use]
     pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
-        self.format.blobs = Some(Arc::new(blobs));
+        self.format.payloads = Some(Arc::new(Payloads::new(blobs)));
         self
     }
 
@@ -178,7 +179,7 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
     }
 
     /// Takes up to two calls of five seconds before any letter is sent (the lookup, while it has not succeeded yet; the limit, while it is unknown or
-    /// seems too low), the puts to the blob store, all at the same time, and then one call of five seconds, or on a FIFO queue one for each
+    /// seems too low), the puts to the blob store that an earlier attempt has not made, all at the same time, and then one call of five seconds, or on a FIFO queue one for each
     /// letter of the key that has most of them.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
         let ready = async {
@@ -207,7 +208,9 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
             body: bodies[*at].take().unwrap_or_default(),
             fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
         };
-        carry_out(&self.queue, plan, |places| self.send_batch(url, places.iter().map(&mut entry).collect())).await
+        let answers = carry_out(&self.queue, plan, |places| self.send_batch(url, places.iter().map(&mut entry).collect())).await;
+        self.format.answered(letters, &answers);
+        answers
     }
 }
 

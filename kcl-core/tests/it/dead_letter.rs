@@ -362,6 +362,33 @@ async fn while_payloads_can_not_be_stored_their_letters_are_not_accepted() {
 }
 
 #[tokio::test]
+async fn a_payload_is_stored_once_while_the_queue_does_not_accept_its_letter() {
+    let aws = Aws::start().await;
+    let url = aws.queue("letters", 262_144).await;
+    let bucket = aws.bucket("payloads").await;
+    let dead_letters = aws.dead_letters("letters").blob_store(bucket.clone());
+    let stored = || aws.local.faults().requests_of(Service::S3, "PutObject");
+    let large = letter(7, vec![0; 300_000]);
+    for fault in [Fault::ServerError, Fault::Throttle, Fault::FailEntries { entries: &[0], code: "InternalError" }, Fault::Drop] {
+        aws.fault(fault, Service::Sqs, "SendMessageBatch");
+        send(&dead_letters, large.clone()).await.unwrap_err();
+    }
+    assert_eq!(stored(), 1, "a queue that is away costs no more than one put");
+    // A letter of the same record with other bytes: the name is the same, and what was put is not relied on.
+    let other = letter(7, vec![1; 300_000]);
+    send(&dead_letters, other.clone()).await.unwrap();
+    assert_eq!(stored(), 2);
+    let messages = aws.messages(&url).await;
+    let Payload::At(location) = Envelope::parse(&messages[0].to_string()).unwrap().payload else { panic!("{messages:?}") };
+    assert!(bucket.get(&location.address).await.unwrap() == vec![1; 300_000]);
+    // Whoever has read the message may have deleted the blob.
+    bucket.delete(&location.address).await.unwrap();
+    send(&dead_letters, other).await.unwrap();
+    assert_eq!(stored(), 3);
+    assert!(bucket.get(&location.address).await.unwrap() == vec![1; 300_000]);
+}
+
+#[tokio::test]
 async fn a_bucket_that_is_missing_is_told_by_the_check() {
     let aws = Aws::start().await;
     aws.queue("letters", 262_144).await;
