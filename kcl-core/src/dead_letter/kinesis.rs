@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::config::retry::RetryConfig;
-use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::error::ProvideErrorMetadata as _;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
@@ -19,8 +17,10 @@ use super::batches::{Item, Limits, Plan};
 use super::blobs::BlobStore;
 use super::identity::{letter_id, sha256_hex};
 use super::message::MessageFormat;
+use super::one_attempt::of_one_attempt;
+use super::payloads::Payloads;
 use super::refusal::{by_code, refusal};
-use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, answers};
+use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, carry_out};
 
 /// How long one call may take: letters may have megabytes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,13 +54,9 @@ pub struct KinesisDeadLetterQueue {
     format: MessageFormat,
 }
 
-/// A client whose calls are one attempt each, bounded in time: whoever puts records retries.
+/// A client whose calls are one attempt each.
 pub(crate) fn client_of_one_attempt(aws: &SdkConfig, timeout: Duration) -> Client {
-    let config = aws_sdk_kinesis::config::Builder::from(aws)
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(TimeoutConfig::builder().operation_timeout(timeout).connect_timeout(timeout / 4).build())
-        .build();
-    Client::from_conf(config)
+    Client::new(&of_one_attempt(aws, timeout, timeout / 4))
 }
 
 impl KinesisDeadLetterQueue {
@@ -85,7 +81,7 @@ impl KinesisDeadLetterQueue {
     /// Where payloads go that are too large for the stream.
     #[must_use]
     pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
-        self.format.blobs = Some(Arc::new(blobs));
+        self.format.payloads = Some(Arc::new(Payloads::new(blobs)));
         self
     }
 
@@ -170,25 +166,14 @@ impl DeadLetterQueue for KinesisDeadLetterQueue {
                 plan.settle(at, Err(error.clone()));
             }
         }
-        loop {
-            let calls = plan.next_round();
-            if calls.is_empty() {
-                return answers(&self.stream, plan);
-            }
-            let answered = join_all(calls.iter().map(|call| {
-                let entries = call.iter().map(|at| {
-                    let data = messages[*at].as_ref().map_or_else(|_| Vec::new(), |message| message.as_bytes().to_vec());
-                    let entry = PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(&keys[*at]);
-                    entry.build().expect("an entry with data is complete")
-                });
-                self.put(entries.collect())
-            }));
-            for (call, results) in calls.iter().zip(answered.await) {
-                for (at, result) in call.iter().zip(results) {
-                    plan.settle(*at, result);
-                }
-            }
-        }
+        let entry = |at: &usize| {
+            let data = messages[*at].as_ref().map_or_else(|_| Vec::new(), |message| message.as_bytes().to_vec());
+            let entry = PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(&keys[*at]);
+            entry.build().expect("an entry with data is complete")
+        };
+        let answers = carry_out(&self.stream, plan, |places| self.put(places.iter().map(entry).collect())).await;
+        self.format.answered(letters, &answers);
+        answers
     }
 }
 

@@ -6,16 +6,16 @@
 
 use std::sync::Arc;
 
-use super::blobs::{BlobError, BlobStore, PayloadLocation};
+use super::blobs::BlobError;
 use super::envelope::{PartitionKeys, PayloadPlace, envelope, whole_size};
-use super::identity::{blob_key, sha256_hex};
-use super::{DeadLetter, DeadLetterError};
+use super::payloads::Payloads;
+use super::{Answer, DeadLetter, DeadLetterError};
 
 /// How letters become messages: what all queues share.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MessageFormat {
     pub(super) partition_keys: PartitionKeys,
-    pub(super) blobs: Option<Arc<dyn BlobStore>>,
+    pub(super) payloads: Option<Arc<Payloads>>,
 }
 
 impl MessageFormat {
@@ -31,8 +31,8 @@ impl MessageFormat {
 
     /// Checks the blob store, if there is one.
     pub(super) async fn check(&self, queue: &str) -> Result<(), DeadLetterError> {
-        let Some(blobs) = &self.blobs else { return Ok(()) };
-        blobs.check().await.map_err(|error| not_stored(queue, error))
+        let Some(payloads) = &self.payloads else { return Ok(()) };
+        payloads.check().await.map_err(|error| not_stored(queue, error))
     }
 
     /// The letter's message of up to `limit` bytes; its payload has been stored, if it had to be.
@@ -42,13 +42,16 @@ impl MessageFormat {
             return Ok(self.whole(letter));
         }
         let too_large = |size| DeadLetterError::TooLarge { queue: queue.to_owned(), size, limit };
-        let Some(blobs) = &self.blobs else { return Err(too_large(size)) };
-        let data = letter.record.data();
-        let stored = blobs.put(&blob_key(letter), data.clone()).await;
-        let address = stored.map_err(|error| not_stored(queue, error))?;
-        let location = PayloadLocation { address, bytes: data.len() as u64, sha256: sha256_hex(data) };
+        let Some(payloads) = &self.payloads else { return Err(too_large(size)) };
+        let location = payloads.place(letter).await.map_err(|error| not_stored(queue, error))?;
         let message = envelope(letter, self.partition_keys, PayloadPlace::At(&location));
         if message.len() <= limit { Ok(message) } else { Err(too_large(message.len())) }
+    }
+
+    /// Takes note of what has become of these letters.
+    pub(super) fn answered(&self, letters: &[DeadLetter], answers: &[Answer]) {
+        let Some(payloads) = &self.payloads else { return };
+        letters.iter().zip(answers).filter(|(_, answer)| answer.is_ok()).for_each(|(letter, _)| payloads.accepted(letter));
     }
 }
 

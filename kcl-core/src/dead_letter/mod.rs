@@ -4,12 +4,12 @@
 //! |---|---|
 //! | this | the letter, and the queue port |
 //! | `envelope`, `parsed` | the message: written, and read back |
-//! | `blobs`, `message` | the blob store port; payloads that are too large for a message |
+//! | `blobs`, `message`, `payloads` | the blob store port; payloads that are too large for a message, and where they are |
 //! | `identity` | what makes two letters the same |
 //! | `batches` | which letters go into which call |
 //! | `sqs`, `kinesis`, `file` | the queues |
 //! | `s3` (feature `s3`) | the blob store over the AWS SDK |
-//! | `refusal` | what an AWS service's refusals mean |
+//! | `one_attempt`, `refusal` | how AWS services are called, and what their refusals mean |
 //! | `conformance` (feature `test-util`) | what every queue and every blob store must do |
 
 mod batches;
@@ -21,7 +21,9 @@ mod file;
 pub(crate) mod identity;
 pub(crate) mod kinesis;
 mod message;
+mod one_attempt;
 mod parsed;
+mod payloads;
 pub(crate) mod refusal;
 #[cfg(feature = "s3")]
 mod s3;
@@ -30,6 +32,7 @@ mod schema;
 mod sqs;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use kcl_checkpoint::Timestamp;
 use kcl_lease::{ShardId, WorkerId};
 
@@ -225,8 +228,30 @@ pub trait DeadLetterQueue: Send + Sync + std::fmt::Debug {
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>>;
 }
 
+/// What becomes of one letter.
+type Answer = Result<(), DeadLetterError>;
+
+/// Carries a plan out, round by round: `call` sends the letters at these places and gives an answer for each. The answers of all.
+async fn carry_out<F>(queue: &str, mut plan: Plan<'_, DeadLetterError>, mut call: impl FnMut(&[usize]) -> F) -> Vec<Answer>
+where
+    F: Future<Output = Vec<Answer>>,
+{
+    loop {
+        let calls = plan.next_round();
+        if calls.is_empty() {
+            return answers(queue, plan);
+        }
+        let answered = join_all(calls.iter().map(|places| call(places))).await;
+        for (places, answers) in calls.iter().zip(answered) {
+            for (at, answer) in places.iter().zip(answers) {
+                plan.settle(*at, answer);
+            }
+        }
+    }
+}
+
 /// A settled plan as answers.
-fn answers(queue: &str, plan: Plan<'_, DeadLetterError>) -> Vec<Result<(), DeadLetterError>> {
+fn answers(queue: &str, plan: Plan<'_, DeadLetterError>) -> Vec<Answer> {
     let held_back = || DeadLetterError::Unavailable {
         queue: queue.to_owned(),
         message: "an earlier letter of its key was not accepted; this one was not tried, to keep their order".to_owned(),

@@ -2,14 +2,10 @@
 
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
 
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 
 use super::DeadLetterError;
-
-/// How long one call may take, with connecting and signing: then it is [`DeadLetterError::Unavailable`].
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Codes by which AWS services refuse credentials, or what these may do.
 const DENIED: &[&str] = &[

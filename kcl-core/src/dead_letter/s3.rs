@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ServerSideEncryption;
@@ -15,6 +13,7 @@ use aws_types::SdkConfig;
 use bytes::Bytes;
 
 use super::blobs::{BlobAddress, BlobError, BlobStore, LARGEST_BLOB};
+use super::one_attempt::of_one_attempt;
 use super::refusal::{is_denied, with_causes};
 
 /// How long one call may take: 10 MiB at 4 Mbit/s, and some more.
@@ -47,12 +46,8 @@ impl S3BlobStore {
     /// Where the configuration has an endpoint of its own (a local server), the bucket is addressed by path.
     #[must_use]
     pub fn new(aws: &SdkConfig, bucket: impl Into<String>) -> Self {
-        // Whoever stores retries, as with the queue.
-        let config = aws_sdk_s3::config::Builder::from(aws)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build())
-            .force_path_style(aws.endpoint_url().is_some())
-            .build();
+        let config = aws_sdk_s3::config::Builder::from(&of_one_attempt(aws, CALL_TIMEOUT, CONNECT_TIMEOUT));
+        let config = config.force_path_style(aws.endpoint_url().is_some()).build();
         Self { client: Client::from_conf(config), bucket: bucket.into(), prefix: "dead-letters/".into(), kms_key: None }
     }
 

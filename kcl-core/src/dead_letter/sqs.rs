@@ -6,11 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::retry::RetryConfig;
-use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::error::ProvideErrorMetadata as _;
 use aws_sdk_sqs::types::{QueueAttributeName, SendMessageBatchRequestEntry};
 use aws_types::SdkConfig;
@@ -21,8 +20,13 @@ use super::batches::{Item, Limits, Plan};
 use super::blobs::BlobStore;
 use super::identity::{group_id, letter_id};
 use super::message::MessageFormat;
-use super::refusal::{CALL_TIMEOUT, by_code, refusal};
-use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, answers};
+use super::one_attempt::of_one_attempt;
+use super::payloads::Payloads;
+use super::refusal::{by_code, refusal};
+use super::{DeadLetter, DeadLetterError, DeadLetterQueue, LARGEST_BATCH, PartitionKeys, carry_out};
+
+/// How long one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A queue's size limit while it has not been read.
 const UNKNOWN: usize = 0;
@@ -72,13 +76,8 @@ impl SqsDeadLetterQueue {
     /// called yet: [`check`](DeadLetterQueue::check) tells whether the queue exists.
     #[must_use]
     pub fn new(aws: &SdkConfig, queue: impl Into<String>) -> Self {
-        // Whoever sends retries: with the SDK retrying too, the attempts would multiply and one call would have no bound.
-        let config = aws_sdk_sqs::config::Builder::from(aws)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).connect_timeout(CALL_TIMEOUT / 2).build())
-            .build();
         Self {
-            client: Client::from_conf(config),
+            client: Client::new(&of_one_attempt(aws, CALL_TIMEOUT, CALL_TIMEOUT / 2)),
             queue: queue.into(),
             url: OnceCell::new(),
             limit: AtomicUsize::new(UNKNOWN),
@@ -106,7 +105,7 @@ impl SqsDeadLetterQueue {
     /// MiB, a message 1 MiB. Without it such a record is refused, and its shard waits.
     #[must_use]
     pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
-        self.format.blobs = Some(Arc::new(blobs));
+        self.format.payloads = Some(Arc::new(Payloads::new(blobs)));
         self
     }
 
@@ -180,7 +179,7 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
     }
 
     /// Takes up to two calls of five seconds before any letter is sent (the lookup, while it has not succeeded yet; the limit, while it is unknown or
-    /// seems too low), the puts to the blob store, all at the same time, and then one call of five seconds, or on a FIFO queue one for each
+    /// seems too low), the puts to the blob store that an earlier attempt has not made, all at the same time, and then one call of five seconds, or on a FIFO queue one for each
     /// letter of the key that has most of them.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
         let ready = async {
@@ -203,25 +202,15 @@ impl DeadLetterQueue for SqsDeadLetterQueue {
         for (at, message) in messages.into_iter().enumerate() {
             bodies.push(message.map_err(|error| plan.settle(at, Err(error))).ok());
         }
-        loop {
-            let calls = plan.next_round();
-            if calls.is_empty() {
-                return answers(&self.queue, plan);
-            }
-            let mut entry = |at: &usize| Entry {
-                id: at.to_string(),
-                // Each letter is in one call.
-                body: bodies[*at].take().unwrap_or_default(),
-                fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
-            };
-            let batches: Vec<Vec<_>> = calls.iter().map(|call| call.iter().map(&mut entry).collect()).collect();
-            let answered = join_all(batches.into_iter().map(|batch| self.send_batch(url, batch)));
-            for (call, results) in calls.iter().zip(answered.await) {
-                for (at, result) in call.iter().zip(results) {
-                    plan.settle(*at, result);
-                }
-            }
-        }
+        let mut entry = |at: &usize| Entry {
+            id: at.to_string(),
+            // Each letter is in one call.
+            body: bodies[*at].take().unwrap_or_default(),
+            fifo: groups.as_ref().map(|groups| (groups[*at].clone(), letter_id(&letters[*at]))),
+        };
+        let answers = carry_out(&self.queue, plan, |places| self.send_batch(url, places.iter().map(&mut entry).collect())).await;
+        self.format.answered(letters, &answers);
+        answers
     }
 }
 

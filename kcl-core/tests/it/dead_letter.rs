@@ -2,11 +2,13 @@
 
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
-use kcl_core::dead_letter::{BlobError, BlobStore as _, Condition, Envelope, FailureKind, Payload};
-use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, PartitionKeys, Record, S3BlobStore, SqsDeadLetterQueue, Timestamp};
+use kcl_core::dead_letter::{BlobError, BlobStore as _, Envelope, Payload};
+use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, PartitionKeys, S3BlobStore, SqsDeadLetterQueue};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
 use serde_json::Value;
+
+use crate::letters::{self, accepted};
 
 /// A server and a client of its queues.
 struct Aws {
@@ -65,23 +67,9 @@ impl Aws {
     }
 }
 
+/// With a key that no queue may stumble over.
 fn letter(number: u128, data: impl Into<Bytes>) -> DeadLetter {
-    let now = Timestamp::from_millis(1_573_691_884_835);
-    DeadLetter {
-        record: Record::new(number.into(), Some("clé 🦀".into()), data.into(), Some(now)),
-        stream_arn: "arn:aws:kinesis:us-east-2:123456789012:stream/orders".into(),
-        stream_created: now,
-        shard_id: "shardId-000000000001".into(),
-        kind: FailureKind::Poison,
-        condition: Condition::RetryAttemptsExhausted,
-        error_chain: vec!["no order \u{0}\u{fffe}".into()],
-        attempts: 4,
-        first_failure: now,
-        last_failure: now,
-        application: "orders-app".into(),
-        worker: "worker".into(),
-        fencing_token: 42,
-    }
+    letters::letter(number, Some("clé 🦀"), data)
 }
 
 /// Sends one letter.
@@ -207,12 +195,7 @@ async fn a_fifo_queue_keeps_one_of_a_letter_sent_again_after_a_lost_answer() {
 }
 
 fn keyed(number: u128, key: &str) -> DeadLetter {
-    DeadLetter { record: Record::new(number.into(), Some(key.into()), number.to_string().into(), None), ..letter(number, "") }
-}
-
-/// Which letters were accepted.
-fn accepted(results: &[Result<(), DeadLetterError>]) -> Vec<bool> {
-    results.iter().map(Result::is_ok).collect()
+    letters::letter(number, Some(key), number.to_string())
 }
 
 /// The sequence numbers of all messages.
@@ -359,6 +342,33 @@ async fn while_payloads_can_not_be_stored_their_letters_are_not_accepted() {
     assert_eq!(numbers(&aws.messages(&url).await), [8, 8, 8]);
     send(&dead_letters, large).await.unwrap();
     assert_eq!(numbers(&aws.messages(&url).await), [7]);
+}
+
+#[tokio::test]
+async fn a_payload_is_stored_once_while_the_queue_does_not_accept_its_letter() {
+    let aws = Aws::start().await;
+    let url = aws.queue("letters", 262_144).await;
+    let bucket = aws.bucket("payloads").await;
+    let dead_letters = aws.dead_letters("letters").blob_store(bucket.clone());
+    let stored = || aws.local.faults().requests_of(Service::S3, "PutObject");
+    let large = letter(7, vec![0; 300_000]);
+    for fault in [Fault::ServerError, Fault::Throttle, Fault::FailEntries { entries: &[0], code: "InternalError" }, Fault::Drop] {
+        aws.fault(fault, Service::Sqs, "SendMessageBatch");
+        send(&dead_letters, large.clone()).await.unwrap_err();
+    }
+    assert_eq!(stored(), 1, "a queue that is away costs no more than one put");
+    // A letter of the same record with other bytes: the name is the same, and what was put is not relied on.
+    let other = letter(7, vec![1; 300_000]);
+    send(&dead_letters, other.clone()).await.unwrap();
+    assert_eq!(stored(), 2);
+    let messages = aws.messages(&url).await;
+    let Payload::At(location) = Envelope::parse(&messages[0].to_string()).unwrap().payload else { panic!("{messages:?}") };
+    assert!(bucket.get(&location.address).await.unwrap() == vec![1; 300_000]);
+    // Whoever has read the message may have deleted the blob.
+    bucket.delete(&location.address).await.unwrap();
+    send(&dead_letters, other).await.unwrap();
+    assert_eq!(stored(), 3);
+    assert!(bucket.get(&location.address).await.unwrap() == vec![1; 300_000]);
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! The dead-letter queue that is a Kinesis stream, against a stream.
 
 use aws_sdk_kinesis::types::ShardIteratorType;
-use kcl_core::dead_letter::{Condition, Envelope, FailureKind, Payload};
-use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, Record, S3BlobStore, Timestamp};
+use kcl_core::dead_letter::{Envelope, Payload};
+use kcl_core::{DeadLetterError, DeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, S3BlobStore};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
+
+use crate::letters::{accepted, letter};
 
 const SHARD: &str = "shardId-000000000000";
 
@@ -45,29 +47,6 @@ impl Aws {
     async fn numbers(&self) -> Vec<String> {
         self.letters().await.iter().map(|(_, letter)| letter.record.sequence_number.to_string()).collect()
     }
-}
-
-fn letter(number: u128, key: Option<&str>, data: Vec<u8>) -> DeadLetter {
-    let now = Timestamp::from_millis(1_573_691_884_835);
-    DeadLetter {
-        record: Record::new(number.into(), key.map(Into::into), data.into(), Some(now)),
-        stream_arn: "arn:aws:kinesis:us-east-2:123456789012:stream/orders".into(),
-        stream_created: now,
-        shard_id: "shardId-000000000001".into(),
-        kind: FailureKind::Error,
-        condition: Condition::RetryAttemptsExhausted,
-        error_chain: vec!["no order".into()],
-        attempts: 4,
-        first_failure: now,
-        last_failure: now,
-        application: "orders-app".into(),
-        worker: "worker".into(),
-        fencing_token: 42,
-    }
-}
-
-fn accepted(results: &[Result<(), DeadLetterError>]) -> Vec<bool> {
-    results.iter().map(Result::is_ok).collect()
 }
 
 #[tokio::test]

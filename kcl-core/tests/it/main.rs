@@ -3,5 +3,6 @@
 mod dead_letter;
 mod dead_letter_stream;
 mod fan_out;
+mod letters;
 mod redrive;
 mod stream;

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use aws_sdk_kinesis::types::ShardIteratorType;
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
-use kcl_core::dead_letter::{BlobStore as _, Condition, Envelope, FailureKind, PartitionKeys};
+use kcl_core::dead_letter::{BlobStore as _, Envelope, FailureKind, PartitionKeys};
 use kcl_core::redrive::{Fate, FileLetters, Filter, HandlerTarget, Redrive, RedriveReport, SqsLetters, StayReason, StreamTarget};
-use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, Record, S3BlobStore, SqsDeadLetterQueue, Timestamp};
+use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, S3BlobStore, SqsDeadLetterQueue};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
 use tokio_util::sync::CancellationToken;
+
+use crate::letters::letter;
 
 /// A server with a queue `letters`, a stream `orders` of one shard and a bucket `payloads`.
 struct Aws {
@@ -78,25 +80,6 @@ impl Aws {
         let attributes = read.unwrap().attributes.unwrap();
         let [visible, hidden] = wanted.map(|name| attributes[&name].parse().unwrap());
         (visible, hidden)
-    }
-}
-
-fn letter(number: u128, key: Option<&str>, data: impl Into<Bytes>) -> DeadLetter {
-    let now = Timestamp::from_millis(1_573_691_884_835);
-    DeadLetter {
-        record: Record::new(number.into(), key.map(Into::into), data.into(), Some(now)),
-        stream_arn: "arn:aws:kinesis:us-east-1:000000000000:stream/orders".into(),
-        stream_created: now,
-        shard_id: "shardId-000000000001".into(),
-        kind: FailureKind::Poison,
-        condition: Condition::RetryAttemptsExhausted,
-        error_chain: vec!["no order".into()],
-        attempts: 4,
-        first_failure: now,
-        last_failure: now,
-        application: "orders-app".into(),
-        worker: "worker".into(),
-        fencing_token: 42,
     }
 }
 
