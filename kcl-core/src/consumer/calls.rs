@@ -53,18 +53,24 @@ impl ShardConsumer {
                 continue;
             }
             let entries = if self.work.careful.is_some() { self.with_care(group, entries).await? } else { entries };
-            if !entries.is_empty() {
-                if is_planted(Bug::KeyLogged) {
-                    tracing::warn!(key = entries[0].record.partition_key(), "processing");
-                }
-                if self.work.lanes.len() == 1
-                    && let Some(reached) = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()))
-                {
-                    // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
-                    self.hold.shard.checkpointer.note_delivered(reached);
-                }
-                self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard, &self.hold.shared.retry);
+            if entries.is_empty() {
+                continue;
             }
+            if !self.hold.is_open() {
+                // The lease has run out while the record was noted: later.
+                self.work.schedule.put_back(group, entries, Hold::default());
+                return Ok(());
+            }
+            if is_planted(Bug::KeyLogged) {
+                tracing::warn!(key = entries[0].record.partition_key(), "processing");
+            }
+            if self.work.lanes.len() == 1
+                && let Some(reached) = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()))
+            {
+                // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
+                self.hold.shard.checkpointer.note_delivered(reached);
+            }
+            self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard, &self.hold.shared.retry);
         }
     }
 
@@ -98,11 +104,7 @@ impl ShardConsumer {
                 if let Some(careful) = &mut self.work.careful {
                     careful.noted(record);
                 }
-                if self.hold.is_open() {
-                    return Ok(entries);
-                }
-                // The lease has run out meanwhile: later.
-                self.work.schedule.put_back(group, entries, Hold::default());
+                return Ok(entries);
             }
             Step::GiveUp(deaths) => {
                 let chain = vec![format!("{deaths} processes have died with this record in work")];

@@ -425,6 +425,7 @@ impl WorkerBuilder {
             look_again: Arc::clone(&look_again),
             interval: self.shard_sync_interval,
             suspected: std::collections::BTreeSet::new(),
+            going: std::collections::BTreeMap::new(),
         };
         Ok(Worker {
             shared,

@@ -3,7 +3,7 @@
 //! Done by one worker at a time, as far as anybody can tell: the owner of the first unfinished lease; while nobody owns any, by all.
 //! Two that both believe it are only wasteful: leases are created if they do not exist, and deleted if they are as seen.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +29,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Attempts at one call to the lease table within a comparison: one hiccup must not throw away what was done before it.
 const ATTEMPTS: u32 = 5;
 
+/// How long a finished lease is kept that may go: longer than a call is under way. A creation that takes effect late, after the shard was read to its end,
+/// must find the lease there; else it would make it anew, and the shard would be read twice.
+const KEPT: Duration = Duration::from_secs(30);
+
 /// Keeps leases in step with shards for as long as a worker runs.
 #[derive(Debug)]
 pub(super) struct ShardSync {
@@ -39,6 +43,8 @@ pub(super) struct ShardSync {
     /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created. Whoever suspects that some
     /// are missing follows it up, whoever leads by then: the leader may have died or changed in between.
     pub(super) suspected: BTreeSet<ShardId>,
+    /// Finished leases that may go, and since when (boot time).
+    pub(super) going: BTreeMap<ShardId, Duration>,
 }
 
 impl ShardSync {
@@ -105,7 +111,8 @@ impl ShardSync {
             self.look_again.notify_one();
         }
         let listed: BTreeSet<_> = shards.iter().map(|shard| &shard.shard_id).collect();
-        for lease in cleanup::deletable(&leases, &|shard| listed.contains(shard)) {
+        let may_go = cleanup::deletable(&leases, &|shard| listed.contains(shard));
+        for lease in kept_long_enough(&mut self.going, may_go, self.shared.clock.boot_time()) {
             let deleted = self.shared.table.delete(&lease).await?;
             tracing::info!(shard = %lease.shard_id, deleted, "finished lease cleaned up");
         }
@@ -205,6 +212,12 @@ fn first_shards(initial: InitialPosition) -> ShardFilter {
     }
 }
 
+/// Of leases that may go, those that may have gone for a while. `going`: since when each may.
+fn kept_long_enough(going: &mut BTreeMap<ShardId, Duration>, may_go: Vec<Lease>, now: Duration) -> Vec<Lease> {
+    going.retain(|shard, _| may_go.iter().any(|lease| lease.shard_id == *shard));
+    may_go.into_iter().filter(|lease| now.saturating_sub(*going.entry(lease.shard_id.clone()).or_insert(now)) >= KEPT).collect()
+}
+
 /// Whether this worker looks after the shards now.
 fn leads(leases: &[Lease], me: &WorkerId) -> bool {
     let first = leases.iter().filter(|lease| !lease.is_finished()).find_map(Lease::actual_owner);
@@ -214,6 +227,23 @@ fn leads(leases: &[Lease], me: &WorkerId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_goes_when_it_may_have_gone_for_a_while() {
+        let mut going = BTreeMap::new();
+        let mut gone = |shards: &[&str], seconds: u64| {
+            let may_go = shards.iter().map(|shard| Lease::new((*shard).into(), Checkpoint::ShardEnd)).collect();
+            let gone = kept_long_enough(&mut going, may_go, Duration::from_secs(seconds));
+            gone.iter().map(|lease| lease.shard_id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(gone(&["a"], 100), [""; 0]);
+        assert_eq!(gone(&["a", "b"], 129), [""; 0]);
+        assert_eq!(gone(&["a", "b"], 130), ["a"]);
+        // one that may not go for a moment begins anew
+        assert_eq!(gone(&["a"], 140), ["a"]);
+        assert_eq!(gone(&["b"], 170), [""; 0]);
+        assert_eq!(gone(&["b"], 200), ["b"]);
+    }
 
     #[test]
     fn the_owner_of_the_first_unfinished_lease_leads_and_all_do_while_nobody_owns_any() {

@@ -22,10 +22,17 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.handling.stall = Duration::from_secs(20);
     plan.handling.lanes = dice.one_of(&[1, 1, 4]);
     if dice.chance(0.5) {
-        // No writes that are applied late: on so small a stream a lease is read to its end and cleaned up within seconds, and a late creation would
-        // make it anew. In other scenarios that takes minutes.
         let rate = dice.between(0.0, 0.08);
-        let rates = FaultRates { slow: rate, throttled: rate, dropped: rate, lost_answer: rate, stale: rate, ..FaultRates::default() };
+        let rates = FaultRates {
+            slow: rate,
+            throttled: rate,
+            dropped: rate,
+            lost_answer: rate,
+            applied_late: rate,
+            applied_twice: rate,
+            stale: rate,
+            ..FaultRates::default()
+        };
         plan.rates.insert(Service::LeaseTable, rates);
     }
     let mut now = 30.0;

@@ -2,6 +2,7 @@
 
 mod aggregates;
 mod batches;
+mod careful;
 mod collected;
 mod flow;
 mod lanes;

@@ -66,6 +66,11 @@ impl Done {
         self.0.lock().unwrap().batches.clone()
     }
 
+    /// How often work on a record was begun.
+    pub(super) fn begun(&self, text: &str) -> u32 {
+        self.0.lock().unwrap().begun.get(text).copied().unwrap_or(0)
+    }
+
     fn begin(&self, text: &str) -> u32 {
         let mut state = self.0.lock().unwrap();
         let begun = state.begun.entry(text.to_owned()).or_default();
