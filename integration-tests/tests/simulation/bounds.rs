@@ -1,6 +1,8 @@
 //! Reading that ends by itself, at a time or at the tip, and reading that leaves out what is too old.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -110,14 +112,14 @@ async fn a_shard_at_its_bound_is_let_go_and_left_alone_until_all_are_there() {
     handle.pause_shard(&FIRST.into());
     until("it has one shard left", || handle.status().shards.len() == 2).await;
     until("it has one shard left", || handle.status().shards.len() == 1).await;
-    let takes = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
-    let count = std::sync::Arc::clone(&takes);
+    let takes = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&takes);
     fleet.aws.observe(move |event| {
         if let Event::LeaseWritten { before, after, .. } = event
             && before.owner.is_none()
             && after.owner.is_some()
         {
-            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            count.fetch_add(1, Ordering::Relaxed);
         }
     });
     sleep(Duration::from_secs(120)).await;
@@ -127,7 +129,7 @@ async fn a_shard_at_its_bound_is_let_go_and_left_alone_until_all_are_there() {
     handle.resume_shard(&FIRST.into());
     fleet.ended().await;
     assert_eq!(fleet.log.numbers(), records);
-    assert!(takes.load(std::sync::atomic::Ordering::Relaxed) <= 2, "{takes:?}");
+    assert!(takes.load(Ordering::Relaxed) <= 2, "{takes:?}");
 }
 
 /// Keeps what it is given until it is told to finish, and checkpoints only then.
@@ -177,6 +179,81 @@ async fn at_the_bound_processors_finish_what_they_hold() {
             fleet.ended().await;
             assert_eq!(fleet.log.numbers(), records);
         }
+    }
+}
+
+/// Refuses every record, and never checkpoints.
+struct Refusing(Arc<AtomicU32>);
+
+#[async_trait]
+impl RecordProcessor for Refusing {
+    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+        self.0.fetch_add(u32::try_from(batch.len()).unwrap(), Ordering::Relaxed);
+        Ok(Outcome::failed(batch.records().iter().map(|record| (record, ProcessError::poison("it is poison")))))
+    }
+}
+
+/// No processor has anything to checkpoint: what went to the queue is checkpointed for them, and comes to nobody again.
+#[tokio::test(start_paused = true)]
+async fn a_bound_behind_dead_letters_is_reached_with_manual_checkpoints_too() {
+    let mut fleet = Fleet::new(16, 2);
+    fleet.put(10).await;
+    let called = Arc::new(AtomicU32::new(0));
+    let queue = fleet.aws.host("dlq").dead_letter_queue("orders-dlq");
+    let refusing = |read_until| {
+        let (called, queue) = (Arc::clone(&called), queue.clone());
+        move |builder: WorkerBuilder| {
+            let (called, queue) = (Arc::clone(&called), queue.clone());
+            builder
+                .read_until(read_until)
+                .dead_letter_queue(queue)
+                .checkpointing(Checkpointing::Manual)
+                .processor(move |_: &ShardContext| Refusing(Arc::clone(&called)))
+        }
+    };
+    fleet.start_with(1, refusing(ReadUntil::TipAtStart)).await;
+    fleet.ended().await;
+    assert_eq!((called.load(Ordering::Relaxed), fleet.aws.dead_letters("orders-dlq").len()), (10, 10));
+    fleet.start_with(1, refusing(ReadUntil::Stopped)).await;
+    sleep(Duration::from_secs(60)).await;
+    fleet.stop().await;
+    assert_eq!(called.load(Ordering::Relaxed), 10, "the next owner does not see them");
+}
+
+/// What was read ahead, or waits in a subscription, says that the shard is at its tip, and was so before the bound.
+#[tokio::test(start_paused = true)]
+async fn a_tip_that_was_seen_before_the_bound_is_not_believed_after_it() {
+    for retrieval in [RetrievalMode::Polling, RetrievalMode::FanOut] {
+        let mut fleet = Fleet::new(17, 1);
+        let noon = Timestamp::from_millis(fleet.aws.time().as_millis() + 60_000);
+        let log = fleet.log.clone();
+        let slow = move |builder: WorkerBuilder| {
+            let log = log.clone();
+            builder.read_until(ReadUntil::Time(noon)).retrieval(retrieval).processor(move |_: &ShardContext| Slow(log.clone()))
+        };
+        fleet.start_with(1, slow).await;
+        let handle = fleet.running[0].1.clone();
+        until("it reads", || handle.status().shards.values().any(|status| status.state == ShardState::Processing)).await;
+        // In work from now on until after the bound, which the second record arrives shortly before.
+        let mut records = fleet.put(1).await;
+        sleep(Duration::from_secs(45)).await;
+        records.extend(fleet.put(1).await);
+        fleet.ended().await;
+        assert_eq!(fleet.log.numbers(), records, "{retrieval:?}");
+    }
+}
+
+/// Takes 70 s for a call.
+struct Slow(Log);
+
+#[async_trait]
+impl RecordProcessor for Slow {
+    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+        sleep(Duration::from_secs(70)).await;
+        for record in batch.records() {
+            self.0.note(record.partition_key().unwrap_or_default().to_owned(), std::str::from_utf8(record.data())?.parse()?);
+        }
+        Ok(Outcome::Done)
     }
 }
 

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kcl_core::seek::{SeekError, SeekReport, SeekTo};
-use kcl_core::test_util::{Event, FaultRates, Host};
-use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber, ShardId, Timestamp, WorkerHandle};
+use kcl_core::stream::{
+    RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError,
+};
+use kcl_core::test_util::{Event, FaultRates, Host, SimulatedStream};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber, ShardId, Timestamp, WorkerHandle, async_trait};
 use tokio::time::{Instant, sleep};
 
 use super::fleet::{APPLICATION, Fleet, KEYS, Log, STREAM, until};
@@ -291,6 +294,51 @@ async fn a_dry_run_changes_nothing() {
     assert!(report.moves[0].owner.is_some());
     sleep(Duration::from_secs(30)).await;
     assert_eq!(rows(&fleet), before);
+    fleet.stop().await;
+}
+
+/// A stream whose filtered listing lags: it lacks its last shard.
+#[derive(Debug)]
+struct Lagging(SimulatedStream);
+
+#[async_trait]
+impl StreamApi for Lagging {
+    async fn describe(&self) -> Result<StreamDescription, StreamError> {
+        self.0.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, StreamError> {
+        let mut shards = self.0.list_shards(filter).await?;
+        if filter != ShardFilter::All {
+            shards.pop();
+        }
+        Ok(shards)
+    }
+
+    async fn shard_iterator(&self, shard: &ShardId, start: StartingPosition) -> Result<ShardIterator, StreamError> {
+        self.0.shard_iterator(shard, start).await
+    }
+
+    async fn get_records(&self, iterator: &ShardIterator, limit: u32) -> Result<RecordsPage, StreamError> {
+        self.0.get_records(iterator, limit).await
+    }
+}
+
+/// Shards that the listing lacks would stay where they are, or be read from elsewhere: nothing is moved.
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_lacks_shards_is_refused_and_moves_nothing() {
+    let mut fleet = Fleet::new(17, 3);
+    fleet.start(1).await;
+    let all = fleet.put(30).await;
+    fleet.has("all is processed", &all).await;
+    let operator = fleet.aws.host("operator");
+    for to in [SeekTo::TrimHorizon, SeekTo::Latest, SeekTo::Time(fleet.aws.time())] {
+        let seek = operator.seek(APPLICATION, STREAM, to).stream_api(Arc::new(Lagging(operator.stream(STREAM))));
+        let error = seek.run().await.unwrap_err();
+        assert!(matches!(error, SeekError::Incomplete(_)), "{to:?}: {error}");
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.log.all().len(), all.len(), "nothing comes again");
     fleet.stop().await;
 }
 

@@ -175,6 +175,38 @@ mod tests {
         tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
     }
 
+    /// Shows how often it was looked at.
+    #[derive(Debug, Default)]
+    struct Looks(std::sync::atomic::AtomicU64);
+
+    impl Clock for Looks {
+        fn boot_time(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn wall_time(&self) -> Timestamp {
+            Timestamp::from_millis(self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst))
+        }
+    }
+
+    /// However late it is taken.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_says_when_it_was_asked_for() {
+        let (reads, clock) = (Arc::default(), Arc::new(Looks::default()));
+        let reader = Box::new(Scripted(VecDeque::from([1; 3]), Arc::clone(&reads)));
+        let (prefetcher, mut prefetched) = prefetch(reader, PrefetchBudget::new(100 << 20), Arc::clone(&clock) as Arc<dyn Clock>);
+        let work = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            // One is read ahead and waits; the next is asked for when it is taken.
+            assert_eq!(prefetched.next().await.asked, Timestamp::from_millis(0));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            clock.0.store(7, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(prefetched.next().await.asked, Timestamp::from_millis(1));
+            assert_eq!(prefetched.next().await.asked, Timestamp::from_millis(7));
+        };
+        tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_is_given_up_is_no_hunger() {
         let (_prefetcher, mut prefetched, _) = shard(&PrefetchBudget::new(100 << 20));

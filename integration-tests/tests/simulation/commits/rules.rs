@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kcl_core::test_util::{Cut, SimulatedAws};
 use kcl_core::{
-    Checkpoint, CheckpointError, Checkpointing, CommitError, ExtendedSequenceNumber, Lanes, Outcome, ProcessError, ProcessResult,
-    RecordBatch, RecordProcessor, ShardContext, async_trait,
+    Checkpoint, CheckpointError, Checkpointing, CommitError, ExtendedSequenceNumber, Lanes, Outcome, PoisonedKey, ProcessError,
+    ProcessResult, RecordBatch, RecordProcessor, RetryPolicy, ShardContext, async_trait,
 };
 use tokio::time::sleep;
 
@@ -228,6 +228,59 @@ async fn what_a_commit_refuses() {
         let expected = ["NoRecords", "Items", "NotDelivered", "Rejected", "committed", "AlreadyCommitted", "AlreadyCommitted", "committed"];
         assert_eq!(*curious.told.lock().unwrap(), expected);
         assert_eq!(scene.effects().into_values().collect::<Vec<_>>(), [99]);
+        running.handle.shutdown();
+    }
+}
+
+/// Refuses what says so, and commits the others together.
+#[derive(Clone)]
+struct Sorting(Service);
+
+#[async_trait]
+impl RecordProcessor for Sorting {
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        let poison = batch.records().iter().position(|record| text(record).starts_with("poison"));
+        let good = &batch.records()[..poison.unwrap_or(batch.len())];
+        if !good.is_empty() {
+            shard.commit(good.iter().map(|record| self.0.effect(record)).collect(), good).await?;
+        }
+        Ok(match poison {
+            Some(poison) => Outcome::failed_from(&batch.records()[poison], ProcessError::poison("it is poison")),
+            None => Outcome::Done,
+        })
+    }
+}
+
+/// A commit covers all before it, so what comes after a dead letter waits for the queue, also where it would pass: else its commits would be refused
+/// until it failed too.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_called_for_a_commit_while_a_dead_letter_is_on_its_way() {
+    for policy in [PoisonedKey::Wait, PoisonedKey::Pass, PoisonedKey::Follow] {
+        let mut scene = Scene::new(2, 1);
+        scene.publish(3);
+        let service = Service::new(1, (super::scene::Mishap::Nothing, 1));
+        let queue = scene.aws.host(MACHINE).dead_letter_queue("orders-dlq");
+        let sorting = Sorting(service.clone());
+        let running = scene.start(MACHINE, &service, |builder| {
+            let sorting = sorting.clone();
+            let retry = RetryPolicy { max_attempts: 3, ..RetryPolicy::default() };
+            let builder = builder.poisoned_key(policy).dead_letter_queue(queue.clone()).retry_policy(retry);
+            builder.processor(move |_: &ShardContext| sorting.clone())
+        });
+        let running = running.await;
+        until("it commits", || scene.all_have_effect()).await;
+        let until_then = scene.aws.elapsed() + Duration::from_secs(600);
+        scene.aws.faults().outage(kcl_core::test_util::Service::DeadLetters, until_then);
+        // The poisoned key's next record, too.
+        for (key, what) in [("key-0", "poison"), ("key-9", "other 1"), ("key-0", "poison 2"), ("key-9", "other 2")] {
+            scene.aws.put(super::scene::STREAM, key, what.to_owned());
+        }
+        sleep(Duration::from_secs(590)).await;
+        assert_eq!(scene.effects().len(), 3, "{policy:?}: nothing passes");
+        until("the others have their effect", || scene.effects().len() == 5).await;
+        let letters: Vec<_> = scene.aws.dead_letters("orders-dlq").iter().map(|letter| text(&letter.record)).collect();
+        assert_eq!(letters, ["poison", "poison 2"], "{policy:?}");
+        assert!(scene.effects().values().all(|times| *times == 1));
         running.handle.shutdown();
     }
 }

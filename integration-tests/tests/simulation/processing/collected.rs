@@ -10,6 +10,7 @@ use kcl_core::{
     Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetryPolicy,
     ShardContext, WorkerBuilder, async_trait,
 };
+use tokio::time::sleep;
 
 use super::service::{APPLICATION, Running, STREAM, Scene, Tells, shard, text, until};
 
@@ -231,6 +232,30 @@ async fn what_the_queue_has_does_not_come_again_with_what_was_collected() {
         assert_eq!((scene.letter_texts(), world.begun("poison 1")), (vec!["poison 1".to_owned()], 1));
         assert!((world.begun("good 00"), world.begun("good 04")) == (2, 2), "{:?}", world.begun);
     }
+}
+
+/// Whoever comes next reads it all: the lease says nothing of it but what a checkpoint has said.
+#[tokio::test(start_paused = true)]
+async fn what_is_collected_counts_as_finished_nowhere() {
+    let (mut scene, world) = (Scene::new(5, Tells::InOrder), World::default());
+    let before = scene.aws.time();
+    let mut texts = good(4);
+    texts.insert(2, "poison 1".to_owned());
+    let last = put(&scene, &strs(&texts));
+    let running = start(&mut scene, &world, Strike::Panics, Tells::InOrder, 1).await;
+    let finished = || running.handle.status().shards.get(&shard()).and_then(|status| status.finished);
+    until("all is collected", || finished() == Some(last)).await;
+    sleep(Duration::from_secs(60)).await;
+    let lease = scene.aws.leases(APPLICATION).remove(0);
+    assert_eq!((lease.checkpoint, lease.finished_beyond), (Checkpoint::TrimHorizon, None));
+    assert!(lease.watermark.is_none_or(|watermark| watermark <= before), "{:?}", lease.watermark);
+    running.host.kill();
+    let next = start(&mut scene, &world, Strike::Panics, Tells::InOrder, 1).await;
+    until("it comes again", || world.begun("good 03") == 2).await;
+    next.handle.shutdown();
+    until("it is flushed", || world.texts() == good(4).into_iter().collect()).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.aws.leases(APPLICATION)[0].checkpoint, Checkpoint::At(last));
 }
 
 #[tokio::test(start_paused = true)]
