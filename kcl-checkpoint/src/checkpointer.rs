@@ -111,6 +111,9 @@ impl Checkpointer {
 
     /// Checkpoints everything delivered so far, or SHARD_END once the shard has ended. With nothing delivered it does nothing.
     ///
+    /// That includes the records of a call that is under way: before its end, and in another task, name the last record that is done, with
+    /// [`checkpoint_at`](Self::checkpoint_at).
+    ///
     /// # Errors
     /// [`CheckpointError::Write`]; the other refusals cannot happen here.
     ///

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kcl_core::seek::{SeekError, SeekReport, SeekTo};
-use kcl_core::stream::{
-    RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError,
-};
+use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 use kcl_core::test_util::{Event, FaultRates, Host, SimulatedStream};
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber, ShardId, Timestamp, WorkerHandle, async_trait};
 use tokio::time::{Instant, sleep};
