@@ -75,14 +75,16 @@ impl Oracle {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, and it is not what was published"));
             return;
         }
-        if let Some(broken) = log.broken_before(index) {
-            let broken = broken.position();
-            self.violated("S4", format!("{host} delivers record {number} of {shard} before broken aggregate {broken} is set aside"));
-            return;
-        }
         let Published { key, count, elsewhere, .. } = entry.published;
         let again = entry.delivered;
         let finished_in = entry.finished_in.clone();
+        while let Some((at, broken)) = self.log.shards[shard].broken_before(index) {
+            // If it was, it counts as skipped from here on.
+            if !self.were_trimmed(shard, at, at + 1, now) {
+                self.violated("S4", format!("{host} delivers record {number} of {shard} before broken aggregate {broken} is set aside"));
+                return;
+            }
+        }
         let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) else { return };
         let (first, next, token) = (term.first, term.next, term.token);
         term.next = next.max(index + 1);

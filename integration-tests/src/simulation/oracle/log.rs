@@ -77,10 +77,10 @@ impl ShardLog {
         index.checked_sub(1).is_some_and(|before| number(before).is_some() && number(before) == number(index))
     }
 
-    /// The first broken aggregate before this index that is not done.
-    pub(super) fn broken_before(&self, index: usize) -> Option<&Entry> {
-        let broken = self.broken.range(self.done_to..index.max(self.done_to));
-        broken.filter_map(|index| self.entries.get(*index)).find(|entry| !entry.done)
+    /// The first broken aggregate before this index that is not done: its own index and position.
+    pub(super) fn broken_before(&self, index: usize) -> Option<(usize, ExtendedSequenceNumber)> {
+        let mut broken = self.broken.range(self.done_to..index.max(self.done_to));
+        broken.find_map(|at| self.entries.get(*at).filter(|entry| !entry.done).map(|entry| (*at, entry.position())))
     }
 
     /// The index of the first record that a term delivers that begins with this row.

@@ -21,5 +21,10 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         now += dice.between(20.0, 160.0);
     }
     super::aggregated::draw(&mut plan, 5);
+    if plan.traffic.aggregates.is_some() {
+        // Dozens of records a second, and at times one by one, each in a call of its own: those must keep up.
+        plan.handling.longest = plan.handling.longest.min(Duration::from_millis(20));
+        plan.patience = Duration::from_secs(900);
+    }
     plan
 }
