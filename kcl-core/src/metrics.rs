@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     process_time: Histogram<f64>,
     lag: Histogram<f64>,
     retries: Counter<u64>,
+    rewinds: Counter<u64>,
     dead_letters: Counter<u64>,
     gaps: Counter<u64>,
     skips: Counter<u64>,
@@ -40,6 +41,13 @@ impl Metrics {
                 .with_description("How far reads were behind the newest record of their shard")
                 .build(),
             retries: meter.u64_counter("kcl.retries").with_unit("{attempt}").with_description("Failed attempts at records").build(),
+            rewinds: meter
+                .u64_counter("kcl.rewinds")
+                .with_unit("{rewind}")
+                .with_description(
+                    "Times that a processor was lost with what it had collected, and its shard was read from the checkpoint on",
+                )
+                .build(),
             dead_letters: meter
                 .u64_counter("kcl.dead_letters")
                 .with_unit("{record}")
@@ -100,6 +108,10 @@ impl Metrics {
 
     pub(crate) fn retried(&self) {
         self.retries.add(1, &self.labels);
+    }
+
+    pub(crate) fn rewound(&self) {
+        self.rewinds.add(1, &self.labels);
     }
 
     /// `kind`: one of a handful, see [`FailureKind`](crate::dead_letter::FailureKind).

@@ -41,7 +41,8 @@ pub trait RecordProcessor: Send {
         Ok(())
     }
 
-    /// Processes records, all new or not successful before, in the order of the shard (with several lanes: of one partition key).
+    /// Processes records, all new or not successful before, in the order of the shard (with several lanes: of one partition key). With
+    /// [manual checkpoints](crate::Checkpointing::Manual) also such that an earlier processor was given and lost.
     ///
     /// A failed call is never skipped. What failed can be told by the [`Outcome`], or by going through the batch with
     /// [`RecordBatch::in_order`]: then an error belongs to the record in work, and those before it are done. Without either, the batch is

@@ -69,7 +69,7 @@ pub struct ShardStatus {
     pub checkpoint: Checkpoint,
     /// How far the last read was behind the newest record, in milliseconds.
     pub millis_behind_latest: Option<u64>,
-    /// Records finished in this term, dead letters included.
+    /// Records finished in this term, dead letters included; one that was lost with its processor, and comes again, each time.
     pub records: u64,
     /// Records sent to the dead-letter queue in this term.
     pub dead_letters: u64,

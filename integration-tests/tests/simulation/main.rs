@@ -10,3 +10,4 @@ mod fleet;
 mod processing;
 mod runs;
 mod seek;
+mod stale_listing;

@@ -44,7 +44,7 @@ impl ShardConsumer {
     pub(super) fn note_bound(&self) {
         if self.is_anything_collected() {
             tracing::error!(
-                "shutdown_requested returned without a checkpoint of the last record, which manual checkpointing needs here; the shard is read again"
+                "the last record before the bound is not checkpointed: manual checkpointing needs that of shutdown_requested; the shard is read again"
             );
         } else if let Some(bound) = self.hold.shared.bound {
             self.hold.term.set_watermark(bound);

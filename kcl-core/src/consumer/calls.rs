@@ -39,17 +39,15 @@ impl ShardConsumer {
             if work.careful.is_some() && !work.lanes.is_idle() {
                 return Ok(());
             }
-            // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
-            let one_by_one = work.careful.is_some() || self.hold.shard.committer.is_in_use();
-            if one_by_one && !work.outbox.is_empty() {
-                return Ok(());
-            }
             let most = if work.careful.is_some() { 1 } else { self.hold.shared.processing.max_batch_records };
-            let Some((group, entries)) = work.schedule.take(most) else { return Ok(()) };
+            // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
+            let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();
+            let before = work.outbox.oldest().filter(|_| in_order);
+            let Some((group, entries)) = work.schedule.take(most, before) else { return Ok(()) };
             let entries = self.without_followers(group, entries);
-            if one_by_one && !self.work.outbox.is_empty() {
-                // Followers have gone there.
-                self.work.schedule.put_back(group, entries, Hold::default());
+            if in_order && self.work.outbox.oldest() != before {
+                // Some have followed another one there, and are waited for like it.
+                self.put_back(group, entries);
                 continue;
             }
             let entries = if self.work.careful.is_some() { self.with_care(group, entries).await? } else { entries };
@@ -58,7 +56,7 @@ impl ShardConsumer {
             }
             if !self.hold.is_open() {
                 // The lease has run out while the record was noted: later.
-                self.work.schedule.put_back(group, entries, Hold::default());
+                self.put_back(group, entries);
                 return Ok(());
             }
             if is_planted(Bug::KeyLogged) {
@@ -74,14 +72,22 @@ impl ShardConsumer {
         }
     }
 
+    /// These are not called now.
+    fn put_back(&mut self, group: GroupKey, entries: Vec<Entry>) {
+        if !entries.is_empty() {
+            self.work.schedule.put_back(group, entries, Hold::default());
+        }
+    }
+
     /// Sends records of poisoned keys after the earlier ones, if that is configured, and returns the others.
     fn without_followers(&mut self, group: GroupKey, entries: Vec<Entry>) -> Vec<Entry> {
         let follow = self.hold.shared.processing.poisoned_key == PoisonedKey::Follow;
-        if !follow || !entries.iter().any(|entry| self.work.poisoned.contains(entry.record.partition_key())) {
+        let poisoned = &self.work.poisoned;
+        let follows = |entry: &Entry| poisoned.follows(entry.record.partition_key(), entry.record.position());
+        if !follow || !entries.iter().any(follows) {
             return entries;
         }
-        let (followers, others): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|entry| self.work.poisoned.contains(entry.record.partition_key()));
+        let (followers, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(follows);
         let letters = followers.len();
         for entry in followers {
             let chain = vec!["an earlier record of its partition key went to the dead-letter queue".to_owned()];
@@ -179,7 +185,7 @@ impl ShardConsumer {
     /// Carries out what was judged of a group's records.
     fn apply(&mut self, group: GroupKey, judged: Judged) {
         let Judged { finished, condemned, mut back, wait, stop } = judged;
-        if !finished.is_empty() {
+        if finished.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
             self.work.backoffs.remove(&group);
         }
         self.work.rewind.done(&finished);
@@ -221,6 +227,10 @@ impl ShardConsumer {
         for record in records {
             self.prefix.ack(record.position());
             self.work.schedule.finished(record);
+            if !dead && self.work.rewind.is_repetition(record.position()) {
+                // It has counted as good before.
+                continue;
+            }
             self.work.valve.finished(dead);
             if self.work.careful.as_mut().is_some_and(super::careful::Careful::finished) {
                 self.care_is_over();

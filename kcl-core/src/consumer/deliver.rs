@@ -45,7 +45,7 @@ impl ShardConsumer {
             if let Some(answer) = self.turn(Some(ahead)).await? {
                 self.take_in(answer).await?;
             }
-            if self.work.is_idle() {
+            if self.work.is_through() {
                 if self.work.reopen {
                     self.work.reopen = false;
                     return Err(self.read_anew());
@@ -65,7 +65,7 @@ impl ShardConsumer {
 
     /// Finishes what was read, without reading on.
     pub(super) async fn settle(&mut self) -> Result<(), Stop> {
-        while !self.work.is_idle() {
+        while !self.work.is_through() {
             self.turn(None).await?;
         }
         Ok(())
@@ -89,9 +89,8 @@ impl ShardConsumer {
         if let Some(stop) = self.hold.stopped() {
             return Err(stop);
         }
-        let is_open = self.hold.is_open();
         self.look_at_flow();
-        if is_open {
+        if self.hold.is_open() {
             if self.work.paused.is_none() {
                 self.take_into_work();
                 self.begin_calls().await?;
@@ -101,10 +100,12 @@ impl ShardConsumer {
         if self.may_rewind() {
             return Err(self.rewind());
         }
-        if self.work.is_idle() && self.work.has_read_enough() {
+        if self.work.is_through() && self.work.has_read_enough() {
             // What was in hand was finished before: there is nothing to wait for.
             return Ok(None);
         }
+        // Asked again: it may have run out while a record was noted, and then its return is what to wait for.
+        let is_open = self.hold.is_open();
         self.show_state(is_open);
         if self.work.note_due.is_some_and(|due| due <= Instant::now()) {
             self.note_finished_beyond();
@@ -182,7 +183,7 @@ impl ShardConsumer {
                 ShardState::BlockedByRecord
             }
             None if is_slow => ShardState::InLongCall,
-            None if work.schedule.has_waiting() || work.make.is_failing() => ShardState::Retrying,
+            None if work.schedule.has_waiting() || work.make.is_failing() || work.rewind.is_due() => ShardState::Retrying,
             None if work.read_failing => ShardState::ReadFailing,
             None if !work.lanes.has_any() => ShardState::Starting,
             None => ShardState::Processing,

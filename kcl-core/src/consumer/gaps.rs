@@ -1,7 +1,7 @@
 //! Reads that fail, shards that are gone, and records that may have been trimmed unread.
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_lease::Clock as _;
+use kcl_lease::{Clock as _, Lease};
 
 use super::deliver::REMINDER;
 use super::start::{Gap, StartFilter, starting_position};
@@ -20,8 +20,23 @@ impl ShardConsumer {
                 self.filter = StartFilter::after(last, self.watermark);
                 Stop::Reopen(StartingPosition::AtSequenceNumber(last.sequence_number))
             }
-            None => Stop::Reopen(starting_position(self.hold.term.taken(), self.hold.shared.initial)),
+            None => Stop::Reopen(self.from_checkpoint()),
         }
+    }
+
+    /// Where reading begins that begins at the checkpoint, as a new term would begin; but a gap that was accepted is not asked about again.
+    pub(super) fn from_checkpoint(&mut self) -> StartingPosition {
+        let checkpoint = self.hold.shard.checkpointer().last();
+        let row = Lease { checkpoint, watermark: self.watermark, ..self.hold.term.taken().clone() };
+        self.filter = StartFilter::new(&row);
+        if self.accepted_gap == Some(checkpoint) {
+            self.filter.accept_gap();
+            if checkpoint.record().is_some() {
+                // It is gone, and so is all before it.
+                return StartingPosition::TrimHorizon;
+            }
+        }
+        starting_position(&row, self.hold.shared.initial)
     }
 
     /// `Err`: nothing of the stream reaches this worker, and another one may do better.
@@ -89,6 +104,7 @@ impl ShardConsumer {
                 );
                 shared.metrics.gap();
                 self.filter.accept_gap();
+                self.accepted_gap = Some(checkpoint);
                 Ok(())
             }
             TrimmedData::Block => {

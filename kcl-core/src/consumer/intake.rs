@@ -12,7 +12,7 @@ use super::in_hand::Item;
 use super::prefetch::Answer;
 use super::retry::Condemned;
 use super::schedule::Entry;
-use super::{Checkpointing, ShardConsumer, Stop};
+use super::{ShardConsumer, Stop};
 use crate::dead_letter::{Condition, FailureKind};
 use crate::record::Record;
 use crate::retrieval::Fetched;
@@ -196,10 +196,8 @@ impl ShardConsumer {
     pub(super) fn move_watermark(&mut self) {
         let mut reached: Option<Timestamp> = None;
         // What a processor that checkpoints for itself has taken is finished when it says so.
-        let done = match self.hold.shared.checkpointing {
-            Checkpointing::Automatic { .. } => self.prefix.acked(),
-            Checkpointing::Manual => self.prefix.acked().min(self.hold.shard.checkpointer.last().record()),
-        };
+        let acked = self.prefix.acked();
+        let done = if self.is_anything_collected() { acked.min(self.hold.shard.checkpointer.last().record()) } else { acked };
         while let Some((_, mark)) = self.work.marks.front().copied().filter(|(last, _)| *last <= done) {
             self.work.marks.pop_front();
             reached = reached.max(Some(mark));
@@ -211,7 +209,7 @@ impl ShardConsumer {
             self.filter.watched_until(watermark);
             self.watermark = Some(watermark);
         }
-        let careful_is_over = self.work.behind == Some(0) && self.work.is_idle();
+        let careful_is_over = self.work.behind == Some(0) && self.work.is_through();
         if careful_is_over && self.work.careful.is_some() {
             self.care_is_over();
         }

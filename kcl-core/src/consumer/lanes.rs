@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
-use kcl_checkpoint::Checkpoint;
 use tokio::time::Instant;
 
 use super::call::{Advice, CallFailure, guarded};
 use super::retry::Blame;
 use super::schedule::{Entry, GroupKey};
+use super::start::is_covered;
 use super::{Factory, RetryPolicy};
 use crate::dead_letter::FailureKind;
 use crate::processor::{FailedRecord, Outcome, RecordProcessor, ShardContext};
@@ -146,7 +146,7 @@ impl Lanes {
             // No record comes again before it is known whether it is committed.
             shard.committer.settled(&shard.checkpointer).await;
             let checkpoint = shard.checkpointer.last();
-            let covered = batch.records().partition_point(|record| is_covered(record, checkpoint));
+            let covered = batch.records().partition_point(|record| is_covered(record.position(), record.is_aggregated(), checkpoint));
             let blame = blame(result, &batch, shard.committer.is_in_use().then_some(covered));
             let entries = batch.into_records().into_iter().zip(histories);
             let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
@@ -197,12 +197,6 @@ impl Lanes {
     pub(super) fn discard(&mut self, lane: usize) {
         self.lanes[lane].processor = None;
     }
-}
-
-/// Whether the checkpoint covers a record. Not one that was an aggregate once, when the checkpoint was made inside of it, and is none by today's rules.
-fn is_covered(record: &Record, checkpoint: Checkpoint) -> bool {
-    let inside = checkpoint.record().is_some_and(|at| at.sequence_number == record.sequence_number() && at.sub_sequence_number > 0);
-    Checkpoint::At(record.position()) <= checkpoint && (record.is_aggregated() || !inside)
 }
 
 /// Whose fault it was, if it was a failure. Of a processor that commits, its commits say what is done: so many of the first records.
@@ -272,16 +266,6 @@ mod tests {
             [(None, "from 2"), (Some(0), "unknown"), (Some(1), "unknown"), (Some(2), "from 2"), (Some(3), "from 2")]
         {
             assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, committed)), expected, "{committed:?}");
-        }
-    }
-
-    #[test]
-    fn a_checkpoint_inside_of_what_is_no_aggregate_any_more_does_not_cover_it() {
-        let record = Record::new(5.into(), None, Bytes::new(), None);
-        let at = |number: u128, sub| Checkpoint::At(kcl_checkpoint::ExtendedSequenceNumber::new(number.into(), sub));
-        for (checkpoint, covered) in [(at(4, 9), false), (at(5, 0), true), (at(5, 3), false), (at(6, 2), true), (Checkpoint::Latest, false)]
-        {
-            assert_eq!(is_covered(&record, checkpoint), covered, "{checkpoint}");
         }
     }
 }

@@ -23,7 +23,7 @@ impl ShardConsumer {
         let now = shared.clock.wall_time();
         if shared.processing.poisoned_key == PoisonedKey::Follow
             && !matches!(failure.kind, FailureKind::Follows | FailureKind::BrokenAggregate)
-            && self.work.poisoned.insert(entry.record.partition_key())
+            && self.work.poisoned.insert(entry.record.partition_key(), entry.record.position())
         {
             tracing::error!("more keys are poisoned than can be remembered: records of the oldest one are processed again");
         }

@@ -89,7 +89,8 @@ pub enum Checkpointing {
     ///
     /// So a call may be done with no more than collecting its records, and a later one flush and checkpoint them. When a processor panics, or overruns its
     /// deadline, what it was given since the last checkpoint is delivered again to the one that is made in its place. Records that no processor has, as those that
-    /// the dead-letter queue has accepted, are checkpointed by the framework when the shard is let go, unless unfinished ones come before them.
+    /// the dead-letter queue has accepted, are checkpointed by the framework when the shard is let go and while records go one by one, unless unfinished ones
+    /// come before them.
     Manual,
 }
 
@@ -170,6 +171,8 @@ pub(crate) struct ShardConsumer {
     hold: Hold,
     work: Work,
     filter: StartFilter,
+    /// The checkpoint behind which records were found trimmed, and left out as configured.
+    accepted_gap: Option<Checkpoint>,
     prefix: AckedPrefix,
     /// All records that arrived before this time are finished, as far as is known.
     watermark: Option<Timestamp>,
@@ -209,7 +212,17 @@ impl ShardConsumer {
         } else {
             tracing::warn!(shard = %hold.shard.shard_id(), "owners of the shard have died since its last checkpoint: records are delivered one by one");
         }
-        Self { hold, work, filter, prefix: AckedPrefix::default(), watermark, skipped: None, looked, acked: watch::Sender::new(None) }
+        Self {
+            hold,
+            work,
+            filter,
+            accepted_gap: None,
+            prefix: AckedPrefix::default(),
+            watermark,
+            skipped: None,
+            looked,
+            acked: watch::Sender::new(None),
+        }
     }
 
     /// Consumes the shard until the term ends, and says which shard it was.

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use kcl_checkpoint::ExtendedSequenceNumber;
+
 use super::schedule::GroupKey;
-use crate::dead_letter::{DeadLetter, DeadLetterError, LARGEST_BATCH};
+use crate::dead_letter::{DeadLetter, DeadLetterError, FailureKind, LARGEST_BATCH};
 
 /// A record that waits to be accepted.
 #[derive(Clone, Debug)]
@@ -28,6 +30,20 @@ impl Outbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// The oldest record that is on its way.
+    pub(super) fn oldest(&self) -> Option<ExtendedSequenceNumber> {
+        self.queue.iter().map(|outgoing| outgoing.letter.record.position()).min()
+    }
+
+    /// Whether all of it is made anew when the shard is read anew, and no attempt is under way: broken aggregates, for which no call is needed.
+    pub(super) fn is_made_anew(&self) -> bool {
+        self.sent == 0 && self.queue.iter().all(|outgoing| outgoing.letter.kind == FailureKind::BrokenAggregate)
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
     }
 
     /// The letters of the next attempt, at most so many; empty if there is none to send, or an attempt is under way.

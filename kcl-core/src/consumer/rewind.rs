@@ -5,30 +5,38 @@
 //! is made in its place. In this order:
 //!
 //! 1. The call ends. From this moment on nothing beyond the checkpoint may be checkpointed, and no call begins.
-//! 2. Dead letters are accepted, and the wait after the failure passes.
+//! 2. Dead letters are accepted, and the wait after the failure passes. (Not those of broken aggregates: they are read, and sent, anew.)
 //! 3. The shard is read from the checkpoint on. What is known of its records is kept: attempts, where calls end, and which ones the queue has. Else a
 //!    record that always panics would never be given up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{AckedPrefix, Checkpoint, ExtendedSequenceNumber};
+use kcl_lease::Clock as _;
+use tokio::time::Instant;
 
 use super::schedule::{Entry, History};
-use super::start::{StartFilter, starting_position};
+use super::start::is_covered;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::record::Record;
-use crate::stream::StartingPosition;
 
 /// Dead letters beyond the checkpoint that are remembered. One that is forgotten is tried and sent again after a rewind.
 const MOST_DEAD: usize = 10_000;
 
+/// The least time from a loss to the rewind. Each opens a reader, whose pace begins anew: the service allows five reads per second and shard.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// What a rewind needs to know. See the module.
 #[derive(Debug, Default)]
 pub(super) struct Rewind {
-    is_due: bool,
-    /// The last record that a call was done with.
-    done: Option<ExtendedSequenceNumber>,
+    /// When it may be, if one is due.
+    due: Option<Instant>,
+    /// The last record that a call was done with, and whether it is one of an aggregate.
+    done: Option<(ExtendedSequenceNumber, bool)>,
+    /// The last record that a call was done with before the last rewind.
+    done_before: Option<ExtendedSequenceNumber>,
     /// What unfinished records had been through before the last rewind, and whether a call ends before them; until they are read again.
     tried: BTreeMap<ExtendedSequenceNumber, (History, bool)>,
     /// Records that the dead-letter queue has accepted.
@@ -37,17 +45,26 @@ pub(super) struct Rewind {
 
 impl Rewind {
     pub(super) fn is_due(&self) -> bool {
-        self.is_due
+        self.due.is_some()
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// A call was done with these.
     pub(super) fn done(&mut self, records: &[Record]) {
-        self.done = self.done.max(records.iter().map(Record::position).max());
+        self.done = self.done.max(records.iter().map(|record| (record.position(), record.is_aggregated())).max());
+    }
+
+    /// Whether a call was done with a record before the last rewind, as far as that is remembered.
+    pub(super) fn is_repetition(&self, record: ExtendedSequenceNumber) -> bool {
+        self.done_before.is_some_and(|before| record <= before)
     }
 
     /// Whether a processor may hold what no checkpoint covers.
     fn is_anything_collected(&self, checkpoint: Checkpoint) -> bool {
-        self.done.is_some_and(|done| Checkpoint::At(done) > checkpoint)
+        self.done.is_some_and(|(done, is_aggregated)| !is_covered(done, is_aggregated, checkpoint))
     }
 
     /// The dead-letter queue has accepted a record.
@@ -75,7 +92,8 @@ impl Rewind {
     /// The shard is read anew: these had been read and are not finished. What comes before the first of them goes into calls of its own, so that what was
     /// found out of them by dividing their batch stays true.
     fn begin(&mut self, unfinished: impl Iterator<Item = Entry>) {
-        (self.is_due, self.done) = (false, None);
+        self.done_before = self.done_before.max(self.done.map(|(done, _)| done));
+        (self.due, self.done) = (None, None);
         let tried = unfinished.enumerate().map(|(index, entry)| (entry.record.position(), (entry.history, entry.cut || index == 0)));
         self.tried.extend(tried);
     }
@@ -102,7 +120,7 @@ impl ShardConsumer {
             "the processor is lost, and with it what it may have collected since the checkpoint: that is delivered again"
         );
         checkpointer.note_failed_after(checkpointer.last().record());
-        self.work.rewind.is_due = true;
+        self.work.rewind.due.get_or_insert(Instant::now() + PAUSE);
         true
     }
 
@@ -116,32 +134,21 @@ impl ShardConsumer {
     /// Whether all is ready for a rewind that is due.
     pub(super) fn may_rewind(&self) -> bool {
         let work = &self.work;
-        work.rewind.is_due && work.lanes.is_idle() && work.outbox.is_empty() && !work.schedule.has_waiting()
+        let is_time = work.rewind.due.is_some_and(|due| due <= Instant::now());
+        is_time && work.lanes.is_idle() && work.outbox.is_made_anew() && !work.schedule.has_waiting()
     }
 
     /// Goes back to the checkpoint.
     pub(super) fn rewind(&mut self) -> Stop {
         let checkpointer = &self.hold.shard.checkpointer;
-        let checkpoint = checkpointer.last();
         // The shard may have ended for its lost processor.
-        checkpointer.note_failed_after(checkpoint.record());
+        checkpointer.note_failed_after(checkpointer.last().record());
         let unfinished = self.work.forget_what_was_read();
         self.work.rewind.begin(unfinished.into_iter());
         self.prefix = AckedPrefix::default();
-        let taken = self.hold.term.taken();
-        match checkpoint.record().filter(|_| checkpoint != taken.checkpoint) {
-            Some(record) => {
-                self.filter = StartFilter::after(record, self.watermark);
-                Stop::Reopen(StartingPosition::AtSequenceNumber(record.sequence_number))
-            }
-            None => {
-                self.filter = StartFilter::new(taken);
-                if let Some(watermark) = self.watermark {
-                    self.filter.watched_until(watermark);
-                }
-                Stop::Reopen(starting_position(taken, self.hold.shared.initial))
-            }
-        }
+        self.looked = self.hold.shared.clock.boot_time();
+        self.hold.shared.metrics.rewound();
+        Stop::Reopen(self.from_checkpoint())
     }
 }
 
@@ -170,6 +177,22 @@ mod tests {
         rewind.done(&[]);
         assert!(rewind.is_anything_collected(Checkpoint::TrimHorizon) && rewind.is_anything_collected(Checkpoint::At(at(4))));
         assert!(!rewind.is_anything_collected(Checkpoint::At(at(5))));
+        // made inside of an aggregate, which is taken as it is now
+        let inside = Checkpoint::At(ExtendedSequenceNumber::new(5.into(), 3));
+        assert!(rewind.is_anything_collected(inside));
+    }
+
+    #[test]
+    fn what_was_done_before_the_last_rewind_is_a_repetition() {
+        let mut rewind = Rewind::default();
+        rewind.done(&[record(4), record(5)]);
+        assert!(!rewind.is_repetition(at(4)));
+        rewind.begin(std::iter::empty());
+        assert!(rewind.is_repetition(at(5)) && !rewind.is_repetition(at(6)));
+        // lost again before it got so far
+        rewind.done(&[record(3)]);
+        rewind.begin(std::iter::empty());
+        assert!(rewind.is_repetition(at(5)) && !rewind.is_repetition(at(6)));
     }
 
     #[test]

@@ -153,11 +153,13 @@ impl Schedule {
         self.blocked > 0
     }
 
-    /// Takes the records of the next call into work: of one group, in order, at most so many.
-    pub(super) fn take(&mut self, most: usize) -> Option<(GroupKey, Vec<Entry>)> {
-        let (_, key) = self.ready.first().copied()?;
+    /// Takes the records of the next call into work: of one group, in order, at most so many, and only such that come before this one.
+    pub(super) fn take(&mut self, most: usize, before: Option<ExtendedSequenceNumber>) -> Option<(GroupKey, Vec<Entry>)> {
+        let may_go = |record: ExtendedSequenceNumber| before.is_none_or(|before| record < before);
+        let (_, key) = self.ready.first().copied().filter(|(head, _)| may_go(*head))?;
         let group = self.groups.get_mut(&key)?;
-        let end = group.queue.iter().skip(1).position(|entry| entry.cut).map_or(group.queue.len(), |index| index + 1);
+        let ends_before = |entry: &Entry| entry.cut || !may_go(entry.record.position());
+        let end = group.queue.iter().skip(1).position(ends_before).map_or(group.queue.len(), |index| index + 1);
         let entries = group.queue.drain(..end.min(most)).collect();
         group.in_work = true;
         self.blocked -= usize::from(std::mem::take(&mut group.hold.blocked));
@@ -276,7 +278,7 @@ mod tests {
     }
 
     fn take(schedule: &mut Schedule) -> Option<(GroupKey, Vec<u128>, Vec<Entry>)> {
-        schedule.take(usize::MAX).map(|(key, entries)| (key, numbers(&entries), entries))
+        schedule.take(usize::MAX, None).map(|(key, entries)| (key, numbers(&entries), entries))
     }
 
     #[test]
@@ -374,9 +376,20 @@ mod tests {
     #[test]
     fn at_most_so_many_are_taken() {
         let mut schedule = schedule(false, "abcde");
-        let (key, entries) = schedule.take(2).unwrap();
+        let (key, entries) = schedule.take(2, None).unwrap();
         assert_eq!(numbers(&entries), [0, 1]);
         schedule.put_back(key, Vec::new(), Hold::default());
         assert_eq!(take(&mut schedule).unwrap().1, [2, 3, 4]);
+    }
+
+    #[test]
+    fn only_what_comes_before_a_record_is_taken() {
+        let before = |number: u128| Some(ExtendedSequenceNumber::whole(number.into()));
+        let mut schedule = schedule(false, "abcde");
+        let (key, entries) = schedule.take(usize::MAX, before(3)).unwrap();
+        assert_eq!(numbers(&entries), [0, 1, 2]);
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert!(schedule.take(usize::MAX, before(3)).is_none() && schedule.has_ready());
+        assert_eq!(take(&mut schedule).unwrap().1, [3, 4]);
     }
 }

@@ -101,14 +101,10 @@ impl StartFilter {
     /// Whether the checkpoint covers this record.
     pub(crate) fn is_finished(&self, record: &Record) -> bool {
         let Some(checkpoint) = self.finished else { return false };
-        match record.sequence_number().cmp(&checkpoint.sequence_number) {
-            std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Greater => false,
-            std::cmp::Ordering::Equal if is_planted(Bug::RestOfAggregateDropped) => true,
-            std::cmp::Ordering::Equal if record.is_aggregated() => record.position() <= checkpoint,
-            // A checkpoint inside of what was an aggregate once, and is none by today's rules: not all of it is finished.
-            std::cmp::Ordering::Equal => checkpoint.sub_sequence_number == 0,
+        if is_planted(Bug::RestOfAggregateDropped) && record.sequence_number() == checkpoint.sequence_number {
+            return true;
         }
+        is_covered(record.position(), record.is_aggregated(), checkpoint.into())
     }
 
     /// Goes on after a gap: whatever comes first is the first.
@@ -129,6 +125,13 @@ impl StartFilter {
         let unwatched = self.watermark.map_or(self.finished.is_some(), |watermark| watermark.as_millis() < kept_since);
         !self.whole && unwatched && !is_planted(Bug::GapNotNoticed)
     }
+}
+
+/// Whether a checkpoint covers a record. Not one that was an aggregate once, when the checkpoint was made inside of it, and is none by today's rules: not all
+/// of it is finished.
+pub(super) fn is_covered(record: ExtendedSequenceNumber, is_aggregated: bool, checkpoint: Checkpoint) -> bool {
+    let inside = checkpoint.record().is_some_and(|at| at.sequence_number == record.sequence_number && at.sub_sequence_number > 0);
+    Checkpoint::At(record) <= checkpoint && (is_aggregated || !inside)
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -202,6 +205,14 @@ mod tests {
     fn without_a_checkpoint_all_is_new() {
         let mut filter = StartFilter::new(&lease(Checkpoint::TrimHorizon, None));
         assert_eq!(admitted(&mut filter, [1, 2]), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn a_checkpoint_inside_of_what_is_no_aggregate_any_more_does_not_cover_it() {
+        for (checkpoint, covered) in [(at(4, 9), false), (at(5, 0), true), (at(5, 3), false), (at(6, 2), true), (Checkpoint::Latest, false)]
+        {
+            assert_eq!(is_covered(ExtendedSequenceNumber::whole(5.into()), false, checkpoint), covered, "{checkpoint}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a shard's delivery has in its hands: records that wait, are called, or are on their way to the dead-letter queue.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use futures::future::BoxFuture;
 use kcl_checkpoint::{ExtendedSequenceNumber, FinishedBeyond, Timestamp};
@@ -113,9 +113,10 @@ impl Work {
         }
     }
 
-    /// Forgets what was read and is not finished, as it is read anew, and returns what of it waits for a call. Nothing is in a call or on its way to the queue.
+    /// Forgets what was read and is not finished, as it is read anew, and returns what of it waits for a call. Nothing is in a call; what is on its way to the queue is read anew too.
     pub(super) fn forget_what_was_read(&mut self) -> Vec<Entry> {
         self.in_hand.clear();
+        self.outbox.clear();
         self.marks.clear();
         (self.mark_in_hand, self.behind, self.barrier) = (None, None, false);
         (self.ended, self.reopen, self.bound_reached) = (None, false, false);
@@ -126,6 +127,11 @@ impl Work {
     /// Whether everything that was read is finished.
     pub(super) fn is_idle(&self) -> bool {
         self.in_hand.is_empty() && self.schedule.open() == 0 && self.outbox.is_empty() && self.lanes.is_idle()
+    }
+
+    /// Whether everything that was read is finished, and nothing of it has to come again.
+    pub(super) fn is_through(&self) -> bool {
+        self.is_idle() && !self.rewind.is_due()
     }
 
     /// Whether something else than reading on follows when all that was read is finished.
@@ -157,7 +163,7 @@ impl Work {
     /// When there will be something to do without anybody's word. What was due before could not be done now: something else has to change first, a pause
     /// or the lease, and that is waited for.
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
-        let due = [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due];
+        let due = [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due, self.rewind.due()];
         due.into_iter().flatten().filter(|due| *due > now).min()
     }
 }
@@ -196,29 +202,32 @@ impl Paced {
     }
 }
 
-/// Keys of which a record went to the dead-letter queue, by their hashes.
+/// Keys of which a record went to the dead-letter queue, by their hashes, and the first such record of each.
 #[derive(Debug, Default)]
 pub(super) struct PoisonedKeys {
-    keys: BTreeSet<Option<u128>>,
+    keys: BTreeMap<Option<u128>, ExtendedSequenceNumber>,
     oldest_first: VecDeque<Option<u128>>,
 }
 
 impl PoisonedKeys {
-    /// Remembers a key. Returns whether another one had to be forgotten.
-    pub(super) fn insert(&mut self, key: Option<&str>) -> bool {
+    /// Remembers a record's key. Returns whether another one had to be forgotten.
+    pub(super) fn insert(&mut self, key: Option<&str>, record: ExtendedSequenceNumber) -> bool {
         let key = key.map(kcl_aggregation::hash_of);
-        if !self.keys.insert(key) {
+        if let Some(first) = self.keys.get_mut(&key) {
+            *first = record.min(*first);
             return false;
         }
+        self.keys.insert(key, record);
         self.oldest_first.push_back(key);
         if self.keys.len() <= MOST_POISONED {
             return false;
         }
-        self.oldest_first.pop_front().is_some_and(|oldest| self.keys.remove(&oldest))
+        self.oldest_first.pop_front().is_some_and(|oldest| self.keys.remove(&oldest).is_some())
     }
 
-    pub(super) fn contains(&self, key: Option<&str>) -> bool {
-        !self.keys.is_empty() && self.keys.contains(&key.map(kcl_aggregation::hash_of))
+    /// Whether a record comes after one of its key that went there.
+    pub(super) fn follows(&self, key: Option<&str>, record: ExtendedSequenceNumber) -> bool {
+        !self.keys.is_empty() && self.keys.get(&key.map(kcl_aggregation::hash_of)).is_some_and(|first| *first < record)
     }
 }
 
@@ -230,10 +239,12 @@ mod tests {
     fn the_key_that_was_poisoned_longest_ago_is_forgotten() {
         let mut keys = PoisonedKeys::default();
         let key = |number: usize| format!("key-{number}");
-        assert!((0..MOST_POISONED).all(|number| !keys.insert(Some(&key(number)))));
-        assert!(!keys.insert(Some(&key(0))), "known already");
-        assert!(keys.contains(Some(&key(0))) && !keys.contains(None));
-        assert!(keys.insert(None));
-        assert!(!keys.contains(Some(&key(0))) && keys.contains(Some(&key(1))) && keys.contains(None));
+        let at = |number: u128| ExtendedSequenceNumber::whole(number.into());
+        assert!((0..MOST_POISONED).all(|number| !keys.insert(Some(&key(number)), at(5))));
+        assert!(!keys.insert(Some(&key(0)), at(7)), "known already");
+        assert!(keys.follows(Some(&key(0)), at(6)) && !keys.follows(None, at(6)));
+        assert!(!keys.follows(Some(&key(0)), at(5)) && !keys.follows(Some(&key(0)), at(4)), "only what comes after it");
+        assert!(keys.insert(None, at(5)));
+        assert!(!keys.follows(Some(&key(0)), at(6)) && keys.follows(Some(&key(1)), at(6)) && keys.follows(None, at(6)));
     }
 }

@@ -29,9 +29,13 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Attempts at one call to the lease table within a comparison: one hiccup must not throw away what was done before it.
 const ATTEMPTS: u32 = 5;
 
-/// How long a finished lease is kept that may go: longer than a call is under way. A creation that takes effect late, after the shard was read to its end,
-/// must find the lease there; else it would make it anew, and the shard would be read twice.
+/// How long a finished lease is kept that may go. A creation that takes effect late, after the shard was read to its end, must find the lease there; else it
+/// would make it anew, and the shard would be read twice. So this is longer than it takes from a listing that lacks a lease to the end of the last call
+/// that creates it: [`FRESH`], and the time for which a call may be under way.
 const KEPT: Duration = Duration::from_secs(30);
+
+/// How old a listing may be when a lease is created that it lacks. A worker that stood still since lists again.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// Keeps leases in step with shards for as long as a worker runs.
 #[derive(Debug)]
@@ -93,6 +97,7 @@ impl ShardSync {
             return Ok(self.interval);
         }
         let shards = self.shared.stream_api.list_shards(ShardFilter::All).await?;
+        let listed_at = self.shared.clock.boot_time();
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
         let listing = self.list().await?;
         if listing.leases.is_empty() && listing.unreadable.is_empty() {
@@ -104,7 +109,10 @@ impl ShardSync {
         let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
         for lease in &confirmed {
-            self.create(lease).await?;
+            if self.create(lease, listed_at).await?.is_none() {
+                // Asked for by the last listing, and by this one: the next one is enough to confirm it.
+                return Ok(Duration::ZERO);
+            }
         }
         self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
         if !confirmed.is_empty() {
@@ -121,6 +129,7 @@ impl ShardSync {
 
     /// Makes the leases of an application that has none.
     async fn first_sync(&mut self) -> Result<Duration, WorkerError> {
+        let listed_at = self.shared.clock.boot_time();
         let shards = self.shared.stream_api.list_shards(first_shards(self.shared.initial)).await?;
         // What LATEST means is fixed after the listing: a shard that closes in between is read from this instant to its end, and its children
         // from their beginning.
@@ -137,8 +146,10 @@ impl ShardSync {
         // whether others have made them meanwhile, and have perhaps finished them.
         self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
         for lease in &leases {
-            if !self.create(lease).await? && self.begins_otherwise(lease).await? {
-                return Ok(CONFIRM_AFTER.min(self.interval));
+            match self.create(lease, listed_at).await? {
+                Some(true) => {}
+                Some(false) if !self.begins_otherwise(lease).await? => {}
+                _ => return Ok(CONFIRM_AFTER.min(self.interval)),
             }
         }
         self.suspected.clear();
@@ -162,16 +173,20 @@ impl ShardSync {
         Some(self.shared.clock.wall_time())
     }
 
-    /// Creates a lease; returns whether it was new.
-    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
+    /// Creates a lease that a listing lacks; returns whether it was new. `None`: the listing is too old by now to tell.
+    async fn create(&self, lease: &Lease, listed_at: Duration) -> Result<Option<bool>, TableError> {
         let mut backoff = self.backoff();
         loop {
+            if self.shared.clock.boot_time().saturating_sub(listed_at) > FRESH {
+                tracing::debug!(shard = %lease.shard_id, "the listing that lacks a lease is too old to create it; listing again");
+                return Ok(None);
+            }
             match self.shared.table.create(lease).await {
                 Ok(created) => {
                     if created {
                         tracing::info!(shard = %lease.shard_id, checkpoint = %lease.checkpoint, "lease created");
                     }
-                    return Ok(created);
+                    return Ok(Some(created));
                 }
                 Err(error) => pause_or_give_up(error, &mut backoff).await?,
             }

@@ -15,7 +15,7 @@ fn put_aggregate(scene: &Scene, records: &[(&str, &str)]) {
 }
 
 /// An envelope that is right, around what is no aggregate: a sub-record without a partition key table.
-fn broken() -> Bytes {
+pub(super) fn broken() -> Bytes {
     // field 3, a record: partition_key_index 7, data "x"; no table has a key 7
     let message = [0x1a, 5, 0x08, 7, 0x1a, 1, b'x'];
     [&[0xF3, 0x89, 0x9A, 0xC2][..], &message, &Md5::digest(message)].concat().into()

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 use kcl_core::test_util::kinesis_model::SplitShardInput;
+use kcl_core::test_util::{Service, SimulatedStream};
 use kcl_core::{
-    Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetryPolicy,
-    ShardContext, WorkerBuilder, async_trait,
+    Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, PoisonedKey, ProcessError, ProcessResult, ReadUntil, RecordBatch,
+    RecordProcessor, RetryPolicy, SafetyValve, ShardContext, ShardId, ShardState, WorkerBuilder, async_trait,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::service::{APPLICATION, Running, STREAM, Scene, Tells, shard, text, until};
 
@@ -128,16 +130,22 @@ impl World {
 }
 
 async fn start(scene: &mut Scene, world: &World, strike: Strike, tells: Tells, most: usize) -> Running {
+    scene.start(|builder| collecting(builder, world, strike, tells, most)).await
+}
+
+fn collecting(builder: WorkerBuilder, world: &World, strike: Strike, tells: Tells, most: usize) -> WorkerBuilder {
     let world = world.clone();
     let policy = RetryPolicy { max_attempts: 3, attempt_deadline: Some(DEADLINE), ..RetryPolicy::default() };
-    let settings = |builder: WorkerBuilder| {
-        builder
-            .checkpointing(Checkpointing::Manual)
-            .max_batch_records(most)
-            .retry_policy(policy)
-            .processor(move |_: &ShardContext| Collecting { world: world.clone(), strike, tells, held: Vec::new() })
-    };
-    scene.start(settings).await
+    builder
+        .checkpointing(Checkpointing::Manual)
+        .max_batch_records(most)
+        .retry_policy(policy)
+        .processor(move |_: &ShardContext| Collecting { world: world.clone(), strike, tells, held: Vec::new() })
+}
+
+/// As [`start`], of a processor that panics when its records say so, with settings of its own.
+async fn start_with(scene: &mut Scene, world: &World, most: usize, settings: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> Running {
+    scene.start(|builder| settings(collecting(builder, world, Strike::Panics, Tells::InOrder, most))).await
 }
 
 fn put(scene: &Scene, what: &[&str]) -> ExtendedSequenceNumber {
@@ -278,4 +286,146 @@ async fn a_processor_that_is_lost_at_the_end_of_its_shard_takes_nothing_with_it(
     world.assert_in_order("at the end");
     assert!(world.ends.load(Ordering::Relaxed) >= 2);
     scene.stop(running).await;
+}
+
+/// The last record before the bound costs its processor, and goes to the queue: what was collected comes again before the shard is let go.
+#[tokio::test(start_paused = true)]
+async fn what_was_collected_is_flushed_before_the_bound() {
+    let (mut scene, world) = (Scene::new(6, Tells::InOrder), World::default());
+    put(&scene, &["good 00", "good 01", "good 02", "panics 1"]);
+    sleep(Duration::from_secs(5)).await;
+    let bound = ReadUntil::Time(scene.aws.time());
+    sleep(Duration::from_secs(5)).await;
+    put(&scene, &["good late"]);
+    start_with(&mut scene, &world, 100, |builder| builder.read_until(bound)).await;
+    scene.ended().await;
+    assert_eq!(world.texts(), good(3).into_iter().collect());
+    assert_eq!(scene.letter_texts(), ["panics 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_later_records_of_a_key_follow_a_poisoned_one() {
+    let (mut scene, world) = (Scene::new(7, Tells::InOrder), World::default());
+    for text in ["good 00", "good 01", "good 02", "panics 1", "good 03", "good 04"] {
+        scene.put("a", text);
+    }
+    let running = start_with(&mut scene, &world, 1, |builder| builder.poisoned_key(PoisonedKey::Follow)).await;
+    until("the later ones have followed", || scene.letters().len() == 3).await;
+    scene.stop(running).await;
+    assert_eq!(scene.letter_texts(), ["panics 1", "good 03", "good 04"]);
+    assert_eq!(world.texts(), good(3).into_iter().collect());
+}
+
+/// What comes again tells nothing good of the program.
+#[tokio::test(start_paused = true)]
+async fn the_safety_valve_does_not_count_repetitions() {
+    for collected in [0, 6] {
+        let (mut scene, world) = (Scene::new(8, Tells::InOrder), World::default());
+        let mut texts = good(collected);
+        texts.extend((0..40).map(|number| format!("panics {number:02}")));
+        put(&scene, &strs(&texts));
+        let valve = SafetyValve { window: 10, most: 3 };
+        let running = start_with(&mut scene, &world, 1, |builder| builder.safety_valve(Some(valve))).await;
+        let state = || running.handle.status().shards.get(&shard()).map(|status| status.state);
+        until("it has stopped", || state() == Some(ShardState::StoppedBySafetyValve)).await;
+        assert_eq!(scene.letters().len(), 3, "{collected} collected");
+        running.host.kill();
+    }
+}
+
+/// An outage that makes a processor panic is waited out as the policy has it, also if each attempt begins with repetitions.
+#[tokio::test(start_paused = true)]
+async fn waits_grow_from_attempt_to_attempt() {
+    for collected in [0, 3] {
+        let (mut scene, world) = (Scene::new(9, Tells::InOrder), World::default());
+        let mut texts = good(collected);
+        texts.push("panics 1".to_owned());
+        put(&scene, &strs(&texts));
+        let policy = RetryPolicy { max_attempts: 12, first_backoff: Duration::from_millis(200), ..RetryPolicy::default() };
+        let began = Instant::now();
+        let running = start_with(&mut scene, &world, 1, |builder| builder.retry_policy(policy)).await;
+        until("it is given up", || scene.letters().len() == 1).await;
+        // Eleven waits, each at random up to 0.2, 0.4, 0.8 ... 10 s: half of 56 s on average.
+        assert!(began.elapsed() > Duration::from_secs(14), "{collected} collected: {:?}", began.elapsed());
+        running.host.kill();
+    }
+}
+
+/// Notes where reading begins.
+#[derive(Debug)]
+struct Watched(SimulatedStream, Arc<Mutex<Vec<StartingPosition>>>);
+
+#[async_trait]
+impl StreamApi for Watched {
+    async fn describe(&self) -> Result<StreamDescription, StreamError> {
+        self.0.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, StreamError> {
+        self.0.list_shards(filter).await
+    }
+
+    async fn shard_iterator(&self, shard: &ShardId, start: StartingPosition) -> Result<ShardIterator, StreamError> {
+        self.1.lock().unwrap().push(start);
+        self.0.shard_iterator(shard, start).await
+    }
+
+    async fn get_records(&self, iterator: &ShardIterator, limit: u32) -> Result<RecordsPage, StreamError> {
+        self.0.get_records(iterator, limit).await
+    }
+}
+
+/// However long the rewind had to wait for the queue.
+#[tokio::test(start_paused = true)]
+async fn reading_begins_again_at_the_checkpoint_and_not_at_that_of_the_term() {
+    let (mut scene, world) = (Scene::new(10, Tells::InOrder), World::default());
+    put(&scene, &strs(&good(21)));
+    let begun = Arc::default();
+    let stream = Watched(scene.aws.host("host-1").stream(STREAM), Arc::clone(&begun));
+    let running = start_with(&mut scene, &world, 7, |builder| builder.stream_api(Arc::new(stream))).await;
+    let checkpoint = || scene.aws.leases(APPLICATION).first().and_then(|lease| lease.checkpoint.record());
+    until("all is flushed", || world.texts().len() == 21 && checkpoint().is_some()).await;
+    sleep(Duration::from_secs(5)).await;
+    let reached = checkpoint().unwrap();
+    scene.aws.faults().outage(Service::DeadLetters, scene.aws.elapsed() + Duration::from_secs(400));
+    put(&scene, &["good 21", "panics 1", "good 22"]);
+    until("it is given up", || scene.letters().len() == 1).await;
+    sleep(Duration::from_secs(60)).await;
+    scene.stop(running).await;
+    assert_eq!(world.texts(), good(23).into_iter().collect());
+    let mut begun = begun.lock().unwrap().clone();
+    assert_eq!(begun.remove(0), StartingPosition::TrimHorizon);
+    assert!(begun.len() >= 3, "{begun:?}");
+    assert!(begun.iter().all(|start| *start == StartingPosition::AtSequenceNumber(reached.sequence_number)), "{begun:?} {reached}");
+}
+
+/// A broken aggregate without a queue holds its shard back, but not what comes before it.
+#[tokio::test(start_paused = true)]
+async fn what_comes_before_a_broken_aggregate_is_flushed_without_a_queue_too() {
+    for strike in [0, 3] {
+        let (scene, world) = (Scene::new(11, Tells::InOrder), World::default());
+        world.fuse.store(strike, Ordering::Relaxed);
+        put(&scene, &strs(&good(8)));
+        scene.aws.put(STREAM, "k", super::aggregates::broken());
+        let host = scene.aws.host("without-a-queue");
+        let builder = collecting(host.worker(APPLICATION, STREAM), &world, Strike::Panics, Tells::InOrder, 100);
+        let worker = builder.build().await.unwrap();
+        let mut workers = tokio::task::JoinSet::new();
+        workers.spawn(host.run(worker.run()));
+        until("those before it are flushed", || world.texts().len() == 8).await;
+        host.kill();
+    }
+}
+
+/// What is in the queue is finished, as if a processor had checkpointed it: else a quiet shard would come to look as if records had been trimmed unread.
+#[tokio::test(start_paused = true)]
+async fn dead_letters_alone_move_the_watermark() {
+    let (mut scene, world) = (Scene::new(12, Tells::InOrder), World::default());
+    put(&scene, &["poison 1"]);
+    let running = start(&mut scene, &world, Strike::Panics, Tells::InOrder, 1).await;
+    until("it is in the queue", || scene.letters().len() == 1).await;
+    let accepted = scene.aws.time();
+    let watermark = || scene.aws.leases(APPLICATION)[0].watermark;
+    until("the watermark passes it", || watermark() > Some(accepted)).await;
+    running.host.kill();
 }

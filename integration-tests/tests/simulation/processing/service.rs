@@ -200,6 +200,12 @@ impl Scene {
         Running { host, handle }
     }
 
+    /// Waits until a worker has ended by itself.
+    pub(super) async fn ended(&mut self) {
+        let ended = tokio::time::timeout(PATIENCE, self.workers.join_next()).await.expect("it ends");
+        ended.unwrap().unwrap().unwrap();
+    }
+
     /// Lets a worker end in peace.
     pub(super) async fn stop(&mut self, running: Running) {
         running.handle.shutdown();
