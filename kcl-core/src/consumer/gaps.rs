@@ -20,12 +20,12 @@ impl ShardConsumer {
                 self.filter = StartFilter::after(last, self.watermark);
                 Stop::Reopen(StartingPosition::AtSequenceNumber(last.sequence_number))
             }
-            None => Stop::Reopen(self.from_checkpoint()),
+            None => Stop::Reopen(self.begin_at_checkpoint()),
         }
     }
 
     /// Where reading begins that begins at the checkpoint, as a new term would begin; but a gap that was accepted is not asked about again.
-    pub(super) fn from_checkpoint(&mut self) -> StartingPosition {
+    pub(super) fn begin_at_checkpoint(&mut self) -> StartingPosition {
         let checkpoint = self.hold.shard.checkpointer().last();
         let row = Lease { checkpoint, watermark: self.watermark, ..self.hold.term.taken().clone() };
         self.filter = StartFilter::new(&row);

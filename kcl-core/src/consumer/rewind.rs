@@ -148,7 +148,7 @@ impl ShardConsumer {
         self.prefix = AckedPrefix::default();
         self.looked = self.hold.shared.clock.boot_time();
         self.hold.shared.metrics.rewound();
-        Stop::Reopen(self.from_checkpoint())
+        Stop::Reopen(self.begin_at_checkpoint())
     }
 }
 
