@@ -26,7 +26,7 @@ use crate::record::Record;
 const MOST_DEAD: usize = 10_000;
 
 /// The least time from a loss to the rewind. Each opens a reader, whose pace begins anew: the service allows five reads per second and shard.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a rewind needs to know. See the module.
 #[derive(Debug, Default)]

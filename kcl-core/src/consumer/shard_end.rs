@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::call::guarded;
 use super::lanes::LaneEvent;
+use super::rewind::PAUSE;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::status::ShardState;
 use crate::stream::{ChildShard, ShardFilter};
@@ -74,6 +75,7 @@ impl ShardConsumer {
                 if failure.is_fatal_to_processor() {
                     self.work.lanes.discard(lane);
                     if self.processor_lost() {
+                        self.hold.pause(PAUSE).await?;
                         return Err(self.rewind());
                     }
                 }
