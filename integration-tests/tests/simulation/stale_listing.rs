@@ -16,6 +16,7 @@ const LATENCY: Duration = Duration::from_millis(400);
 /// cleaned up. Then it must not create that lease: the shard would be read once more.
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_not_created_from_an_old_listing() {
+    let mut in_between = 0;
     for steps in 0..12 {
         let mut fleet = Fleet::new(1, 1);
         let listed: Arc<Mutex<Vec<Instant>>> = Arc::default();
@@ -36,6 +37,9 @@ async fn a_lease_is_not_created_from_an_old_listing() {
             yield_now().await;
         }
         frozen.freeze();
+        // What it has sent arrives.
+        sleep(2 * LATENCY).await;
+        in_between += u32::from(fleet.aws.leases(APPLICATION).is_empty());
 
         fleet.aws.faults().clear();
         fleet.start(1).await;
@@ -53,4 +57,5 @@ async fn a_lease_is_not_created_from_an_old_listing() {
         assert_eq!(fleet.log.all().len(), records.len(), "after {steps} steps: once each");
         fleet.stop().await;
     }
+    assert!((1..12).contains(&in_between), "it stands still before the creation as well as after: {in_between}");
 }

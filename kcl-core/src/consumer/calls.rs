@@ -20,12 +20,12 @@ use crate::record::Record;
 const NOTE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
 
 impl ShardConsumer {
-    /// Begins as many calls as there are free lanes and records that may be called.
-    pub(super) async fn begin_calls(&mut self) -> Result<(), Stop> {
+    /// Begins as many calls as there are free lanes and records that may be called. Returns whether the lease allowed it.
+    pub(super) async fn begin_calls(&mut self) -> Result<bool, Stop> {
         let now = Instant::now();
         self.work.schedule.wake(now);
         if self.work.rewind.is_due() {
-            return Ok(());
+            return Ok(true);
         }
         loop {
             let work = &mut self.work;
@@ -34,16 +34,16 @@ impl ShardConsumer {
                 if (work.schedule.has_ready() || !work.lanes.has_any()) && work.make.may(now) {
                     work.lanes.make(&self.hold.shared.factory, &self.hold.shard);
                 }
-                return Ok(());
+                return Ok(true);
             }
             if work.careful.is_some() && !work.lanes.is_idle() {
-                return Ok(());
+                return Ok(true);
             }
             let most = if work.careful.is_some() { 1 } else { self.hold.shared.processing.max_batch_records };
             // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
             let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();
-            let before = work.outbox.oldest().filter(|_| in_order);
-            let Some((group, entries)) = work.schedule.take(most, before) else { return Ok(()) };
+            let before = if in_order { work.outbox.oldest() } else { None };
+            let Some((group, entries)) = work.schedule.take(most, before) else { return Ok(true) };
             let entries = self.without_followers(group, entries);
             if in_order && self.work.outbox.oldest() != before {
                 // Some have followed another one there, and are waited for like it.
@@ -57,7 +57,7 @@ impl ShardConsumer {
             if !self.hold.is_open() {
                 // The lease has run out while the record was noted: later.
                 self.put_back(group, entries);
-                return Ok(());
+                return Ok(false);
             }
             if is_planted(Bug::KeyLogged) {
                 tracing::warn!(key = entries[0].record.partition_key(), "processing");
@@ -188,7 +188,7 @@ impl ShardConsumer {
         if finished.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
             self.work.backoffs.remove(&group);
         }
-        self.work.rewind.done(&finished);
+        self.work.rewind.done(&finished, self.hold.shard.checkpointer.last());
         self.finish(&finished, false);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
@@ -227,7 +227,9 @@ impl ShardConsumer {
         for record in records {
             self.prefix.ack(record.position());
             self.work.schedule.finished(record);
-            if !dead && self.work.rewind.is_repetition(record.position()) {
+            let is_repetition = !dead && self.work.rewind.is_repetition(record.position());
+            self.work.rewind.finished(record.position());
+            if is_repetition {
                 // It has counted as good before.
                 continue;
             }

@@ -89,11 +89,14 @@ impl ShardConsumer {
         if let Some(stop) = self.hold.stopped() {
             return Err(stop);
         }
+        let now = Instant::now();
         self.look_at_flow();
-        if self.hold.is_open() {
+        // What is not begun as the lease does not allow it is begun when it does: then that is waited for, also if it does by then.
+        let mut is_open = self.hold.is_open();
+        if is_open {
             if self.work.paused.is_none() {
                 self.take_into_work();
-                self.begin_calls().await?;
+                is_open = self.begin_calls().await?;
             }
             self.begin_sending();
         }
@@ -104,8 +107,6 @@ impl ShardConsumer {
             // What was in hand was finished before: there is nothing to wait for.
             return Ok(None);
         }
-        // Asked again: it may have run out while a record was noted, and then its return is what to wait for.
-        let is_open = self.hold.is_open();
         self.show_state(is_open);
         if self.work.note_due.is_some_and(|due| due <= Instant::now()) {
             self.note_finished_beyond();
@@ -116,7 +117,6 @@ impl ShardConsumer {
         if read_by.is_none() {
             self.work.waiting_since = None;
         }
-        let now = Instant::now();
         let slow_by = self.work.lanes.longest_since().map(|since| since + REMINDER).filter(|by| *by > now);
         let wake = [self.work.next_wake(now), slow_by].into_iter().flatten().min();
         let event = tokio::select! {

@@ -24,17 +24,21 @@ impl ShardConsumer {
         }
     }
 
-    /// Where reading begins that begins at the checkpoint, as a new term would begin; but a gap that was accepted is not asked about again.
+    /// Where reading begins that begins at the checkpoint, as a new term would begin; but a gap that was accepted is not asked about again, and a record
+    /// that was there still has to come.
     pub(super) fn begin_at_checkpoint(&mut self) -> StartingPosition {
         let checkpoint = self.hold.shard.checkpointer().last();
         let row = Lease { checkpoint, watermark: self.watermark, ..self.hold.term.taken().clone() };
+        let expected = self.filter.expected();
         self.filter = StartFilter::new(&row);
-        if self.accepted_gap == Some(checkpoint) {
+        let is_gone = self.accepted_gap == Some(checkpoint);
+        if is_gone {
             self.filter.accept_gap();
-            if checkpoint.record().is_some() {
-                // It is gone, and so is all before it.
-                return StartingPosition::TrimHorizon;
-            }
+        }
+        self.filter.expect(expected);
+        if is_gone && checkpoint.record().is_some() {
+            // And so is all before it.
+            return StartingPosition::TrimHorizon;
         }
         starting_position(&row, self.hold.shared.initial)
     }

@@ -35,9 +35,11 @@ pub(super) struct Rewind {
     due: Option<Instant>,
     /// The last record that a call was done with, and whether it is one of an aggregate.
     done: Option<(ExtendedSequenceNumber, bool)>,
+    /// The first one that no checkpoint has covered when it was done.
+    first: Option<ExtendedSequenceNumber>,
     /// The last record that a call was done with before the last rewind.
     done_before: Option<ExtendedSequenceNumber>,
-    /// What unfinished records had been through before the last rewind, and whether a call ends before them; until they are read again.
+    /// What records that were unfinished at the last rewind had been through, and whether a call ends before them; until they are finished.
     tried: BTreeMap<ExtendedSequenceNumber, (History, bool)>,
     /// Records that the dead-letter queue has accepted.
     dead: BTreeSet<ExtendedSequenceNumber>,
@@ -53,13 +55,22 @@ impl Rewind {
     }
 
     /// A call was done with these.
-    pub(super) fn done(&mut self, records: &[Record]) {
+    pub(super) fn done(&mut self, records: &[Record], checkpoint: Checkpoint) {
+        if !self.is_anything_collected(checkpoint) {
+            self.first = None;
+        }
+        self.first = self.first.or_else(|| records.iter().map(Record::position).min());
         self.done = self.done.max(records.iter().map(|record| (record.position(), record.is_aggregated())).max());
     }
 
-    /// Whether a call was done with a record before the last rewind, as far as that is remembered.
+    /// Whether a call was done with a record before the last rewind.
     pub(super) fn is_repetition(&self, record: ExtendedSequenceNumber) -> bool {
-        self.done_before.is_some_and(|before| record <= before)
+        self.done_before.is_some_and(|before| record <= before) && !self.tried.contains_key(&record)
+    }
+
+    /// A record is finished.
+    pub(super) fn finished(&mut self, record: ExtendedSequenceNumber) {
+        self.tried.remove(&record);
     }
 
     /// Whether a processor may hold what no checkpoint covers.
@@ -85,17 +96,21 @@ impl Rewind {
 
     /// A record that was read, with what it has been through.
     pub(super) fn entry(&mut self, record: Record) -> Entry {
-        let (history, cut) = self.tried.remove(&record.position()).unwrap_or_default();
+        let (history, cut) = self.tried.get(&record.position()).copied().unwrap_or_default();
         Entry { record, history, cut }
     }
 
     /// The shard is read anew: these had been read and are not finished. What comes before the first of them goes into calls of its own, so that what was
     /// found out of them by dividing their batch stays true.
-    fn begin(&mut self, unfinished: impl Iterator<Item = Entry>) {
+    ///
+    /// Returns the first record that was there, if it is beyond the checkpoint.
+    fn begin(&mut self, unfinished: &[Entry], checkpoint: Checkpoint) -> Option<ExtendedSequenceNumber> {
+        let first = self.first.into_iter().chain(unfinished.first().map(|entry| entry.record.position())).min();
         self.done_before = self.done_before.max(self.done.map(|(done, _)| done));
-        (self.due, self.done) = (None, None);
-        let tried = unfinished.enumerate().map(|(index, entry)| (entry.record.position(), (entry.history, entry.cut || index == 0)));
-        self.tried.extend(tried);
+        (self.due, self.done, self.first) = (None, None, None);
+        let tried = unfinished.iter().enumerate();
+        self.tried.extend(tried.map(|(index, entry)| (entry.record.position(), (entry.history, entry.cut || index == 0))));
+        first.filter(|first| Checkpoint::At(*first) > checkpoint)
     }
 }
 
@@ -141,10 +156,12 @@ impl ShardConsumer {
     /// Goes back to the checkpoint.
     pub(super) fn rewind(&mut self) -> Stop {
         let checkpointer = &self.hold.shard.checkpointer;
+        let checkpoint = checkpointer.last();
         // The shard may have ended for its lost processor.
-        checkpointer.note_failed_after(checkpointer.last().record());
+        checkpointer.note_failed_after(checkpoint.record());
         let unfinished = self.work.forget_what_was_read();
-        self.work.rewind.begin(unfinished.into_iter());
+        let first = self.work.rewind.begin(&unfinished, checkpoint);
+        self.filter.expect(first.or(self.filter.expected()));
         self.prefix = AckedPrefix::default();
         self.looked = self.hold.shared.clock.boot_time();
         self.hold.shared.metrics.rewound();
@@ -172,9 +189,9 @@ mod tests {
         assert!(!rewind.is_anything_collected(Checkpoint::TrimHorizon));
         rewind.dead(at(9), Checkpoint::TrimHorizon);
         assert!(!rewind.is_anything_collected(Checkpoint::TrimHorizon), "nobody holds what is in the queue");
-        rewind.done(&[record(4), record(5)]);
-        rewind.done(&[record(3)]);
-        rewind.done(&[]);
+        rewind.done(&[record(4), record(5)], Checkpoint::TrimHorizon);
+        rewind.done(&[record(3)], Checkpoint::TrimHorizon);
+        rewind.done(&[], Checkpoint::TrimHorizon);
         assert!(rewind.is_anything_collected(Checkpoint::TrimHorizon) && rewind.is_anything_collected(Checkpoint::At(at(4))));
         assert!(!rewind.is_anything_collected(Checkpoint::At(at(5))));
         // made inside of an aggregate, which is taken as it is now
@@ -185,13 +202,13 @@ mod tests {
     #[test]
     fn what_was_done_before_the_last_rewind_is_a_repetition() {
         let mut rewind = Rewind::default();
-        rewind.done(&[record(4), record(5)]);
+        rewind.done(&[record(4), record(5)], Checkpoint::TrimHorizon);
         assert!(!rewind.is_repetition(at(4)));
-        rewind.begin(std::iter::empty());
+        rewind.begin(&[], Checkpoint::TrimHorizon);
         assert!(rewind.is_repetition(at(5)) && !rewind.is_repetition(at(6)));
         // lost again before it got so far
-        rewind.done(&[record(3)]);
-        rewind.begin(std::iter::empty());
+        rewind.done(&[record(3)], Checkpoint::TrimHorizon);
+        rewind.begin(&[], Checkpoint::TrimHorizon);
         assert!(rewind.is_repetition(at(5)) && !rewind.is_repetition(at(6)));
     }
 
@@ -200,14 +217,38 @@ mod tests {
         let tried =
             |number, failures, cut| Entry { history: History { failures, ..History::default() }, cut, ..Entry::new(record(number)) };
         let mut rewind = Rewind::default();
-        rewind.begin([tried(5, 2, false), tried(6, 0, true), tried(7, 1, false)].into_iter());
+        rewind.begin(&[tried(5, 2, false), tried(6, 0, true), tried(7, 1, false)], Checkpoint::TrimHorizon);
         let seen = |entry: Entry| (entry.history.failures, entry.cut);
         assert_eq!(seen(rewind.entry(record(4))), (0, false));
         assert_eq!(seen(rewind.entry(record(5))), (2, true), "what comes again before it is called apart");
         // another rewind before all has come again
-        rewind.begin([tried(5, 3, false)].into_iter());
+        rewind.begin(&[tried(5, 3, false)], Checkpoint::TrimHorizon);
         assert_eq!([5, 6, 7].map(|number| seen(rewind.entry(record(number)))), [(3, true), (0, true), (1, false)]);
+        (5..=7).for_each(|number| rewind.finished(at(number)));
         assert_eq!(seen(rewind.entry(record(5))), (0, false));
+    }
+
+    #[test]
+    fn what_was_unfinished_at_the_rewind_is_no_repetition_when_it_is_done() {
+        let mut rewind = Rewind::default();
+        rewind.done(&[record(4), record(6)], Checkpoint::TrimHorizon);
+        rewind.begin(&[Entry::new(record(5))], Checkpoint::TrimHorizon);
+        assert_eq!([4, 5, 6].map(|number| rewind.is_repetition(at(number))), [true, false, true]);
+    }
+
+    #[test]
+    fn the_first_record_since_the_checkpoint_has_to_come_again() {
+        let begun = |done: &[(u128, Checkpoint)], unfinished: &[u128], checkpoint| {
+            let mut rewind = Rewind::default();
+            done.iter().for_each(|(number, checkpoint)| rewind.done(&[record(*number)], *checkpoint));
+            let unfinished: Vec<_> = unfinished.iter().map(|number| Entry::new(record(*number))).collect();
+            rewind.begin(&unfinished, checkpoint)
+        };
+        let (start, five) = (Checkpoint::TrimHorizon, Checkpoint::At(at(5)));
+        assert_eq!(begun(&[(4, start), (5, start)], &[6], start), Some(at(4)));
+        assert_eq!(begun(&[(7, start)], &[6], start), Some(at(6)), "it has failed while a later one was done");
+        assert_eq!(begun(&[(4, start), (5, start), (6, five), (7, five)], &[], five), Some(at(6)), "the checkpoint covers the others");
+        assert_eq!(begun(&[(4, start), (6, start)], &[], five), None, "the checkpoint's own record tells");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(crate) struct StartFilter {
     watermark: Option<Timestamp>,
     /// Nothing can have been missed: the checkpoint's record was seen, or the first record after it was let through.
     whole: bool,
+    /// A record that was there when the shard was read before, in this term: the first that comes, comes no later than it.
+    expected: Option<ExtendedSequenceNumber>,
 }
 
 /// Records between the checkpoint and the first record that the stream still holds may have been trimmed unread.
@@ -56,12 +58,12 @@ impl StartFilter {
     pub(crate) fn new(lease: &Lease) -> Self {
         // What arrived before the instant that LATEST meant was never asked for.
         let begun = lease.initial_timestamp.filter(|_| lease.checkpoint == Checkpoint::Latest);
-        Self { finished: lease.checkpoint.record(), watermark: lease.watermark.or(begun), whole: false }
+        Self { finished: lease.checkpoint.record(), watermark: lease.watermark.or(begun), whole: false, expected: None }
     }
 
     /// Of a term that reads on at the last record that it has taken into work. `watermark` as in the lease.
     pub(crate) fn after(last: ExtendedSequenceNumber, watermark: Option<Timestamp>) -> Self {
-        Self { finished: Some(last), watermark, whole: false }
+        Self { finished: Some(last), watermark, whole: false, expected: None }
     }
 
     /// All that arrived before `time` was seen and is finished.
@@ -71,7 +73,8 @@ impl StartFilter {
 
     /// The shard has ended. `Err`: it may have ended with records that nobody has seen.
     pub(crate) fn end(&self, now: Timestamp, retention: Duration) -> Result<(), Gap> {
-        if self.may_have_missed(now, retention) { Err(Gap { first_kept: None }) } else { Ok(()) }
+        let missed = self.expected.is_some() || self.may_have_missed(now, retention);
+        if missed { Err(Gap { first_kept: None }) } else { Ok(()) }
     }
 
     /// Takes the records before the checkpoint's off the head of what was read, as Kinesis gave it. The checkpoint's own stays: it may be an aggregate
@@ -85,6 +88,13 @@ impl StartFilter {
             records.drain(..first);
         }
         let first = records.first().map(Record::position);
+        if let Some(expected) = self.expected.filter(|_| first.is_some() || at_tip) {
+            if first.is_none_or(|first| first.sequence_number > expected.sequence_number) {
+                return Err(Gap { first_kept: first });
+            }
+            // There was none between the checkpoint and it.
+            (self.expected, self.whole) = (None, true);
+        }
         // A shard without records is no proof either: all may have been trimmed, the checkpoint's included.
         if (first.is_some() || at_tip) && self.may_have_missed(now, retention) {
             return Err(Gap { first_kept: first });
@@ -109,7 +119,16 @@ impl StartFilter {
 
     /// Goes on after a gap: whatever comes first is the first.
     pub(crate) fn accept_gap(&mut self) {
-        (self.finished, self.whole) = (None, true);
+        (self.finished, self.whole, self.expected) = (None, true, None);
+    }
+
+    /// The shard is read anew, and this record was there: records between the checkpoint and it there were none, or they are finished.
+    pub(crate) fn expect(&mut self, record: Option<ExtendedSequenceNumber>) {
+        self.expected = record;
+    }
+
+    pub(crate) fn expected(&self) -> Option<ExtendedSequenceNumber> {
+        self.expected
     }
 
     /// The gap that a refusal of the starting position means, unless reading has begun.
@@ -230,6 +249,27 @@ mod tests {
         }
         let mut whole = StartFilter::new(&lease(at(5, 0), Some(48 * hour)));
         assert_eq!(admitted(&mut whole, [5, 9]), Ok(vec![9]), "the checkpoint's own record proves that nothing is gone");
+    }
+
+    #[test]
+    fn a_record_that_was_there_has_to_come_again() {
+        let expecting = |checkpoint| {
+            let mut filter = StartFilter::new(&lease(checkpoint, None));
+            filter.expect(Some(ExtendedSequenceNumber::whole(7.into())));
+            filter
+        };
+        for checkpoint in [Checkpoint::TrimHorizon, at(5, 0)] {
+            for (first, gap) in [(7, false), (6, false), (8, true)] {
+                let mut filter = expecting(checkpoint);
+                assert_eq!(admitted(&mut filter, []), Ok(vec![]));
+                assert_eq!(admitted(&mut filter, [first, 9]).is_err(), gap, "{checkpoint} {first}");
+                filter.accept_gap();
+                assert_eq!(admitted(&mut filter, [10]), Ok(vec![10]));
+                assert_eq!(filter.end(NOW, DAY), Ok(()));
+            }
+            assert!(expecting(checkpoint).end(NOW, DAY).is_err());
+            assert!(expecting(checkpoint).admit(&mut Vec::new(), true, NOW, DAY).is_err());
+        }
     }
 
     #[test]

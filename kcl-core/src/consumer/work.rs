@@ -160,8 +160,8 @@ impl Work {
         }
     }
 
-    /// When there will be something to do without anybody's word. What was due before could not be done now: something else has to change first, a pause
-    /// or the lease, and that is waited for.
+    /// When there will be something to do without anybody's word. `now`: before anything was begun. What was due by then and is not done can't be done now:
+    /// something else has to change first, a pause or the lease, and that is waited for. What has fallen due since has its turn at once.
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
         let due = [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due, self.rewind.due()];
         due.into_iter().flatten().filter(|due| *due > now).min()

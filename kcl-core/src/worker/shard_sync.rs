@@ -108,10 +108,10 @@ impl ShardSync {
         leases.extend(listing.unreadable.into_iter().map(|item| Lease::new(item.key.into(), Checkpoint::TrimHorizon)));
         let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
         let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
-        for lease in &confirmed {
+        for (index, lease) in confirmed.iter().enumerate() {
             if self.create(lease, listed_at).await?.is_none() {
-                // Asked for by the last listing, and by this one: the next one is enough to confirm it.
-                return Ok(Duration::ZERO);
+                // What is suspected stays so: the next listing confirms it.
+                return Ok(self.not_all_created(index));
             }
         }
         self.suspected = suspected.into_iter().map(|lease| lease.shard_id).collect();
@@ -145,16 +145,27 @@ impl ShardSync {
         // Should the table fail half-way, the next comparison needs no other one to confirm it, and no lead: these leases are wanted. It sees
         // whether others have made them meanwhile, and have perhaps finished them.
         self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
-        for lease in &leases {
+        for (index, lease) in leases.iter().enumerate() {
             match self.create(lease, listed_at).await? {
                 Some(true) => {}
                 Some(false) if !self.begins_otherwise(lease).await? => {}
-                _ => return Ok(CONFIRM_AFTER.min(self.interval)),
+                Some(false) => return Ok(CONFIRM_AFTER.min(self.interval)),
+                None => return Ok(self.not_all_created(index)),
             }
         }
         self.suspected.clear();
         self.look_again.notify_one();
         Ok(self.interval)
+    }
+
+    /// The listing became too old when so many leases were created: the time until the next one.
+    fn not_all_created(&self, created: usize) -> Duration {
+        if created == 0 {
+            tracing::warn!("it took too long to read the leases: none is created by what was read; trying again");
+            return CONFIRM_AFTER.min(self.interval);
+        }
+        self.look_again.notify_one();
+        Duration::ZERO
     }
 
     /// Whether a lease that exists starts at another instant than this one would.
@@ -163,7 +174,7 @@ impl ShardSync {
         loop {
             match self.shared.table.get(&lease.shard_id).await {
                 Ok(row) => return Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp)),
-                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+                Err(error) => drop(pause_or_give_up(error, &mut backoff).await?),
             }
         }
     }
@@ -176,10 +187,10 @@ impl ShardSync {
     /// Creates a lease that a listing lacks; returns whether it was new. `None`: the listing is too old by now to tell.
     async fn create(&self, lease: &Lease, listed_at: Duration) -> Result<Option<bool>, TableError> {
         let mut backoff = self.backoff();
+        let mut failed = None;
         loop {
             if self.shared.clock.boot_time().saturating_sub(listed_at) > FRESH {
-                tracing::debug!(shard = %lease.shard_id, "the listing that lacks a lease is too old to create it; listing again");
-                return Ok(None);
+                return failed.map_or(Ok(None), Err);
             }
             match self.shared.table.create(lease).await {
                 Ok(created) => {
@@ -188,7 +199,7 @@ impl ShardSync {
                     }
                     return Ok(Some(created));
                 }
-                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+                Err(error) => failed = Some(pause_or_give_up(error, &mut backoff).await?),
             }
         }
     }
@@ -198,7 +209,7 @@ impl ShardSync {
         loop {
             match self.shared.table.list().await {
                 Ok(listing) => return Ok(listing),
-                Err(error) => pause_or_give_up(error, &mut backoff).await?,
+                Err(error) => drop(pause_or_give_up(error, &mut backoff).await?),
             }
         }
     }
@@ -208,14 +219,15 @@ impl ShardSync {
     }
 }
 
-async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<(), TableError> {
+/// Returns the error after a pause, if the call may be tried again.
+async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<TableError, TableError> {
     let wait = backoff.next_wait();
     if !error.is_retryable() || backoff.failures() >= ATTEMPTS {
         return Err(error);
     }
     tracing::debug!(%error, ?wait, "trying again");
     tokio::time::sleep(wait).await;
-    Ok(())
+    Ok(error)
 }
 
 /// Which shards an application begins with that begins now.

@@ -35,14 +35,17 @@ async fn a_lease_that_ran_out_while_its_record_was_noted_delivers_nothing() {
 /// The same, and nobody takes the lease: when it is renewed, the record is delivered.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_ran_out_while_its_record_was_noted_delivers_when_it_is_renewed() {
+    let mut begun_before = 0;
     for steps in 0..20 {
         let (scene, frozen) = stands_still_at_its_note(steps).await;
+        begun_before += scene.done.begun("good 0");
         sleep(Duration::from_secs(30)).await;
         frozen.host.thaw();
         sleep(Duration::from_secs(30)).await;
         assert_eq!(scene.done.distinct(), 3, "after {steps} steps");
         frozen.host.kill();
     }
+    assert!((1..20).contains(&begun_before), "it stands still before the record is in work as well as after: {begun_before}");
 }
 
 async fn stands_still_at_its_note(steps: u32) -> (Scene, Running) {
