@@ -150,7 +150,8 @@ pub enum ReadUntil {
     /// each has a time of its own: the last one is reached by all shards.
     TipAtStart,
     /// In each shard up to the first record that arrived at this time or later, as far as the service's own arrival times tell. It may be in the
-    /// future. Then the worker ends by itself.
+    /// future. Then the worker ends by itself. A shard without such a record is at the bound when it is seen at its tip two seconds later: clocks of the
+    /// service differ.
     Time(Timestamp),
 }
 
