@@ -14,7 +14,7 @@ pub enum ShardState {
     Starting,
     /// Records are read and processed, or waited for.
     Processing,
-    /// The last attempt failed; another one follows.
+    /// The last attempt failed; another one follows, perhaps after what its processor had collected was read again.
     Retrying,
     /// A record can't be processed and the dead-letter queue does not accept it: the shard waits.
     WaitingForDeadLetterQueue,

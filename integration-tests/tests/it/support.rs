@@ -255,7 +255,6 @@ pub(crate) struct Ledger(Arc<Mutex<LedgerState>>);
 struct LedgerState {
     deliveries: Vec<Delivery>,
     ended: BTreeSet<ShardId>,
-    lost: Vec<(String, ShardId)>,
 }
 
 impl Ledger {
@@ -336,10 +335,6 @@ impl RecordProcessor for LedgerProcessor {
             self.ledger.record(&self.worker, shard, record);
         }
         Ok(Outcome::Done)
-    }
-
-    async fn lease_lost(&mut self, shard: &ShardInfo) {
-        self.ledger.0.lock().unwrap().lost.push((self.worker.clone(), shard.shard_id().clone()));
     }
 
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {

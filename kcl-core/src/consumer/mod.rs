@@ -154,8 +154,10 @@ impl std::fmt::Debug for Factory {
 
 /// Why delivery stops.
 enum Stop {
-    /// All records of the shard are finished; without children, the shard is ended.
+    /// All records of the shard are finished.
     ShardEnd(Vec<ChildShard>),
+    /// The shard is ended, and its processors know.
+    Over,
     /// Another worker asked for the shard, or this one shuts down.
     LetGo,
     /// All is finished up to where reading is to end.
@@ -238,7 +240,7 @@ impl ShardConsumer {
             TermStatus::Ended(end) => end,
             _ => TermEnd::Released,
         };
-        if !self.hold.shard.checkpointer.last().is_shard_end() {
+        if !matches!(stop, Stop::Over) && !self.hold.shard.checkpointer.last().is_shard_end() {
             self.lease_lost().await;
         }
         tracing::info!(?end, finished = ?self.prefix.acked(), "shard left");

@@ -30,7 +30,7 @@ impl ShardConsumer {
                         let _ = self.hold.shared.table.create(&lease).await;
                     }
                 }
-                Stop::ShardEnd(Vec::new())
+                Stop::Over
             }
             Err(stop) => stop,
         }

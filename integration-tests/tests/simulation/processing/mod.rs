@@ -4,6 +4,7 @@ mod aggregates;
 mod batches;
 mod careful;
 mod collected;
+mod farewell;
 mod flow;
 mod lanes;
 mod service;
