@@ -13,7 +13,7 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 use kcl_core::{
     Entropy, Outcome, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, SequenceNumber, ShardContext,
-    ShardId, ShardInfo, ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
+    ShardId, ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
 };
 use kcl_local::LocalAws;
 use kcl_local::wire::LocalAwsBuilder;
