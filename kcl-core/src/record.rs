@@ -16,7 +16,8 @@ pub struct Record {
     explicit_hash_key: Option<u128>,
     data: Bytes,
     arrival: Option<Timestamp>,
-    aggregated: bool,
+    /// The size of the aggregate that it is a part of.
+    aggregate: Option<usize>,
 }
 
 /// A partition key: its own text, or a part of its aggregate's buffer.
@@ -53,7 +54,7 @@ impl Record {
             explicit_hash_key: None,
             data,
             arrival,
-            aggregated: false,
+            aggregate: None,
         }
     }
 
@@ -65,7 +66,7 @@ impl Record {
             explicit_hash_key: record.explicit_hash_key,
             data: record.data,
             arrival: aggregate.arrival,
-            aggregated: true,
+            aggregate: Some(aggregate.size()),
         }
     }
 
@@ -91,7 +92,7 @@ impl Record {
     /// Whether the record is one of those that the Kinesis Producer Library has aggregated into one Kinesis record.
     #[must_use]
     pub fn is_aggregated(&self) -> bool {
-        self.aggregated
+        self.aggregate.is_some()
     }
 
     /// The record's address in its shard.
@@ -123,6 +124,12 @@ impl Record {
     pub(crate) fn detached(&self) -> Self {
         let partition_key = self.partition_key().map(|key| Key::Own(key.into()));
         Self { partition_key, data: Bytes::copy_from_slice(&self.data), ..self.clone() }
+    }
+
+    /// Bytes that stay in memory for as long as the record does: its own, or, of a part of an
+    /// aggregate, the whole aggregate's.
+    pub(crate) fn pinned(&self) -> usize {
+        self.aggregate.unwrap_or_else(|| self.size())
     }
 
     /// Bytes that the record counts with against read limits and buffers: data and partition key.

@@ -11,3 +11,4 @@ mod processing;
 mod runs;
 mod seek;
 mod stale_listing;
+mod users;
