@@ -54,6 +54,15 @@ pub trait CheckpointWriter: Send + Sync {
 /// Clones share their state. A checkpoint is accepted from the last one written up to the last
 /// record delivered, and, once the shard has ended, SHARD_END. Records that failed, and are to be
 /// delivered again, count as not delivered.
+///
+/// Only the [`CheckpointControl`] that was made with it says what was delivered, and that the shard
+/// has ended. A processor can't end an open shard:
+///
+/// ```compile_fail,E0599
+/// fn end(checkpointer: kcl_checkpoint::Checkpointer) {
+///     checkpointer.note_shard_end();
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Checkpointer {
     state: Arc<Mutex<State>>,
@@ -224,38 +233,6 @@ impl Checkpointer {
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     // No change of the state can panic half way, so a panic elsewhere cannot have left it half done.
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Checkpointer {
-    /// As [`pair`](Self::pair), without the control.
-    #[must_use]
-    pub fn new(start: Checkpoint, writer: Arc<dyn CheckpointWriter>) -> Self {
-        Self::pair(start, writer).0
-    }
-
-    fn control(&self) -> CheckpointControl {
-        CheckpointControl::new(Arc::clone(&self.state))
-    }
-
-    /// As [`CheckpointControl::note_delivered`].
-    pub fn note_delivered(&self, record: ExtendedSequenceNumber) {
-        self.control().note_delivered(record);
-    }
-
-    /// As [`CheckpointControl::note_failed_after`].
-    pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {
-        self.control().note_failed_after(finished);
-    }
-
-    /// As [`CheckpointControl::note_written`].
-    pub fn note_written(&self, checkpoint: Checkpoint) {
-        self.control().note_written(checkpoint);
-    }
-
-    /// As [`CheckpointControl::note_shard_end`].
-    pub fn note_shard_end(&self) {
-        self.control().note_shard_end();
-    }
 }
 
 impl fmt::Debug for Checkpointer {

@@ -76,7 +76,8 @@ pub use aws_config;
 pub use aws_sdk_dynamodb;
 pub use bytes::Bytes;
 pub use kcl_checkpoint::{
-    Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, SequenceNumber, Timestamp,
+    Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, PendingCheckpoint,
+    PreparedCheckpoint, SequenceNumber, Timestamp,
 };
 pub use kcl_efo::{FanOutApi, FanOutError};
 pub use kcl_lease::{
