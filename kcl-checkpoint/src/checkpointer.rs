@@ -84,20 +84,15 @@ impl State {
         target.filter(|target| *target > self.last)
     }
 
-    /// Returns whether the checkpoint is a step forward, or refuses it.
-    fn check(&self, requested: Checkpoint) -> Result<bool, CheckpointError> {
+    /// Why this checkpoint must not be written, if so.
+    fn refusal(&self, requested: Checkpoint) -> Option<CheckpointError> {
         if requested < self.last {
-            return Err(CheckpointError::Backwards { requested, last: self.last });
-        }
-        if requested == self.last {
-            return Ok(false);
+            return Some(CheckpointError::Backwards { requested, last: self.last });
         }
         let delivered = self.delivered.is_some_and(|delivered| requested <= Checkpoint::At(delivered));
         let ended = self.ended && requested.is_shard_end();
-        if !delivered && !ended {
-            return Err(CheckpointError::BeyondDelivered { requested, delivered: self.delivered });
-        }
-        Ok(true)
+        let allowed = requested == self.last || delivered || ended;
+        (!allowed).then_some(CheckpointError::BeyondDelivered { requested, delivered: self.delivered })
     }
 }
 
@@ -169,12 +164,7 @@ impl Checkpointer {
     /// # Cancel safety
     /// Dropping the future leaves the checkpoint prepared or not; calling again is safe.
     pub async fn prepare(&self, state: impl Into<Bytes>) -> Result<PreparedCheckpoint, CheckpointError> {
-        let state = PendingCheckpoint::state_within_limit(state.into())?;
-        let target = {
-            let now = self.lock();
-            now.everything().unwrap_or(now.last)
-        };
-        self.prepare_at_checkpoint(target, state).await
+        self.prepare_checkpoint(None, state.into()).await
     }
 
     /// Prepares a checkpoint of this record and all before it: as [`prepare`](Self::prepare).
@@ -185,8 +175,7 @@ impl Checkpointer {
     /// # Cancel safety
     /// As [`prepare`](Self::prepare).
     pub async fn prepare_at(&self, record: ExtendedSequenceNumber, state: impl Into<Bytes>) -> Result<PreparedCheckpoint, CheckpointError> {
-        let state = PendingCheckpoint::state_within_limit(state.into())?;
-        self.prepare_at_checkpoint(Checkpoint::At(record), state).await
+        self.prepare_checkpoint(Some(Checkpoint::At(record)), state.into()).await
     }
 
     /// The checkpoint that is written.
@@ -202,9 +191,21 @@ impl Checkpointer {
         self.lock().delivered
     }
 
-    async fn prepare_at_checkpoint(&self, checkpoint: Checkpoint, state: Option<Bytes>) -> Result<PreparedCheckpoint, CheckpointError> {
-        let forward = self.lock().check(checkpoint)?;
+    /// Prepares this checkpoint; `None`: of everything delivered so far.
+    async fn prepare_checkpoint(&self, requested: Option<Checkpoint>, state: Bytes) -> Result<PreparedCheckpoint, CheckpointError> {
+        if state.len() > PendingCheckpoint::MAX_STATE_BYTES {
+            return Err(CheckpointError::StateTooLarge { bytes: state.len() });
+        }
+        let (checkpoint, forward) = {
+            let now = self.lock();
+            let checkpoint = requested.or_else(|| now.everything()).unwrap_or(now.last);
+            if let Some(refusal) = now.refusal(checkpoint) {
+                return Err(refusal);
+            }
+            (checkpoint, checkpoint > now.last)
+        };
         if forward {
+            let state = Some(state).filter(|state| !state.is_empty());
             self.writer.prepare(PendingCheckpoint { checkpoint, state }).await?;
         }
         Ok(PreparedCheckpoint::new(self.clone(), checkpoint))
@@ -213,7 +214,13 @@ impl Checkpointer {
     /// Writes this checkpoint if it is a step forward; refuses a step back, or beyond what was
     /// delivered.
     async fn advance_to(&self, requested: Checkpoint) -> Result<(), CheckpointError> {
-        let forward = self.lock().check(requested)?;
+        let forward = {
+            let state = self.lock();
+            if let Some(refusal) = state.refusal(requested) {
+                return Err(refusal);
+            }
+            requested > state.last
+        };
         if forward { self.write(requested).await } else { Ok(()) }
     }
 

@@ -24,14 +24,6 @@ impl PendingCheckpoint {
     /// Maximum size of the state. The item of a lease, which holds it, may have 400 KB in DynamoDB
     /// ("Service, account, and table quotas" in its documentation); the rest is the lease's own.
     pub const MAX_STATE_BYTES: usize = 256 * 1024;
-
-    /// Returns the state as it is stored, or refuses it.
-    pub(super) fn state_within_limit(state: Bytes) -> Result<Option<Bytes>, CheckpointError> {
-        if state.len() > Self::MAX_STATE_BYTES {
-            return Err(CheckpointError::StateTooLarge { bytes: state.len() });
-        }
-        Ok(Some(state).filter(|state| !state.is_empty()))
-    }
 }
 
 /// Shows the state's size only: it is the application's, and may be confidential.

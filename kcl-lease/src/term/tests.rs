@@ -559,16 +559,15 @@ async fn a_stop_whose_answer_was_lost_is_not_written_again_over_a_resumption() {
     let mut world = World::new().await;
     let term = world.take("a").await;
     world.table.next(&[Fate::AppliedAnswerLost]);
-    let stopping = tokio::spawn({
-        let term = term.clone();
-        async move { term.set_stopped(Some(stop(1))).await }
-    });
-    // The write is in effect, and the keeper waits to repeat it.
-    while world.row().await.stopped.is_none() {
-        tokio::task::yield_now().await;
-    }
-    resume(&world).await;
-    stopping.await.unwrap().unwrap();
+    let resumed = async {
+        // The write is in effect, and the keeper waits to repeat it.
+        while world.row().await.stopped.is_none() {
+            tokio::task::yield_now().await;
+        }
+        resume(&world).await;
+    };
+    let (stopping, ()) = tokio::join!(term.set_stopped(Some(stop(1))), resumed);
+    stopping.unwrap();
     assert_eq!((term.stopped(), world.row().await.stopped), (None, None));
 }
 
