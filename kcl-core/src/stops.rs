@@ -117,7 +117,7 @@ pub enum StopsError {
         shard: ShardId,
         /// Why.
         #[source]
-        source: Box<StopsError>,
+        source: Box<Self>,
     },
 }
 
