@@ -31,7 +31,7 @@ impl ShardConsumer {
             tracing::error!("more keys are poisoned than can be remembered: records of the oldest one are processed again");
         }
         if is_planted(Bug::FinishedBeforeDeadLetter) {
-            self.hold.shard.checkpointer.note_delivered(entry.record.position());
+            self.hold.control.note_delivered(entry.record.position());
             self.finish(std::slice::from_ref(&entry.record), true);
         }
         let shared = &self.hold.shared;

@@ -216,14 +216,15 @@ impl ShardConsumer {
             worker: shared.worker.clone(),
             fencing_token: term.fencing_token(),
             start: taken.checkpoint,
+            pending: taken.pending_checkpoint.clone(),
         };
-        let checkpointer = Checkpointer::new(taken.checkpoint, Arc::new(term.clone()));
+        let (checkpointer, control) = Checkpointer::pair(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());
-        let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone());
+        let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone(), control.clone());
         let signals = Signals::new(term.clone(), shared.let_go.clone(), shared.flow.clone());
         let shard = Arc::new(ShardContext { info, checkpointer, committer, signals });
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
-        let hold = Hold { shared, term, shard };
+        let hold = Hold { shared, term, shard, control };
         let work = Work::new(&hold);
         if work.finished_before.is_none() {
             // A note that a checkpoint put back has made void would be valid again once the checkpoint has passed its base.
@@ -291,7 +292,7 @@ impl ShardConsumer {
     async fn consume(&mut self) -> Stop {
         let mut position = start::starting_position(self.hold.term.taken(), self.hold.shared.initial);
         loop {
-            let Hold { shared, term, shard } = &self.hold;
+            let Hold { shared, term, shard, .. } = &self.hold;
             let ownership = Arc::new(TermOwnership { term: term.clone(), shared: Arc::clone(shared) });
             let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
             let (prefetcher, mut prefetched) =

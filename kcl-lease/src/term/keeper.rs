@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, FinishedBeyond};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::transact::{TransactError, Transaction};
 use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
-use crate::lease::{Lease, ShardId, Suspect};
+use crate::lease::{Lease, ShardId, Stopped, Suspect};
 use crate::table::{TableError, WriteOutcome};
 use crate::write::{Change, LeaseWrite, NewStart, Switches};
 
@@ -38,6 +38,8 @@ pub struct TermKeeper {
 pub(super) enum Intent {
     Renew,
     Checkpoint(Checkpoint),
+    Prepare(PendingCheckpoint),
+    SetStopped(Option<Stopped>),
     Suspect(Suspect, Option<Checkpoint>),
     Restart(NewStart),
     Release(Option<Checkpoint>, BTreeSet<ShardId>),
@@ -117,6 +119,10 @@ impl TermKeeper {
                     // Whoever asked has given up waiting; it will ask again with a later checkpoint.
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
                     Some(Command::Checkpoint { checkpoint, reply }) => return Order::Write(Intent::Checkpoint(checkpoint), Some(reply)),
+                    // As above: it must not be noted after a checkpoint that was asked for later.
+                    Some(Command::Prepare { reply, .. }) if reply.is_closed() => {}
+                    Some(Command::Prepare { pending, reply }) => return Order::Write(Intent::Prepare(pending), Some(reply)),
+                    Some(Command::SetStopped { stopped, reply }) => return Order::Write(Intent::SetStopped(stopped), Some(reply)),
                     Some(Command::Suspect { suspect, checkpoint, reply }) => {
                         return Order::Write(Intent::Suspect(suspect, checkpoint), Some(reply));
                     }
@@ -174,6 +180,7 @@ impl TermKeeper {
     pub(super) fn goes_on(&mut self, row: Lease, sent: Duration, sent_at: Instant) {
         self.held = row;
         self.look_for_handoff();
+        self.look_for_stop();
         self.next_renewal = sent_at + self.context.timing.renewal_interval();
         self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
     }
@@ -182,6 +189,7 @@ impl TermKeeper {
     pub(super) fn was_asked_for(&mut self, requested: Lease) {
         self.held = requested;
         self.look_for_handoff();
+        self.look_for_stop();
     }
 
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
@@ -200,6 +208,8 @@ impl TermKeeper {
         let mut write = match intent {
             Intent::Renew => LeaseWrite::renew(&self.held, id),
             Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
+            Intent::Prepare(pending) => LeaseWrite::prepare(&self.held, pending.clone(), id),
+            Intent::SetStopped(stopped) => LeaseWrite::set_stopped(&self.held, *stopped, id),
             Intent::Suspect(suspect, checkpoint) => LeaseWrite::suspect(&self.held, *suspect, *checkpoint, id),
             Intent::Restart(start) => LeaseWrite::restart(&self.held, *start, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
@@ -241,6 +251,13 @@ impl TermKeeper {
                 }
             });
         }
+    }
+
+    /// Shows the holder the stop that the row has, or that it has none: it may have been cleared from
+    /// outside between any two writes.
+    fn look_for_stop(&self) {
+        let stopped = self.held.stopped;
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.stopped, stopped) != stopped);
     }
 
     fn prolong(&self, valid_until: Duration) {
