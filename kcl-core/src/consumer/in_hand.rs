@@ -151,7 +151,8 @@ mod tests {
             let Item::Record(record) = item else { panic!("{item:?}") };
             seen.push((record.position().to_string(), record.partition_key().map(str::to_owned), record.data().clone()));
         }
-        let expected = [("2", Some("good"), "a"), ("2/1", Some(""), "b"), ("2/2", None, "c"), ("2/3", Some("good"), "d"), ("3", Some("p"), "three")];
+        let expected =
+            [("2", Some("good"), "a"), ("2/1", Some(""), "b"), ("2/2", None, "c"), ("2/3", Some("good"), "d"), ("3", Some("p"), "three")];
         let expected = expected.map(|(at, key, data)| (at.to_owned(), key.map(str::to_owned), Bytes::from(data)));
         assert_eq!(seen, expected);
     }

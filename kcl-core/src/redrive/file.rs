@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
 use super::source::{LetterSource, ReceivedLetter, SourceError};
+use crate::dead_letter::file::private;
 use crate::dead_letter::identity::sha256_hex;
 
 /// Letters given at a time.
@@ -118,7 +119,7 @@ fn read(path: &Path, reading: &mut Reading) -> io::Result<Vec<ReceivedLetter>> {
 }
 
 fn note(path: &Path, handle: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(notes(path))?;
+    let mut file = private(OpenOptions::new().append(true).create(true)).open(notes(path))?;
     // The first newline ends a note that broke off; empty lines mean nothing.
     file.write_all(format!("\n{handle}\n").as_bytes())?;
     file.sync_all()
