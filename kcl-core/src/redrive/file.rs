@@ -56,12 +56,18 @@ impl FileLetters {
             message: error.to_string(),
             is_retryable: false,
             is_gone: false,
+            is_full: false,
         })
     }
 }
 
 #[async_trait]
 impl LetterSource for FileLetters {
+    /// A file hides no letters.
+    async fn invisible(&self) -> Result<Option<u64>, SourceError> {
+        Ok(Some(0))
+    }
+
     async fn receive(&self) -> Result<Vec<ReceivedLetter>, SourceError> {
         self.blocking("read", read).await
     }
