@@ -249,6 +249,8 @@ pub const LARGEST_BATCH: usize = 10;
 ///   is answered as not accepted otherwise.
 /// - Whoever sends retries, for as long as it takes: an error never leads to a skipped record. So a dead letter may arrive more than once;
 ///   stream ARN, creation time, shard, sequence and sub-sequence number tell duplicates.
+/// - A panic in a call counts as [`DeadLetterError::Unavailable`] for each of its letters: the worker goes on
+///   and sends them again, after a wait.
 ///
 /// `conformance::dead_letter_queue` (feature `test-util`) checks an implementation against it.
 ///

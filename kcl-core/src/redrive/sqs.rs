@@ -42,7 +42,7 @@ const INVISIBLE: [QueueAttributeName; 2] =
 /// many letters it has not seen because they are invisible.
 ///
 /// # Many letters that stay
-/// What a run does not put back it holds, invisible, until its end. SQS limits how many messages are
+/// What a run does not put back, a dry run everything, it holds, invisible, until its end. SQS limits how many messages are
 /// invisible at a time: a run that holds 100,000 letters (FIFO: 15,000) gives them back and ends, and its
 /// report says so. Letters behind so many that a filter does not mean can't be reached with that filter.
 ///
