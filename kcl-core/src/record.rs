@@ -62,7 +62,7 @@ impl Record {
     pub(crate) fn of_aggregate(aggregate: &Self, record: SubRecord) -> Self {
         Self {
             position: ExtendedSequenceNumber::new(aggregate.sequence_number(), record.sub_sequence_number),
-            partition_key: Some(Key::Shared(record.partition_key)),
+            partition_key: record.partition_key.map(Key::Shared),
             explicit_hash_key: record.explicit_hash_key,
             data: record.data,
             arrival: aggregate.arrival,
@@ -76,7 +76,11 @@ impl Record {
         &self.data
     }
 
-    /// The key that chose the shard. `None` on streams that distribute records themselves.
+    /// Returns the key that chose the shard. `None` on streams that distribute records themselves,
+    /// and for a record of an aggregate whose key is not UTF-8 or longer than 4,096 bytes.
+    ///
+    /// Records without a key keep their order among each other. The key of a record of an aggregate
+    /// may be one that Kinesis itself refuses in a put: empty, or longer than 256 characters.
     #[must_use]
     pub fn partition_key(&self) -> Option<&str> {
         self.partition_key.as_ref().map(Key::as_str)

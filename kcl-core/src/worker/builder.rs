@@ -26,7 +26,8 @@ use crate::consumer::{
     Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing,
     ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
-use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
+use crate::dead_letter::guarded::GuardedQueue;
+use crate::dead_letter::{DeadLetterError, DeadLetterQueue, refuse_own_source};
 use crate::error::{ConfigError, WorkerError};
 use crate::handler::RecordHandler;
 use crate::metrics::Metrics;
@@ -161,7 +162,7 @@ impl WorkerBuilder {
 
     /// Where records go that can't be processed. Without one, such a record stops its shard until it can be.
     pub fn dead_letter_queue(mut self, queue: impl DeadLetterQueue + 'static) -> Self {
-        self.dead_letter_queue = Some(Arc::new(queue));
+        self.dead_letter_queue = Some(Arc::new(GuardedQueue::new(queue)));
         self
     }
 
@@ -407,6 +408,7 @@ impl WorkerBuilder {
         let intended = self.intended_retrieval(&stream, &entropy)?;
         if let Some(queue) = &self.dead_letter_queue {
             patiently(|| queue.check(), |error| matches!(error, DeadLetterError::Unavailable { .. })).await?;
+            refuse_own_source(queue.as_ref(), &stream.arn, &stream.name)?;
         }
         patiently(|| table.ensure(), TableError::is_retryable).await?;
         self.check_identity(table.as_ref(), &stream).await?;
