@@ -8,6 +8,7 @@ mod crash_points;
 mod delays;
 mod fleet;
 mod processing;
+mod reading;
 mod runs;
 mod seek;
 mod stale_listing;
