@@ -10,7 +10,7 @@ use kcl_checkpoint::{SequenceNumber, Timestamp};
 use kcl_lease::{Clock, HashKeyRange, ShardId};
 use tokio::time::{Instant, sleep};
 
-use super::{Fetched, ShardReader};
+use super::Fetched;
 use crate::record::Record;
 use crate::stream::{
     ChildShard, RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError,
@@ -99,16 +99,6 @@ impl ReadLimit {
 
 /// How long a read may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Reads until something comes.
-pub(super) async fn fetch(reader: &mut Box<dyn ShardReader>) -> Result<Fetched, StreamError> {
-    loop {
-        reader.ready().await?;
-        if let Some(fetched) = reader.next().await? {
-            return Ok(fetched);
-        }
-    }
-}
 
 #[derive(Clone)]
 pub(super) struct Fake(Arc<Mutex<Script>>);

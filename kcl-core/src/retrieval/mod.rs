@@ -74,6 +74,16 @@ pub trait ShardReader: Send {
     ///
     /// Called after `ready` has returned; otherwise it may wait as `ready` does, or give nothing at once.
     async fn next(&mut self) -> Result<Option<Fetched>, StreamError>;
+
+    /// Calls both until something comes: for a caller without a budget.
+    async fn fetch(&mut self) -> Result<Fetched, StreamError> {
+        loop {
+            self.ready().await?;
+            if let Some(fetched) = self.next().await? {
+                return Ok(fetched);
+            }
+        }
+    }
 }
 
 /// A way to read shards.

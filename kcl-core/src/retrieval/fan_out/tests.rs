@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::*;
 use crate::record::Record;
-use crate::retrieval::fake::{CHILD, FAILURES, Failure, Fake, Operation, PARENT, SimulatedClock, assert_ended, error, fetch, numbers};
+use crate::retrieval::fake::{CHILD, FAILURES, Failure, Fake, Operation, PARENT, SimulatedClock, assert_ended, error, numbers};
 use crate::retrieval::{Fetched, LARGEST_ANSWER, PollingConfig};
 use crate::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StreamApi, StreamDescription, StreamError};
 
@@ -470,7 +470,7 @@ async fn every_record_comes_once_and_in_order_whatever_fails_and_is_cancelled() 
         let (mut seen, mut to_come) = (Vec::new(), chance.u64() % 100);
         loop {
             assert!(service.shard.script().began.elapsed() < Duration::from_secs(4 * 3600), "seed {seed}: stuck after {}", seen.len());
-            match timeout(chance.between(Duration::ZERO, Duration::from_millis(400)), fetch(&mut reader)).await {
+            match timeout(chance.between(Duration::ZERO, Duration::from_millis(400)), reader.fetch()).await {
                 Ok(Ok(Fetched::Records { records, .. })) => seen.extend(records.iter().map(Record::sequence_number)),
                 Ok(Ok(end @ Fetched::ShardEnd { .. })) => {
                     assert_ended(&end);
@@ -510,7 +510,7 @@ async fn every_record_comes_once_and_in_order_whatever_fails_and_is_cancelled() 
 async fn read_for(reader: &mut Box<dyn ShardReader>, time: Duration) -> (Vec<SequenceNumber>, Vec<StreamError>) {
     let (end, mut seen, mut errors) = (Instant::now() + time, Vec::new(), Vec::new());
     while Instant::now() < end {
-        match timeout(end - Instant::now(), fetch(reader)).await {
+        match timeout(end - Instant::now(), reader.fetch()).await {
             Ok(Ok(fetched)) => seen.extend(numbers(fetched)),
             Ok(Err(error)) => errors.push(error),
             Err(_) => {}
@@ -633,7 +633,7 @@ async fn the_tip_is_where_a_subscription_finds_it_and_no_bridge_goes_before() {
 async fn a_reader_that_nobody_asks_makes_no_attempts() {
     let service = Service::new(5);
     let mut reader = service.open(true, StartingPosition::TrimHorizon);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), service.shard.all());
+    assert_eq!(numbers(reader.fetch().await.unwrap()), service.shard.all());
     for _ in 0..5 {
         sleep(Duration::from_secs(600)).await;
         service.shard.put(10);
@@ -650,7 +650,7 @@ async fn the_end_of_a_shard_is_looked_for_in_the_listing_if_no_event_names_the_c
         let service = Service::new(5);
         service.push().childless = true;
         let mut reader = service.open(bridge, StartingPosition::TrimHorizon);
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()), service.shard.all());
+        assert_eq!(numbers(reader.fetch().await.unwrap()), service.shard.all());
         service.shard.put(10);
         service.shard.script().closed = true;
         // The listing lags: no children, no end.
@@ -659,13 +659,13 @@ async fn the_end_of_a_shard_is_looked_for_in_the_listing_if_no_event_names_the_c
         assert!(service.shard.count(Operation::List) > 1, "bridge {bridge}");
         service.shard.script().children_listed = true;
         let end = loop {
-            match timeout(Duration::from_secs(60), fetch(&mut reader)).await.unwrap().unwrap() {
+            match timeout(Duration::from_secs(60), reader.fetch()).await.unwrap().unwrap() {
                 Fetched::Records { records, .. } => assert!(records.is_empty(), "bridge {bridge}"),
                 end @ Fetched::ShardEnd { .. } => break end,
             }
         };
         assert_ended(&end);
-        assert_ended(&fetch(&mut reader).await.unwrap());
+        assert_ended(&reader.fetch().await.unwrap());
         assert!(bridge || service.reads() == 0);
         service.assert_within_budget(&bridge);
     }
@@ -682,13 +682,13 @@ async fn no_end_is_taken_from_a_listing_before_the_closed_shard_has_nothing_more
     let mut once = true;
     service.push().ending = Box::new(move || (if std::mem::take(&mut once) { Duration::ZERO } else { LIFE }, Ending::InOrder));
     let mut reader = service.open(false, StartingPosition::TrimHorizon);
-    assert!(numbers(fetch(&mut reader).await.unwrap()).is_empty());
+    assert!(numbers(reader.fetch().await.unwrap()).is_empty());
     (0..20).for_each(|_| service.shard.put(10));
     service.shard.script().closed = true;
     service.shard.script().children_listed = true;
     let mut seen = Vec::new();
     let end = loop {
-        match timeout(Duration::from_secs(60), fetch(&mut reader)).await.unwrap().unwrap() {
+        match timeout(Duration::from_secs(60), reader.fetch()).await.unwrap().unwrap() {
             records @ Fetched::Records { .. } => seen.extend(numbers(records)),
             end @ Fetched::ShardEnd { .. } => break end,
         }
@@ -705,8 +705,8 @@ async fn a_starting_position_that_is_refused_twice_is_told_apart() {
         service.refuse(refusal);
         service.shard.script().fault = Box::new(|operation| (operation == Operation::Open).then(|| error(Failure::Invalid)));
         let mut reader = service.open(bridge, StartingPosition::AtSequenceNumber(30.into()));
-        assert!(matches!(fetch(&mut reader).await, Err(StreamError::InvalidArgument { .. })), "bridge {bridge}: once is no proof");
-        assert!(matches!(fetch(&mut reader).await, Err(StreamError::StartRefused { .. })), "bridge {bridge}");
+        assert!(matches!(reader.fetch().await, Err(StreamError::InvalidArgument { .. })), "bridge {bridge}: once is no proof");
+        assert!(matches!(reader.fetch().await, Err(StreamError::StartRefused { .. })), "bridge {bridge}");
         service.push().fate = Box::new(|| Fate::Accepted);
         service.shard.script().fault = Box::new(|_| None);
         let (seen, _) = read_for(&mut reader, Duration::from_secs(60)).await;

@@ -9,8 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::record::Record;
 use crate::retrieval::fake::{
-    EPOCH, FAILURES, Failure, Fake, ITERATOR_LIFE, MENDED, Operation, PARENT, ReadLimit, SimulatedClock, assert_ended, error, fetch,
-    numbers,
+    EPOCH, FAILURES, Failure, Fake, ITERATOR_LIFE, MENDED, Operation, PARENT, ReadLimit, SimulatedClock, assert_ended, error, numbers,
 };
 use crate::retrieval::{Fetched, LARGEST_ANSWER};
 use crate::stream::StreamError;
@@ -47,7 +46,7 @@ async fn every_record_comes_once_and_in_order_whatever_fails_and_is_cancelled() 
         let mut reader = fake.reader(config, StartingPosition::TrimHorizon, seed);
         let mut seen = Vec::new();
         loop {
-            match timeout(chance.between(Duration::ZERO, Duration::from_millis(400)), fetch(&mut reader)).await {
+            match timeout(chance.between(Duration::ZERO, Duration::from_millis(400)), reader.fetch()).await {
                 Ok(Ok(Fetched::Records { records, .. })) => seen.extend(records.iter().map(Record::sequence_number)),
                 Ok(Ok(end @ Fetched::ShardEnd { .. })) => {
                     assert_ended(&end);
@@ -78,7 +77,7 @@ async fn no_lasting_error_makes_a_hot_loop() {
                 let mut reader = fake.open_at_the_oldest();
                 let (mut errors, end) = (0, Instant::now() + Duration::from_secs(300));
                 while Instant::now() < end {
-                    match timeout(patience.min(end - Instant::now()), fetch(&mut reader)).await {
+                    match timeout(patience.min(end - Instant::now()), reader.fetch()).await {
                         Ok(Err(_)) => errors += 1,
                         Ok(Ok(fetched)) => assert_eq!(numbers(fetched).len(), 1),
                         Err(_) => {}
@@ -107,7 +106,7 @@ async fn reads_keep_to_five_per_second_and_to_two_mebibytes_per_second() {
     let mut reader = fake.reader(config, StartingPosition::TrimHorizon, 0);
     let mut seen = Vec::new();
     while seen.len() < 250 {
-        seen.extend(numbers(fetch(&mut reader).await.unwrap()));
+        seen.extend(numbers(reader.fetch().await.unwrap()));
     }
     assert_eq!(seen, fake.all());
     fake.assert_within_budget();
@@ -130,15 +129,15 @@ async fn the_first_read_is_at_once_and_an_idle_shard_is_read_each_second() {
     let fake = Fake::new(1);
     let mut reader = fake.open_at_the_oldest();
     let began = Instant::now();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 1);
+    assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 1);
     assert_eq!(began.elapsed(), Duration::ZERO);
     for _ in 0..10 {
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 0);
+        assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 0);
     }
     // The first of them after a read that gave something.
     assert!((began.elapsed() - Duration::from_millis(9_200)) < Duration::from_millis(50), "{:?}", began.elapsed());
     fake.put(10);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 1);
+    assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,7 +146,7 @@ async fn empty_answers_on_the_way_are_read_past_at_full_pace() {
     fake.script().empty_pages_left = 20;
     let mut reader = fake.open_at_the_oldest();
     let began = Instant::now();
-    while numbers(fetch(&mut reader).await.unwrap()).is_empty() {}
+    while numbers(reader.fetch().await.unwrap()).is_empty() {}
     assert!(began.elapsed() < Duration::from_millis(4_100), "{:?}", began.elapsed());
 }
 
@@ -157,12 +156,12 @@ async fn an_expired_iterator_is_replaced_by_one_after_the_last_record_given() {
     let start = StartingPosition::AtSequenceNumber(2.into());
     let mut reader = fake.reader(PollingConfig { max_records: 2, ..PollingConfig::default() }, start, 0);
     sleep(ITERATOR_LIFE * 2).await;
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [2.into(), 3.into()]);
+    assert_eq!(numbers(reader.fetch().await.unwrap()), [2.into(), 3.into()]);
     // Each pause anew is no failure: no backoff.
     for next in [[4, 5], [6, 7], [8, 9]] {
         sleep(ITERATOR_LIFE * 2).await;
         let resumed = Instant::now();
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()), next.map(SequenceNumber::from));
+        assert_eq!(numbers(reader.fetch().await.unwrap()), next.map(SequenceNumber::from));
         assert!(resumed.elapsed() < Duration::from_millis(250), "{:?}", resumed.elapsed());
     }
     let after = |number: u128| StartingPosition::AfterSequenceNumber(number.into());
@@ -175,14 +174,14 @@ async fn a_success_ends_the_backoff() {
         let fake = Fake::new(1);
         let mut reader = fake.open_at_the_oldest();
         fake.script().fault = Box::new(move |_| Some(error(failure)));
-        assert!(timeout(Duration::from_secs(120), fetch(&mut reader)).await.is_err());
+        assert!(timeout(Duration::from_secs(120), reader.fetch()).await.is_err());
         fake.script().fault = Box::new(|_| None);
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 1);
+        assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 1);
         fake.put(10);
         let mut once = Some(error(failure));
         fake.script().fault = Box::new(move |_| once.take());
         let began = Instant::now();
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 1);
+        assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 1);
         // The pace, and the least interval with the first, short draw. After throttling the pace is that of a shared shard.
         assert!(began.elapsed() <= Duration::from_millis(most), "{failure:?}: {:?}", began.elapsed());
     }
@@ -193,10 +192,10 @@ async fn an_iterator_that_expires_before_any_record_came_starts_where_reading_wa
     let fake = Fake::new(0);
     let start = StartingPosition::AtTimestamp(Timestamp::from_millis(EPOCH));
     let mut reader = fake.reader(PollingConfig::default(), start, 0);
-    assert!(numbers(fetch(&mut reader).await.unwrap()).is_empty());
+    assert!(numbers(reader.fetch().await.unwrap()).is_empty());
     sleep(ITERATOR_LIFE * 2).await;
     fake.put(10);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), fake.all());
+    assert_eq!(numbers(reader.fetch().await.unwrap()), fake.all());
     assert_eq!(fake.starts(), [start, start]);
 }
 
@@ -206,11 +205,11 @@ async fn nothing_that_arrives_after_latest_is_lost_although_the_iterator_expires
     sleep(Duration::from_secs(3600)).await;
     let opened = EPOCH + 3_600_000;
     let mut reader = fake.reader(PollingConfig::default(), StartingPosition::Latest, 0);
-    assert!(numbers(fetch(&mut reader).await.unwrap()).is_empty());
+    assert!(numbers(reader.fetch().await.unwrap()).is_empty());
     fake.put(10);
     sleep(ITERATOR_LIFE * 3).await;
     fake.put(10);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [4.into(), 5.into()]);
+    assert_eq!(numbers(reader.fetch().await.unwrap()), [4.into(), 5.into()]);
     let again = StartingPosition::AtTimestamp(Timestamp::from_millis(opened - 300_000));
     assert_eq!(fake.starts(), [StartingPosition::Latest, again]);
 }
@@ -220,9 +219,9 @@ async fn the_last_records_come_before_the_end() {
     let fake = Fake::new(3);
     (fake.script().closed, fake.script().children_in_page) = (true, true);
     let mut reader = fake.open_at_the_oldest();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), fake.all());
-    assert_ended(&fetch(&mut reader).await.unwrap());
-    assert_ended(&fetch(&mut reader).await.unwrap());
+    assert_eq!(numbers(reader.fetch().await.unwrap()), fake.all());
+    assert_ended(&reader.fetch().await.unwrap());
+    assert_ended(&reader.fetch().await.unwrap());
     assert_eq!(fake.count(Operation::List), 0);
 }
 
@@ -231,11 +230,11 @@ async fn an_end_without_children_waits_until_they_are_listed() {
     let fake = Fake::new(3);
     fake.script().closed = true;
     let mut reader = fake.open_at_the_oldest();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), fake.all());
-    assert!(timeout(Duration::from_secs(60), fetch(&mut reader)).await.is_err(), "no children, no end");
+    assert_eq!(numbers(reader.fetch().await.unwrap()), fake.all());
+    assert!(timeout(Duration::from_secs(60), reader.fetch()).await.is_err(), "no children, no end");
     assert!(fake.count(Operation::List) > 5);
     fake.script().children_listed = true;
-    assert_ended(&fetch(&mut reader).await.unwrap());
+    assert_ended(&reader.fetch().await.unwrap());
     fake.assert_within_budget();
 }
 
@@ -244,9 +243,9 @@ async fn a_shard_that_is_listed_as_open_has_not_ended() {
     let fake = Fake::new(3);
     fake.script().ends_in_error = true;
     let mut reader = fake.open_at_the_oldest();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 3);
+    assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 3);
     fake.put(10);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [4.into()]);
+    assert_eq!(numbers(reader.fetch().await.unwrap()), [4.into()]);
     assert_eq!(fake.starts(), [StartingPosition::TrimHorizon, StartingPosition::AfterSequenceNumber(3.into())]);
 }
 
@@ -255,13 +254,13 @@ async fn a_stream_that_is_gone_is_an_error_and_no_end() {
     let fake = Fake::new(3);
     fake.script().closed = true;
     let mut reader = fake.open_at_the_oldest();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()).len(), 3);
+    assert_eq!(numbers(reader.fetch().await.unwrap()).len(), 3);
     fake.script().fault = Box::new(|_| Some(error(Failure::NotFound)));
-    assert!(matches!(fetch(&mut reader).await, Err(StreamError::NotFound { .. })));
-    assert!(matches!(fetch(&mut reader).await, Err(StreamError::NotFound { .. })));
+    assert!(matches!(reader.fetch().await, Err(StreamError::NotFound { .. })));
+    assert!(matches!(reader.fetch().await, Err(StreamError::NotFound { .. })));
     fake.script().fault = Box::new(|_| None);
     fake.script().children_listed = true;
-    assert_ended(&fetch(&mut reader).await.unwrap());
+    assert_ended(&reader.fetch().await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,7 +270,7 @@ async fn a_cancelled_call_is_waited_for_and_not_made_again() {
     let mut reader = fake.open_at_the_oldest();
     let mut cancelled = 0;
     let fetched = loop {
-        match timeout(Duration::from_millis(100), fetch(&mut reader)).await {
+        match timeout(Duration::from_millis(100), reader.fetch()).await {
             Ok(fetched) => break fetched.unwrap(),
             Err(_) => cancelled += 1,
         }
@@ -302,7 +301,7 @@ async fn readers_of_one_shard_share_its_limit_evenly() {
                 sleep(Duration::from_millis(70) * reader).await;
                 let mut reader = fake.reader(PollingConfig::default(), StartingPosition::TrimHorizon, 100 * seed + u64::from(reader));
                 let (mut heard, mut longest) = (Instant::now(), Duration::ZERO);
-                while let Ok(fetched) = tokio::time::timeout_at(end, fetch(&mut reader)).await {
+                while let Ok(fetched) = tokio::time::timeout_at(end, reader.fetch()).await {
                     if !numbers(fetched.unwrap()).is_empty() {
                         longest = longest.max(heard.elapsed());
                         heard = Instant::now();
@@ -357,9 +356,9 @@ async fn a_read_that_is_refused_says_nothing_of_the_starting_position() {
         refused.then(|| error(Failure::Invalid))
     });
     for _ in 0..5 {
-        assert!(matches!(fetch(&mut reader).await, Err(StreamError::InvalidArgument { .. })));
+        assert!(matches!(reader.fetch().await, Err(StreamError::InvalidArgument { .. })));
     }
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [3.into(), 4.into(), 5.into()]);
+    assert_eq!(numbers(reader.fetch().await.unwrap()), [3.into(), 4.into(), 5.into()]);
     assert_eq!(fake.count(Operation::Open), 6, "each time with a new iterator");
 }
 
@@ -374,15 +373,15 @@ async fn a_starting_position_counts_as_refused_the_second_time() {
             calls += 1;
             (operation == Operation::Open).then(|| error(if calls == 2 { failure } else { Failure::Invalid }))
         });
-        assert!(matches!(fetch(&mut reader).await, Err(StreamError::InvalidArgument { .. })));
-        let mut second = fetch(&mut reader).await;
+        assert!(matches!(reader.fetch().await, Err(StreamError::InvalidArgument { .. })));
+        let mut second = reader.fetch().await;
         if failure == Failure::Denied {
             assert!(matches!(second, Err(StreamError::AccessDenied { .. })));
-            second = fetch(&mut reader).await;
+            second = reader.fetch().await;
         }
         assert!(matches!(second, Err(StreamError::StartRefused { .. })), "{failure:?}: {second:?}");
         fake.script().fault = Box::new(|_| None);
-        assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [3.into(), 4.into(), 5.into()], "it may be asked on");
+        assert_eq!(numbers(reader.fetch().await.unwrap()), [3.into(), 4.into(), 5.into()], "it may be asked on");
     }
 }
 
@@ -399,7 +398,7 @@ async fn what_the_server_repeats_is_not_given_again() {
         for _ in 0..20 {
             (0..chance.u64() % 9).for_each(|_| fake.put(10));
             while seen.len() < fake.all().len() {
-                seen.extend(numbers(timeout(Duration::from_secs(600), fetch(&mut reader)).await.unwrap().unwrap()));
+                seen.extend(numbers(timeout(Duration::from_secs(600), reader.fetch()).await.unwrap().unwrap()));
             }
         }
         assert_eq!(seen, fake.all(), "seed {seed}");
@@ -408,13 +407,13 @@ async fn what_the_server_repeats_is_not_given_again() {
     // For ever: nothing is given twice, and the server is not asked without end.
     let fake = Fake::new(3);
     let mut reader = fake.open_at_the_oldest();
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), fake.all());
+    assert_eq!(numbers(reader.fetch().await.unwrap()), fake.all());
     fake.script().repeats = Box::new(|| true);
     fake.put(10);
-    assert!(timeout(Duration::from_secs(300), fetch(&mut reader)).await.is_err());
+    assert!(timeout(Duration::from_secs(300), reader.fetch()).await.is_err());
     assert!(fake.count(Operation::Read) < 120, "{}", fake.count(Operation::Read));
     fake.script().repeats = Box::new(|| false);
-    assert_eq!(numbers(fetch(&mut reader).await.unwrap()), [4.into()]);
+    assert_eq!(numbers(reader.fetch().await.unwrap()), [4.into()]);
 }
 
 /// A line on which a full answer takes far longer than a read may.
@@ -423,11 +422,11 @@ async fn reads_that_time_out_are_followed_by_smaller_ones() {
     let fake = Fake::new(400);
     fake.script().per_record = Duration::from_millis(300);
     let mut reader = fake.open_at_the_oldest();
-    let mut seen = numbers(timeout(Duration::from_secs(200), fetch(&mut reader)).await.unwrap().unwrap());
+    let mut seen = numbers(timeout(Duration::from_secs(200), reader.fetch()).await.unwrap().unwrap());
     assert!(!seen.is_empty() && seen.len() < 400);
     let before = fake.count(Operation::Read);
     while seen.len() < 300 {
-        seen.extend(numbers(fetch(&mut reader).await.unwrap()));
+        seen.extend(numbers(reader.fetch().await.unwrap()));
     }
     let answers = fake.script().made.iter().skip(before).filter(|made| made.operation == Operation::Read && made.bytes > 0).count();
     assert!(fake.count(Operation::Read) - before <= answers + 2, "it does not try in vain again and again");
@@ -436,7 +435,7 @@ async fn reads_that_time_out_are_followed_by_smaller_ones() {
     let before = fake.count(Operation::Read);
     (0..5_000).for_each(|_| fake.put(10));
     while seen.len() < 5_400 {
-        seen.extend(numbers(fetch(&mut reader).await.unwrap()));
+        seen.extend(numbers(reader.fetch().await.unwrap()));
     }
     assert_eq!(seen, fake.all());
     assert!(fake.count(Operation::Read) - before < 20, "{}", fake.count(Operation::Read) - before);
@@ -448,7 +447,7 @@ async fn without_millis_behind_latest_a_row_of_empty_answers_is_the_tip() {
     fake.script().tells_behind = false;
     fake.script().empty_pages = 3;
     let mut reader = fake.open_at_the_oldest();
-    let mut next = async || match fetch(&mut reader).await.unwrap() {
+    let mut next = async || match reader.fetch().await.unwrap() {
         Fetched::Records { records, millis_behind_latest } => (records.len(), millis_behind_latest),
         Fetched::ShardEnd { .. } => panic!("the shard has not ended"),
     };
