@@ -9,6 +9,7 @@ mod delays;
 mod fleet;
 mod prepared;
 mod processing;
+mod reading;
 mod runs;
 mod seek;
 mod stale_listing;

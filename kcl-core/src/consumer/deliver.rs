@@ -143,9 +143,7 @@ impl ShardConsumer {
             Event::Look => {}
             Event::Overdue => {
                 self.work.waiting_since = None;
-                tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
-                self.work.read_failing = true;
-                self.not_cut_off()?;
+                self.reading_is_overdue()?;
             }
             Event::Fetched(answer) => {
                 self.work.waiting_since = None;

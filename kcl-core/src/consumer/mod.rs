@@ -65,7 +65,7 @@ use self::farewell::Farewell;
 pub(crate) use self::flow::Flow;
 use self::hold::Hold;
 use self::ownership::TermOwnership;
-pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
+pub(crate) use self::prefetch::PrefetchBudget;
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
 pub(crate) use self::seat::Factory;
@@ -295,8 +295,9 @@ impl ShardConsumer {
             let Hold { shared, term, shard, .. } = &self.hold;
             let ownership = Arc::new(TermOwnership { term: term.clone(), shared: Arc::clone(shared) });
             let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
-            let (prefetcher, mut prefetched) =
-                prefetch::prefetch(reader, shared.budget.clone(), Arc::clone(&shared.clock) as Arc<dyn Clock>);
+            let clock = Arc::clone(&shared.clock) as Arc<dyn Clock>;
+            let reading = shared.reading.of_shard(shard.shard_id(), Arc::clone(&clock));
+            let (prefetcher, mut prefetched) = prefetch::prefetch(reader, shared.budget.clone(), clock, reading);
             let stop = tokio::select! {
                 biased;
                 stop = self.deliver(&mut prefetched) => stop,

@@ -312,6 +312,9 @@ impl WorkerBuilder {
 
     /// Bytes that all shards of this worker may have read ahead, beside the one answer (at most 10 MiB) that each shard has in work. 0: nothing is
     /// read ahead. Otherwise 10 MiB to 4 GiB; default 128 MiB.
+    ///
+    /// Room for an answer is reserved before it is asked for, by what the last answer and the time since lead to expect. One that is larger counts as
+    /// it is: nothing more is read ahead until all are within the budget again.
     pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
         self.prefetch_bytes = bytes;
         self
