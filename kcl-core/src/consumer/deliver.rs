@@ -88,7 +88,9 @@ impl ShardConsumer {
             return Err(stop);
         }
         let now = Instant::now();
+        self.look_at_stop();
         self.look_at_flow();
+        self.write_stop(now).await?;
         if self.work.gather_until.is_some_and(|until| until <= now) {
             self.take_acknowledged();
         }
@@ -131,6 +133,10 @@ impl ShardConsumer {
             _ = self.work.flow_changes.changed() => Event::Look,
             valid = self.hold.term.valid(), if !is_open => match valid {
                 Ok(()) => Event::Look,
+                Err(_) => return Err(Stop::Ended),
+            },
+            changed = self.hold.term.stopped_other_than(self.work.stop_note.seen()) => match changed {
+                Ok(_) => Event::Look,
                 Err(_) => return Err(Stop::Ended),
             },
             () = sleep_until(wake) => Event::Look,
@@ -202,8 +208,11 @@ impl ShardConsumer {
     /// Sees whether the shard is paused, or was resumed.
     fn look_at_flow(&mut self) {
         let paused = self.hold.shared.flow.paused(self.hold.shard.shard_id());
-        if paused.is_none() && std::mem::take(&mut self.work.valve_closed) {
-            self.work.valve.reset();
+        if paused.is_none() {
+            if std::mem::take(&mut self.work.valve_closed) {
+                self.work.valve.reset();
+            }
+            self.resumed();
         }
         if paused != self.work.paused {
             match paused {

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::ShardConsumer;
 use super::call::panicked;
-use super::flow::PauseReason;
 use super::outbox::Outgoing;
 use super::retry::Condemned;
 use super::schedule::GroupKey;
@@ -65,8 +64,8 @@ impl ShardConsumer {
             let queue = Arc::clone(queue);
             work.sending = Some(async move { send(queue.as_ref(), &letters).await }.boxed());
         } else if !std::mem::replace(&mut work.valve_closed, true) {
-            tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed, or until it is taken anew");
-            self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::SafetyValve);
+            tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed");
+            self.valve_closed();
         }
     }
 

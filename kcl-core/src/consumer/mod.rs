@@ -14,7 +14,7 @@
 //! | `careful` | records that kill their process |
 //! | `rewind` | what a processor had collected and takes along when it is lost |
 //! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
-//! | `flow` | pauses |
+//! | `flow`, `stopped` | pauses, and stops that outlive the process |
 //! | `skip`, `bound` | what is left out, and where reading ends, where that is configured |
 //! | `hold` | whether the shard is still this worker's |
 //! | `shard_end` | the end of the shard |
@@ -45,6 +45,7 @@ mod settings;
 mod shard_end;
 mod skip;
 mod start;
+mod stopped;
 mod valve;
 mod work;
 

@@ -17,6 +17,7 @@ use super::outbox::Outbox;
 use super::rewind::Rewind;
 use super::schedule::{Entry, GroupKey, Schedule};
 use super::settings::Processing;
+use super::stopped::StopNote;
 use super::valve::Valve;
 use crate::dead_letter::DeadLetterError;
 use crate::record::Record;
@@ -42,6 +43,7 @@ pub(super) struct Work {
     pub(super) backoffs: BTreeMap<GroupKey, Backoff>,
     pub(super) valve: Valve,
     pub(super) valve_closed: bool,
+    pub(super) stop_note: StopNote,
     pub(super) poisoned: PoisonedKeys,
     pub(super) rewind: Rewind,
     pub(super) careful: Option<Careful>,
@@ -106,6 +108,7 @@ impl Work {
             backoffs: BTreeMap::new(),
             valve: Valve::new(settings.valve),
             valve_closed: false,
+            stop_note: StopNote::default(),
             poisoned: PoisonedKeys::default(),
             rewind: Rewind::default(),
             careful: Careful::begin(term),
@@ -197,6 +200,7 @@ impl Work {
             self.note_due,
             self.rewind.due(),
             self.gather_until,
+            self.stop_note.due_at(),
             self.idle_at,
         ];
         due.into_iter().flatten().filter(|due| *due > now).min()
