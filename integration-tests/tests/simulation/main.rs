@@ -2,6 +2,7 @@
 //!
 //! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
 
+mod blocking;
 mod bounds;
 mod commits;
 mod crash_points;
