@@ -14,6 +14,10 @@ const PATIENCE_ALONE: Duration = Duration::from_secs(300);
 const FIRST_REST: Duration = Duration::from_secs(120);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
+/// A longer time between two signs that the process runs means that it stood still: its machine slept,
+/// or a processor blocked the thread. It could not read then, whether the stream was there or not.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
 /// What is known of a worker's reading. Times are boot time.
 #[derive(Debug, Default)]
 pub(crate) struct Reading(Mutex<State>);
@@ -31,6 +35,19 @@ struct State {
     reached: Duration,
     /// Since when it has not, as far as it was asked.
     unreached: Option<Duration>,
+    /// The last sign that the process runs; `None`: nobody gives any.
+    ran: Option<Duration>,
+    /// When it last went on after it stood still.
+    went_on: Duration,
+}
+
+impl State {
+    /// When the process last went on, if that was not noted yet: whoever runs first after a standstill
+    /// finds the last sign to be old.
+    fn went_on(&self, now: Duration) -> Duration {
+        let stood_still = self.ran.is_some_and(|ran| now.saturating_sub(ran) > STANDSTILL);
+        if stood_still { now } else { self.went_on }
+    }
 }
 
 impl Reading {
@@ -51,6 +68,12 @@ impl Reading {
         self.lock().unreached.get_or_insert(now);
     }
 
+    /// The process runs. To be told each second.
+    pub(crate) fn runs(&self, now: Duration) {
+        let mut state = self.lock();
+        (state.went_on, state.ran) = (state.went_on(now), Some(now));
+    }
+
     /// So many workers are alive.
     pub(crate) fn share(&self, workers: usize) {
         self.lock().workers = workers;
@@ -60,7 +83,7 @@ impl Reading {
     pub(crate) fn is_cut_off(&self, since: Duration, now: Duration) -> bool {
         let mut state = self.lock();
         let patience = if state.workers > 1 { PATIENCE } else { PATIENCE_ALONE };
-        let cut_off = now.saturating_sub(since.max(state.read)) >= patience;
+        let cut_off = now.saturating_sub(since.max(state.read).max(state.went_on(now))) >= patience;
         if cut_off && state.rest_until <= now {
             state.rest_from = now;
             state.rest_until = now + FIRST_REST.saturating_mul(1 << state.rests.min(10)).min(LONGEST_REST);
@@ -134,6 +157,23 @@ mod tests {
         reading.share(2);
         assert!(!reading.is_cut_off(at(1_000), at(1_059)));
         assert!(reading.is_cut_off(at(1_000), at(1_060)));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_is_not_cut_off() {
+        for told_first in [false, true] {
+            let reading = Reading::default();
+            reading.share(2);
+            (0..=100).for_each(|second| reading.runs(at(second)));
+            // Until then it was not read for 50 s.
+            reading.succeeded(at(50));
+            if told_first {
+                reading.runs(at(200));
+            }
+            assert!(!reading.is_cut_off(at(50), at(200)));
+            (200..=300).for_each(|second| reading.runs(at(second)));
+            assert!(!reading.is_cut_off(at(50), at(259)) && reading.is_cut_off(at(50), at(260)));
+        }
     }
 
     #[test]

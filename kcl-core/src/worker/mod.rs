@@ -24,7 +24,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use kcl_efo::FanOut;
 use kcl_lease::term::{Term, TermContext};
-use kcl_lease::{ShardId, WorkerId};
+use kcl_lease::{Clock as _, ShardId, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -39,6 +39,9 @@ use self::shard_sync::ShardSync;
 use crate::consumer::{Flow, ShardConsumer, Shared};
 use crate::error::WorkerError;
 use crate::status::{StatusBoard, WorkerStatus};
+
+/// Time between two signs that this process runs.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// How long consumers may take to end once they were stopped. One whose processor blocks its thread
 /// ends when that returns, which nobody waits for.
@@ -237,8 +240,8 @@ struct Fleet {
     machine: Machine,
     keepers: LeaseKeepers,
     consumers: JoinSet<ShardId>,
-    /// Wakes the runtime now and then, see [`LeaseKeepers::pulse`].
-    _pulse: JoinSet<()>,
+    /// Tasks that only wake now and then, see [`LeaseKeepers::pulse`] and [`Reading::runs`](crate::consumer::Reading::runs).
+    _pulses: JoinSet<()>,
 }
 
 impl Drop for Fleet {
@@ -251,11 +254,18 @@ impl Drop for Fleet {
 
 impl Fleet {
     fn new(shared: Arc<Shared>, held: Held, look_again: Arc<Notify>, machine: Machine, keepers: LeaseKeepers) -> Self {
-        let mut pulse = JoinSet::new();
+        let mut pulses = JoinSet::new();
         if let Some(task) = keepers.pulse() {
-            pulse.spawn(task);
+            pulses.spawn(task);
         }
-        Self { shared, held, look_again, machine, keepers, consumers: JoinSet::new(), _pulse: pulse }
+        let (reading, clock) = (Arc::clone(&shared.reading), Arc::clone(&shared.clock));
+        pulses.spawn(machine.run(async move {
+            loop {
+                reading.runs(clock.boot_time());
+                tokio::time::sleep(SIGN_OF_LIFE).await;
+            }
+        }));
+        Self { shared, held, look_again, machine, keepers, consumers: JoinSet::new(), _pulses: pulses }
     }
 
     fn start(&mut self, term: Term) {
