@@ -73,11 +73,17 @@ pub enum WorkerError {
     #[error(transparent)]
     DeadLetter(#[from] DeadLetterError),
     /// The operating system did not give the thread on which the worker keeps its leases alive.
-    #[error("the thread that keeps leases alive can't be started; check the limits on threads and open files of this process")]
+    #[error(
+        "the thread that keeps leases alive can't be started; check the limits on threads and open \
+         files of this process"
+    )]
     LeaseThread(#[source] std::io::Error),
     /// Leases are not renewed any more, as their keeper has panicked. The worker has ended so that
     /// other workers take its shards. Its other leases were freed.
-    #[error("leases can't be kept alive any more: {reason}; this is a bug, of this library or of a `lease_table` of your own")]
+    #[error(
+        "leases can't be kept alive any more: {reason}; this is a bug, of this library or of a \
+         `lease_table` of your own"
+    )]
     LeaseKeeping {
         /// Which task or thread ended, and the message of its panic.
         reason: String,

@@ -14,8 +14,9 @@ const PATIENCE_ALONE: Duration = Duration::from_secs(300);
 const FIRST_REST: Duration = Duration::from_secs(120);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
-/// A longer time between two signs that the process runs means that it stood still: its machine slept,
-/// or a processor blocked the thread. It could not read then, whether the stream was there or not.
+/// A longer time between two signs that the process runs means that it stood still: its machine
+/// slept, or a processor blocked the thread. It could not read then, whether the stream was there
+/// or not.
 const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// What is known of a worker's reading. Times are boot time.
@@ -42,8 +43,8 @@ struct State {
 }
 
 impl State {
-    /// When the process last went on, if that was not noted yet: whoever runs first after a standstill
-    /// finds the last sign to be old.
+    /// When the process last went on, if that was not noted yet: whoever runs first after a
+    /// standstill finds the last sign to be old.
     fn went_on(&self, now: Duration) -> Duration {
         let stood_still = self.ran.is_some_and(|ran| now.saturating_sub(ran) > STANDSTILL);
         if stood_still { now } else { self.went_on }

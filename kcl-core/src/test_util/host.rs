@@ -129,13 +129,14 @@ impl Host {
         Powered::beside_user_code(process, self.power.clone())
     }
 
-    /// Blocks the runtime thread of the process for this long, as `std::thread::sleep` in a processor
-    /// does on a runtime with one thread: call it from there, and await it.
+    /// Blocks the runtime thread of the process for this long, as `std::thread::sleep` in a
+    /// processor does on a runtime with one thread: call it from there, and await it.
     ///
-    /// Meanwhile nothing of the process is polled, except what a worker runs on a thread of its own,
-    /// which keeps its leases alive. What was polled in the same poll of the task as this call, after
-    /// it, still ran. The code behind it goes on when the time is over, unless something in the same
-    /// task that is due by then, such as a deadline, is polled first and drops it.
+    /// Meanwhile nothing of the process is polled, except what a worker runs on a thread of its
+    /// own, which keeps its leases alive. What was polled in the same poll of the task as this
+    /// call, after it, still ran. The code behind it goes on when the time is over, unless
+    /// something in the same task that is due by then, such as a deadline, is polled first and
+    /// drops it.
     ///
     /// # Cancel safety
     /// The thread is blocked from the first poll on, even if the future is dropped.

@@ -199,7 +199,8 @@ async fn a_blocked_thread_stops_what_runs_on_it_and_nothing_else() {
             }
         }
     };
-    let (users, leases): (Arc<Mutex<Vec<Duration>>>, Arc<Mutex<Vec<Duration>>>) = Default::default();
+    let users: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let leases: Arc<Mutex<Vec<Duration>>> = Arc::default();
     let mut tasks = JoinSet::new();
     tasks.spawn(host.run(ticking(&users)));
     tasks.spawn(host.beside_user_code(ticking(&leases)));

@@ -122,6 +122,11 @@ impl WorkerBuilder {
     }
 
     /// Region, credentials, endpoint: what `aws_config::load_from_env()` gives.
+    ///
+    /// If it has an HTTP client of your own, that one is used, on the worker's runtime and on the
+    /// thread that keeps leases alive. One that the SDK's builder has made keeps connections apart
+    /// for the two. Another kind should do so too: a connection that a blocked runtime drives
+    /// delays renewals.
     pub fn aws_config(mut self, config: &SdkConfig) -> Self {
         self.aws = Some(config.clone());
         self
@@ -319,8 +324,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// Another lease table than DynamoDB's. Leases are taken and renewed on a thread of the worker's own, with a runtime of its own, and everything else is
-    /// done on the runtime that runs the worker: its calls must not wait for tasks or connections of either.
+    /// Another lease table than DynamoDB's. Leases are taken and renewed on a thread of the
+    /// worker's own, with a runtime of its own, and everything else is done on the runtime that
+    /// runs the worker: its calls must not wait for tasks or connections of either.
     pub fn lease_table(mut self, table: Arc<dyn LeaseTable>) -> Self {
         self.lease_table = Some(table);
         self

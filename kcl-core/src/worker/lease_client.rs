@@ -1,9 +1,10 @@
-//! The lease table as the lease thread reaches it: with a client that shares nothing with the clients
-//! of the worker's runtime.
+//! The lease table as the lease thread reaches it: with a client that shares nothing with the
+//! clients of the worker's runtime.
 //!
 //! Connections of the SDK's clients are driven by tasks on the runtime that opened them. While that
-//! runtime is blocked, whoever shares them waits for ever; the same holds for a fetch of credentials.
-//! So the lease thread has a client with connections and credentials ([`LeaseCredentials`]) of its own.
+//! runtime is blocked, whoever shares them waits for ever; the same holds for a fetch of
+//! credentials. So the lease thread has a client with connections and credentials
+//! ([`LeaseCredentials`]) of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +37,10 @@ impl WorkerBuilder {
 
 /// A call timeout that no other client of the worker has.
 ///
-/// Without an HTTP client in the configuration each client of the SDK makes one of its own. One that
-/// is set there, for a proxy or certificates, is shared by all. The SDK's own kind of HTTP client
-/// keeps a pool of connections for each pair of timeouts, so that this gives the lease thread its own.
+/// Without an HTTP client in the configuration each client of the SDK makes one of its own. One
+/// that is set there, for a proxy or certificates, is shared by all. The SDK's own kind of HTTP
+/// client keeps a pool of connections for each pair of timeouts, so that this gives the lease
+/// thread its own.
 fn own_pool(call_timeout: Duration) -> Duration {
     call_timeout - Duration::from_millis(1)
 }

@@ -1,9 +1,9 @@
 //! Credentials of the lease thread's client.
 //!
-//! They come from the user's provider, which may share connections with the runtime that users' code
-//! runs on, and may hang while that is blocked. So they are renewed long before they expire, beside
-//! the calls that use them: a provider that hangs delays no call as long as the last credentials
-//! are good.
+//! They come from the user's provider, which may share connections with the runtime that users'
+//! code runs on, and may hang while that is blocked. So they are renewed long before they expire,
+//! beside the calls that use them: a provider that hangs delays no call as long as the last
+//! credentials are good.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 /// How long before they expire credentials are renewed. Instance metadata has the next ones five
 /// minutes before.
 const EARLY: Duration = Duration::from_secs(300);
-/// How long credentials without an expiry are used before the provider is asked again, as in the SDK.
+/// How long credentials without an expiry are used before the provider is asked again, as in the
+/// SDK.
 const UNLIMITED: Duration = Duration::from_secs(900);
 /// Time between two attempts to renew credentials that are still good.
 const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(15);
@@ -109,13 +110,12 @@ impl LeaseCredentials {
         while renewal.try_join_next().is_some() {}
         renewal.spawn(async move {
             let Some(shared) = shared.upgrade() else { return };
-            match tokio::time::timeout(ATTEMPT, shared.fetch()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "credentials for the lease table could not be renewed; the last ones are still good")
-                }
-                Err(_) => tracing::warn!("credentials for the lease table were not renewed in {ATTEMPT:?}; the last ones are still good"),
-            }
+            let failure = match tokio::time::timeout(ATTEMPT, shared.fetch()).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer in {ATTEMPT:?}"),
+            };
+            tracing::warn!(failure, "credentials for the lease table are not renewed; trying again, the last ones are still good");
         });
     }
 }
@@ -184,8 +184,8 @@ mod tests {
         }
     }
 
-    /// An answer of the provider: how long it takes, and the seconds (from the beginning) after which
-    /// the credentials expire, or a failure.
+    /// An answer of the provider: how long it takes, and the seconds (from the beginning) after
+    /// which the credentials expire, or a failure.
     type Answer = (Duration, std::result::Result<Option<u64>, ()>);
 
     #[derive(Debug)]

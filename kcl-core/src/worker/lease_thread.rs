@@ -106,29 +106,22 @@ mod tests {
     #[test]
     fn a_blocked_thread_does_not_stop_the_timers_of_a_runtime_that_has_another() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (report, reported) = std::sync::mpsc::channel();
-        runtime.block_on(async {
-            let thread = LeaseThread::start().unwrap();
-            let mut tasks = JoinSet::new();
-            tasks.spawn(thread.pulse());
-            tasks.spawn(async move {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                block(Duration::from_secs(3));
-            });
-            tasks.spawn(async move {
-                let began = tokio::time::Instant::now();
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                report.send(began.elapsed()).unwrap();
-            });
-            let late = tokio::task::spawn_blocking(move || reported.recv().unwrap()).await.unwrap();
-            assert!(late < Duration::from_secs(2), "{late:?}");
-            drop(thread);
-        });
-        runtime.shutdown_background();
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "this is what users' code does")]
-    fn block(duration: Duration) {
-        std::thread::sleep(duration);
+        let (fired, has_fired) = std::sync::mpsc::channel();
+        let (goes_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let (thread, mut tasks) = (LeaseThread::start().unwrap(), JoinSet::new());
+        tasks.spawn_on(thread.pulse(), runtime.handle());
+        let blocking = async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            // Until the other timer has fired, as users' code may.
+            let _ = may_go_on.recv();
+        };
+        tasks.spawn_on(blocking, runtime.handle());
+        let timer = async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            fired.send(()).unwrap();
+        };
+        tasks.spawn_on(timer, runtime.handle());
+        has_fired.recv_timeout(Duration::from_secs(30)).expect("the timer fires while a thread is blocked");
+        drop(goes_on);
     }
 }

@@ -1,10 +1,11 @@
 //! The worker: takes leases, runs a consumer for each, keeps the leases in step with the shards, and lets go in peace.
 //!
-//! All tasks belong to the worker: two per lease, in two sets that end with it. The consumer runs on
-//! the runtime that runs the worker, as users' code does. The keeper, which writes the lease's row,
-//! runs on a thread of the worker's own (`lease_keepers`, `lease_thread`), with a client of its own
-//! (`lease_client`), so that a processor that blocks its thread never costs a lease.
-//! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the worker's own task.
+//! All tasks belong to the worker: two per lease, in two sets that end with it. The consumer runs
+//! on the runtime that runs the worker, as users' code does. The keeper, which writes the lease's
+//! row, runs on a thread of the worker's own (`lease_keepers`, `lease_thread`), with a client of
+//! its own (`lease_client`), so that a processor that blocks its thread never costs a lease.
+//! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the
+//! worker's own task.
 
 mod builder;
 mod checks;
@@ -83,8 +84,8 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// How the worker stands. Only reads memory: may be called from any thread, also while all threads
-    /// of the worker's runtime are blocked.
+    /// How the worker stands. Only reads memory: may be called from any thread, also while all
+    /// threads of the worker's runtime are blocked.
     #[must_use]
     pub fn status(&self) -> WorkerStatus {
         WorkerStatus { worker: self.worker.clone(), shards: self.status.read() }
@@ -148,18 +149,22 @@ impl Worker {
         self.run_until(std::future::pending()).await
     }
 
-    /// Runs until `shutdown` completes; then lets the processors finish what is in work, checkpoints it, and frees the leases, so that other
-    /// workers go on at once. Takes at most the shutdown timeout for that, and if processors did not finish by then, a moment to free the leases: up
-    /// to 2 s if the table does not answer.
+    /// Runs until `shutdown` completes; then lets the processors finish what is in work,
+    /// checkpoints it, and frees the leases, so that other workers go on at once. Takes at most the
+    /// shutdown timeout for that, and if processors did not finish by then, a moment to free the
+    /// leases: up to 2 s if the table does not answer.
     ///
-    /// A processor that blocks its thread does not hold up the shutdown, if the runtime has another thread for this future; it goes on by itself, and
-    /// what it returns counts for nothing. Leases are kept alive, and freed, by a thread of the worker's own.
+    /// A processor that blocks its thread does not hold up the shutdown, if the runtime has another
+    /// thread for this future; it goes on by itself, and what it returns counts for nothing. Leases
+    /// are kept alive, and freed, by a thread of the worker's own.
     ///
     /// # Errors
-    /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time; [`WorkerError::Table`] if the lease table is gone;
-    /// [`WorkerError::StreamRecreated`] if the stream was replaced by another one of the same name; [`WorkerError::LeaseKeeping`] if what keeps the
-    /// leases alive has failed. In all cases the leases were freed as far as the table could be reached. [`WorkerError::LeaseThread`] if the
-    /// operating system has no thread for that; then nothing was begun.
+    /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time;
+    /// [`WorkerError::Table`] if the lease table is gone; [`WorkerError::StreamRecreated`] if the
+    /// stream was replaced by another one of the same name; [`WorkerError::LeaseKeeping`] if what
+    /// keeps the leases alive has failed. In all cases the leases were freed as far as the table
+    /// could be reached. [`WorkerError::LeaseThread`] if the operating system has no thread for
+    /// that; then nothing was begun.
     ///
     /// # Cancel safety
     /// Dropping the future stops everything at once, see [`Worker`].
@@ -212,8 +217,8 @@ impl Worker {
                 _ = &mut coordinator, if looking => looking = false,
                 Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
-                // A shutdown that is under way needs no other reason.
-                _ = fleet.keepers.ended() => {}
+                // Whatever ended it: a shutdown that is under way needs no other reason.
+                () = fleet.keepers.one_ended() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     let timed_out = WorkerError::ShutdownTimedOut { timeout: shutdown_timeout, shards: fleet.give_up().await };
                     return result.and(Err(timed_out));
@@ -240,14 +245,15 @@ struct Fleet {
     machine: Machine,
     keepers: LeaseKeepers,
     consumers: JoinSet<ShardId>,
-    /// Tasks that only wake now and then, see [`LeaseKeepers::pulse`] and [`Reading::runs`](crate::consumer::Reading::runs).
+    /// Tasks that only wake now and then, see [`LeaseKeepers::pulse`] and
+    /// [`Reading::runs`](crate::consumer::Reading::runs).
     _pulses: JoinSet<()>,
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        // Before the consumers: a keeper that saw its consumer go would free the lease, and a dropped
-        // worker writes nothing more.
+        // Before the consumers: a keeper that saw its consumer go would free the lease, and a
+        // dropped worker writes nothing more.
         self.keepers.stop();
     }
 }

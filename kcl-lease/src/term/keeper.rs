@@ -31,8 +31,8 @@ pub enum KeeperOrder {
     Stop,
 }
 
-/// The writing half of a term. Run it where no processor can block it: on a thread of its own, or on
-/// one that only keepers share.
+/// The writing half of a term. Run it where no processor can block it: on a thread of its own, or
+/// on one that only keepers share.
 #[derive(Debug)]
 pub struct TermKeeper {
     pub(super) context: TermContext,

@@ -133,8 +133,8 @@ struct Notes {
     given_back: Option<Suspect>,
 }
 
-/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease
-/// (unless its worker has ordered [`KeeperOrder::Stop`]).
+/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the
+/// lease (unless its worker has ordered [`KeeperOrder::Stop`]).
 #[derive(Clone, Debug)]
 pub struct Term {
     taken: Arc<Lease>,
