@@ -8,6 +8,7 @@ mod commits;
 mod crash_points;
 mod delays;
 mod fleet;
+mod lease_keeping;
 mod processing;
 mod runs;
 mod seek;

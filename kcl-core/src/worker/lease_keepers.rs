@@ -102,22 +102,29 @@ impl LeaseKeepers {
         };
     }
 
-    /// Waits until a keeper has ended, or all of them can't go on.
+    /// Waits until a lease, or all of them, are no longer renewed although they should be:
+    /// [`WorkerError::LeaseKeeping`]. Keepers that end in order are only noted.
     ///
     /// Must be awaited by the task that calls [`take`](Self::take): nothing else wakes it when the
     /// first keeper is spawned.
     ///
-    /// # Errors
-    /// [`WorkerError::LeaseKeeping`]: a lease, or all of them, are no longer renewed.
-    ///
     /// # Cancel safety
     /// Safe: it only waits.
-    pub(super) async fn ended(&self) -> Result<(), WorkerError> {
+    pub(super) async fn failed(&self) -> WorkerError {
+        let keeper = async {
+            loop {
+                match self.next_ended().await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return error,
+                    // Cancelled: the thread has ended.
+                    Err(_) => return thread_has_ended(),
+                }
+            }
+        };
         tokio::select! {
             biased;
-            // Cancelled: the thread has ended.
-            ended = self.next_ended() => ended.unwrap_or_else(|_| Err(thread_has_ended())).map(drop),
-            () = self.thread_ended() => Err(thread_has_ended()),
+            error = keeper => error,
+            () = self.thread_ended() => thread_has_ended(),
         }
     }
 
@@ -316,7 +323,7 @@ mod tests {
         assert!(matches!(keepers.take(&lease).await, Taken::No), "the row has changed since");
         term.release(None, Default::default()).await.unwrap();
         while !keepers.is_empty() {
-            keepers.ended().await.unwrap();
+            keepers.one_ended().await;
         }
         assert_eq!(row(&table).await.owner, None);
         assert!(table.threads.lock().unwrap().iter().all(|name| name.as_deref() == Some("kcl-leases")));
@@ -345,7 +352,7 @@ mod tests {
     async fn a_keeper_that_panics_is_told_of_and_its_term_is_over() {
         let (_, lease, keepers) = keepers(true).await;
         let term = taken(&keepers, &lease).await;
-        let error = keepers.ended().await.unwrap_err();
+        let error = keepers.failed().await;
         assert!(matches!(&error, WorkerError::LeaseKeeping { reason } if reason.contains("this table panics")), "{error}");
         assert!(error.to_string().contains(SHARD), "{error}");
         assert_eq!(term.status_other_than(TermStatus::Held).await, TermStatus::Ended(TermEnd::Lost));

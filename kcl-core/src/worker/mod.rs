@@ -202,7 +202,7 @@ impl Worker {
                 error = &mut shard_sync => break Err(error),
                 Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
-                Err(error) = fleet.keepers.ended() => break Err(error),
+                error = fleet.keepers.failed() => break Err(error),
             }
         };
         tracing::info!(worker = %fleet.shared.worker, "worker lets go of its shards");
