@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, WorkerError, WorkerHandle, async_trait};
 use kcl_local::LocalAws;
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::support::{BUSY_MACHINE, Ledger, World, eventually};
 
