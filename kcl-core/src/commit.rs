@@ -135,10 +135,6 @@ impl ShardContext {
     ///
     /// A record whose effect is not in the items must not be among `records`, nor before them: commit up to it, and return it as failed.
     ///
-    /// Do not collect items while going through [`RecordBatch::in_order`](crate::RecordBatch::in_order): with it, an error says that the records before are
-    /// done. Go through [`records`](crate::RecordBatch::records), or commit record by record. (Once a processor has committed, such an error counts for the
-    /// whole of what is not committed.)
-    ///
     /// # Errors
     /// See [`CommitError`]. All but [`LeaseLost`](CommitError::LeaseLost) and [`Unavailable`](CommitError::Unavailable) say that nothing was written, and that nothing will be.
     ///

@@ -1,17 +1,19 @@
-//! Handlers for simple cases: one record at a time, plain or as a message of a type.
+//! Handlers: one record at a time, plain or as a message of a type. The simplest form of a service.
 //!
-//! A handler is shared by all shards and lanes of a worker, so that it takes `&self`: with [lanes](crate::Lanes) it is called for many keys at once, and
-//! for each key in order. What it returns an error for is retried, or dead-lettered, alone.
+//! A handler is shared by all shards and lanes of a worker, so that it takes `&self`: with
+//! [lanes](crate::Lanes) it is called for many keys at once, and for each key in order. A record is
+//! finished as soon as its call has returned `Ok`: it is checkpointed on time, and a shard is handed
+//! over, or a worker stopped, between two records. An error, a panic or an overrun of the
+//! [`attempt_deadline`](crate::RetryPolicy::attempt_deadline) is of its record alone.
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 
-use crate::processor::{Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext};
-use crate::record::{Record, RecordBatch};
+use crate::processor::{ProcessError, ShardContext};
+use crate::record::Record;
 
 /// Handles one record. Given to [`WorkerBuilder::handler`](crate::WorkerBuilder::handler).
 ///
@@ -31,7 +33,8 @@ use crate::record::{Record, RecordBatch};
 #[async_trait]
 #[diagnostic::on_unimplemented(note = "implement `RecordHandler` with `#[kcl_core::async_trait]` for your type")]
 pub trait RecordHandler: Send + Sync {
-    /// Handles a record. It is done when this returns `Ok`. A record may come again after a crash, or after an error.
+    /// Handles a record. It is finished when this returns `Ok`. A record may come again after a
+    /// crash, or after an error.
     ///
     /// # Errors
     /// [`ProcessError`] says what follows: a retry, the dead-letter queue, or a stop of the shard.
@@ -132,34 +135,6 @@ where
     async fn handle(&self, record: &Record, shard: &ShardContext) -> Result<(), ProcessError> {
         let message = F::read(record.data()).map_err(ProcessError::poison)?;
         self.handler.handle(message, record, shard).await
-    }
-}
-
-/// Makes processors that hand records to one handler, one at a time.
-pub(crate) struct EachRecord<H>(Arc<H>);
-
-impl<H> EachRecord<H> {
-    pub(crate) fn new(handler: H) -> Self {
-        Self(Arc::new(handler))
-    }
-}
-
-#[async_trait]
-impl<H: RecordHandler + 'static> RecordProcessorFactory for EachRecord<H> {
-    async fn create(&self, _shard: &ShardContext) -> Result<Box<dyn RecordProcessor>, ProcessError> {
-        Ok(Box::new(OneByOne(Arc::clone(&self.0))))
-    }
-}
-
-struct OneByOne<H>(Arc<H>);
-
-#[async_trait]
-impl<H: RecordHandler> RecordProcessor for OneByOne<H> {
-    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            self.0.handle(record, shard).await?;
-        }
-        Ok(Outcome::Done)
     }
 }
 

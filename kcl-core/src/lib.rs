@@ -1,21 +1,20 @@
 //! A consumer framework for Amazon Kinesis: at least once, in order within a key, nothing lost.
 //!
-//! Any number of worker processes share a stream's shards through leases in a DynamoDB table. Implement
-//! [`RecordProcessor`], build a [`Worker`], and run it:
+//! Any number of worker processes share a stream's shards through leases in a DynamoDB table.
+//! Implement [`RecordHandler`], build a [`Worker`], and run it:
 //!
 //! ```no_run
-//! use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, SqsDeadLetterQueue, Worker, WorkerError};
+//! use kcl_core::{ProcessError, Record, RecordHandler, ShardContext, SqsDeadLetterQueue, Worker, WorkerError};
 //!
 //! struct Orders;
 //!
 //! #[kcl_core::async_trait]
-//! impl RecordProcessor for Orders {
-//!     async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
-//!         for record in batch.in_order() {
-//!             let order = std::str::from_utf8(record.data()).map_err(ProcessError::poison)?; // to the dead-letter queue, no retries
-//!             println!("{} bytes", order.len()); // any other error is retried with backoff
-//!         }
-//!         Ok(Outcome::Done)
+//! impl RecordHandler for Orders {
+//!     async fn handle(&self, record: &Record, _shard: &ShardContext) -> Result<(), ProcessError> {
+//!         // to the dead-letter queue, without retries; any other error is retried with backoff
+//!         let order = std::str::from_utf8(record.data()).map_err(ProcessError::poison)?;
+//!         println!("{} bytes", order.len());
+//!         Ok(())
 //!     }
 //! }
 //!
@@ -24,7 +23,7 @@
 //!     let aws = kcl_core::aws_config::load_from_env().await;
 //!     Worker::builder("orders-app", "orders")
 //!         .aws_config(&aws)
-//!         .processor(|_shard: &ShardContext| Orders)
+//!         .handler(Orders)
 //!         .dead_letter_queue(SqsDeadLetterQueue::new(&aws, "orders-dlq"))
 //!         .build()
 //!         .await?
@@ -33,13 +32,17 @@
 //! }
 //! ```
 //!
+//! For work that goes faster in batches there is [`RecordProcessor`].
+//!
 //! | module | owns |
 //! |---|---|
 //! | [`worker`] | the worker, its builder, and what it does beside consuming: leases, shard sync, shutdown |
 //! | [`processor`] | what users implement, and what they are handed |
 //! | [`handler`] | for simple cases: one record, or one message, at a time |
+//! | [`blocking`] | processors and handlers that block their thread |
+//! | [`interruption`] | the signal that a call should end early |
 //! | [`commit`] | a processor's output and the checkpoint in one transaction |
-//! | [`record`] | records and batches |
+//! | [`record`], [`batch`] | records and batches |
 //! | [`consumer`] | the consumer of one shard: delivery, retries, checkpoints, the end of the shard |
 //! | [`retrieval`] | the retrieval port; polling, and enhanced fan-out |
 //! | [`stream`] | the stream port, and its implementation over the AWS SDK |
@@ -50,11 +53,14 @@
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
 
+pub mod batch;
+pub mod blocking;
 pub mod commit;
 pub mod consumer;
 pub mod dead_letter;
 pub mod error;
 pub mod handler;
+pub mod interruption;
 mod metrics;
 pub mod processor;
 pub mod record;
@@ -86,9 +92,12 @@ pub use kcl_lease::{
 
 pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};
 
+pub use self::batch::RecordBatch;
+pub use self::blocking::{BlockingHandler, BlockingProcessor};
 pub use self::commit::CommitError;
 pub use self::consumer::{
-    Aggregated, Backlog, Checkpointing, Elsewhere, Lanes, PoisonedKey, ReadUntil, RetryPolicy, SafetyValve, TrimmedData,
+    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, Elsewhere, Lanes, PoisonedKey, ReadUntil, RetryPolicy, SafetyValve,
+    TrimmedData,
 };
 #[cfg(feature = "s3")]
 pub use self::dead_letter::S3BlobStore;
@@ -97,13 +106,14 @@ pub use self::dead_letter::{
 };
 pub use self::error::{ConfigError, WorkerError};
 pub use self::handler::{Json, MessageHandler, RecordHandler};
+pub use self::interruption::Interruption;
 pub use self::processor::{
     FailedRecord, Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo,
 };
-pub use self::record::{Record, RecordBatch};
+pub use self::record::Record;
 pub use self::retrieval::{ConsumerChoice, FanOutConfig, PollingConfig, RetrievalMode};
 pub use self::shutdown::shutdown_signal;
-pub use self::status::{ShardState, ShardStatus, WorkerStatus};
+pub use self::status::{CallStatus, ShardState, ShardStatus, WorkerStatus};
 pub use self::worker::{Worker, WorkerBuilder, WorkerHandle};
 
 /// The README's code, compiled with the documentation tests.

@@ -1,74 +1,105 @@
 //! What users write: a record processor, made once per shard and called by one task at a time.
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber};
 use kcl_lease::{ShardId, WorkerId};
 
+use crate::batch::RecordBatch;
 use crate::commit::Committer;
-use crate::consumer::{Advice, Flow};
-use crate::record::{Record, RecordBatch};
+use crate::consumer::Advice;
+use crate::interruption::Signals;
+use crate::record::Record;
 
-/// Processes the records of one shard.
+/// Processes the records of one shard, a batch at a time.
 ///
-/// Calls come one at a time, in this order: `initialize`; `process_records` any number of times; `shutdown_requested` if this worker lets
-/// go of the shard in peace; then `shard_ended` when the shard is read to its end, or `lease_lost` in all other cases. A
-/// processor that never was initialized gets no other call.
+/// Calls come one at a time, in this order: `initialize`; `process_records` and `idle` any number of
+/// times; `shutdown_requested` if this worker lets go of the shard in peace; then `shard_ended` when
+/// the shard is read to its end, or `lease_lost` in all other cases. A processor that was never
+/// initialized gets no other call. Each call runs as a task of its own on the runtime that runs the
+/// worker; for code that blocks its thread there is
+/// [`BlockingProcessor`](crate::BlockingProcessor).
+///
+/// For work that goes record by record, [`RecordHandler`](crate::RecordHandler) is simpler. A batch
+/// is for work that goes faster together:
 ///
 /// ```
-/// use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
+/// use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
 ///
-/// struct Orders;
+/// struct Orders {
+///     database: Database,
+/// }
 ///
 /// #[async_trait]
 /// impl RecordProcessor for Orders {
-///     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-///         for record in batch.in_order() {
-///             let text = std::str::from_utf8(record.data()).map_err(ProcessError::poison)?;
-///             println!("{} {}: {} bytes", shard.shard_id(), record.sequence_number(), text.len());
-///         }
-///         Ok(Outcome::Done)
+///     async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+///         let rows: Vec<_> = batch.records().iter().map(|record| record.data().clone()).collect();
+///         self.database.insert(rows).await?; // an error: none of the batch is finished
+///         Ok(Outcome::Done) // all of it is
 ///     }
 /// }
+/// # struct Database;
+/// # impl Database { async fn insert(&self, _: Vec<bytes::Bytes>) -> std::io::Result<()> { Ok(()) } }
 /// ```
 #[async_trait]
 #[diagnostic::on_unimplemented(note = "implement `RecordProcessor` with `#[kcl_core::async_trait]` for your type")]
 pub trait RecordProcessor: Send {
-    /// Called once before the first records. An error is retried with backoff for as long as the shard is this worker's.
+    /// Prepares for the shard. Called once, before the first records. An error is retried with
+    /// backoff for as long as the shard is this worker's, with a new processor.
     async fn initialize(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
         let _ = shard;
         Ok(())
     }
 
-    /// Processes records, all new or not successful before, in the order of the shard (with several lanes: of one partition key). With
-    /// [manual checkpoints](crate::Checkpointing::Manual) also such that an earlier processor was given and lost.
+    /// Processes records: all new or not finished before, in the order of the shard (with several
+    /// lanes: of one partition key). With [manual checkpoints](crate::Checkpointing::Manual) also
+    /// such that an earlier processor was given and lost.
     ///
-    /// A failed call is never skipped. What failed can be told by the [`Outcome`], or by going through the batch with
-    /// [`RecordBatch::in_order`]: then an error belongs to the record in work, and those before it are done. Without either, the batch is
-    /// divided until the record that fails is alone. What succeeded does not come again because a neighbour failed. A record that keeps failing goes to
-    /// the dead-letter queue, as the [`RetryPolicy`](crate::RetryPolicy) has it; without a queue the shard waits.
+    /// A record is finished by `Ok` with an [`Outcome`] that says so, or by an acknowledgement while
+    /// the call is under way ([`RecordBatch::ack`], [`RecordBatch::ack_through`]): that one counts
+    /// at once. An error says nothing of any record that was not acknowledged: those are delivered
+    /// again, the batch divided, until the record that fails is alone. A record that keeps failing
+    /// goes to the dead-letter queue, as the [`RetryPolicy`](crate::RetryPolicy) has it; without a
+    /// queue the shard waits. A panic is like an error, and costs the processor.
+    ///
+    /// A call that takes long should end early when its shard is going: see
+    /// [`ShardContext::interruption`].
     ///
     /// # Cancel safety
-    /// The call is not cut off when the lease is lost meanwhile; its result then counts for nothing. With
-    /// [`RetryPolicy::attempt_deadline`](crate::RetryPolicy::attempt_deadline) it is dropped at an await when it overruns; it is dropped too when a
-    /// shutdown takes longer than its timeout.
+    /// The call is dropped at an await when it overruns the
+    /// [`attempt_deadline`](crate::RetryPolicy::attempt_deadline), the handoff timeout, or the
+    /// shutdown timeout, and some seconds after its lease was lost. Records that it has
+    /// acknowledged stay finished.
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult;
 
-    /// The shard now belongs to another worker, or is about to. There is nothing to checkpoint with; free what is held.
+    /// Called every so often while no records come, if
+    /// [`WorkerBuilder::idle_callback`](crate::WorkerBuilder::idle_callback) asks for it: the
+    /// occasion to write out and checkpoint what was collected. An error is logged and counted; the
+    /// next call comes as if there had been none. A panic costs the processor.
+    async fn idle(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
+        let _ = shard;
+        Ok(())
+    }
+
+    /// Told that the shard now belongs to another worker, or is about to. There is nothing to
+    /// checkpoint with; free what is held.
     async fn lease_lost(&mut self, shard: &ShardInfo) {
         let _ = shard;
     }
 
-    /// The shard is closed and all its records were processed. With manual checkpoints,
-    /// [`checkpoint`](Checkpointer::checkpoint) must be called here: its children start only then. An error is retried with backoff.
+    /// Told that the shard is closed and all its records were processed. With manual checkpoints,
+    /// [`checkpoint`](Checkpointer::checkpoint) must be called here: its children start only then.
+    /// An error is retried with backoff.
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
         let _ = shard;
         Ok(())
     }
 
-    /// The worker shuts down or hands the shard to another worker. Finish what is buffered and checkpoint it: nothing is delivered any more.
-    /// An error is logged; then the records since the last checkpoint are delivered again elsewhere.
+    /// Told that the worker shuts down, or hands the shard to another worker. Finish what is
+    /// buffered and checkpoint it: nothing is delivered any more. An error is logged; then the
+    /// records since the last checkpoint are delivered again elsewhere.
     async fn shutdown_requested(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
         let _ = shard;
         Ok(())
@@ -94,32 +125,38 @@ where
     }
 }
 
-/// What became of a batch.
+/// The result of a call with a batch.
 pub type ProcessResult = Result<Outcome, ProcessError>;
 
-/// What a call of [`RecordProcessor::process_records`] achieved.
+/// The achievement of a call of [`RecordProcessor::process_records`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Outcome {
     /// All records of the batch are processed.
     Done,
-    /// This record failed: those before it in the batch are done, those after it were not tried. See [`failed_from`](Self::failed_from).
+    /// The records that were acknowledged are processed, and the others were not tried: no failure,
+    /// and they are delivered again. For calls that end early, see
+    /// [`ShardContext::interruption`].
+    Acknowledged,
+    /// This record failed: those before it in the batch are processed, those after it were not
+    /// tried. See [`failed_from`](Self::failed_from).
     FailedFrom(FailedRecord),
-    /// These records failed, each for itself: all others of the batch are done. See [`failed`](Self::failed).
+    /// These records failed, each for itself: all others of the batch are processed. See
+    /// [`failed`](Self::failed).
     Failed(Vec<FailedRecord>),
 }
 
 impl Outcome {
-    /// The records before this one are done, this one failed, and those after it were not tried.
+    /// The records before this one are processed, this one failed, and those after it were not
+    /// tried.
     pub fn failed_from(record: &Record, error: impl Into<ProcessError>) -> Self {
         Self::FailedFrom(FailedRecord { record: record.position(), error: error.into() })
     }
 
-    /// These records failed, and all others of the batch are done. None: all are done.
+    /// These records failed, and all others of the batch are processed. None: all are.
     ///
-    /// Failed records come again alone, in their order, after the others: whoever needs the order within a key must not process a record
-    /// after one of the same key that failed. Go through [`RecordBatch::records`] for it, not through [`RecordBatch::in_order`], with which a panic would
-    /// mean that all records before are done.
+    /// Failed records come again alone, in their order, after the others: whoever needs the order
+    /// within a key must not process a record after one of the same key that failed.
     ///
     /// ```
     /// # use kcl_core::{Outcome, ProcessError, Record, RecordBatch};
@@ -143,37 +180,59 @@ pub struct FailedRecord {
     pub error: ProcessError,
 }
 
-/// Why records were not processed. Any error becomes one by `?`, and is then worth a retry.
+/// The error of users' code: its class says what follows.
+///
+/// Any error becomes one by `?`, and then counts as a failure of the world, worth a retry.
 pub struct ProcessError {
     advice: Advice,
+    retry_after: Option<Duration>,
+    /// The name of the error's type, for logs: its text may quote the record.
+    error_type: &'static str,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl ProcessError {
-    /// A retry may help: the database is down, a call timed out. What `?` makes of any error.
-    pub fn retry(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { advice: Advice::Retry, source: source.into() }
+    /// The world failed, and a retry may help: the database is down, a call timed out. `?` makes
+    /// this of any error.
+    ///
+    /// The record is tried again for as long as the
+    /// [`RetryPolicy::patience`](crate::RetryPolicy::patience) has it, and never goes to the
+    /// dead-letter queue while other records fail as well.
+    pub fn retry<E: Into<Box<dyn std::error::Error + Send + Sync>>>(source: E) -> Self {
+        Self::new(Advice::Retry, source)
     }
 
-    /// No retry will help: this record can't be processed by this program. It goes to the dead-letter queue at once.
-    pub fn poison(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { advice: Advice::Poison, source: source.into() }
+    /// As [`retry`](Self::retry), and not before this time has passed: what a dependency answers
+    /// that wants to be left alone. At most an hour counts.
+    pub fn retry_after<E: Into<Box<dyn std::error::Error + Send + Sync>>>(source: E, wait: Duration) -> Self {
+        Self { retry_after: Some(wait.min(Duration::from_secs(3600))), ..Self::new(Advice::Retry, source) }
     }
 
-    /// Nothing is wrong with the record, and nothing of this shard can be processed now: credentials are revoked, a schema is missing. The shard stops,
-    /// visibly, with the record unfinished, until [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard), or until another worker or
-    /// another start of this one takes it.
-    pub fn stop(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { advice: Advice::Stop, source: source.into() }
+    /// The record is at fault, and no retry will help: this program can't process it. It goes to
+    /// the dead-letter queue at once.
+    pub fn poison<E: Into<Box<dyn std::error::Error + Send + Sync>>>(source: E) -> Self {
+        Self::new(Advice::Poison, source)
     }
 
-    /// Whether retries are pointless because of the record.
+    /// Nothing is wrong with the record, and nothing of this shard can be processed now:
+    /// credentials are revoked, a schema is missing. The shard stops, visibly, with the record
+    /// unfinished, until [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard), or until
+    /// another worker or another start of this one takes it.
+    pub fn stop<E: Into<Box<dyn std::error::Error + Send + Sync>>>(source: E) -> Self {
+        Self::new(Advice::Stop, source)
+    }
+
+    fn new<E: Into<Box<dyn std::error::Error + Send + Sync>>>(advice: Advice, source: E) -> Self {
+        Self { advice, retry_after: None, error_type: std::any::type_name::<E>(), source: source.into() }
+    }
+
+    /// Returns whether retries are pointless because of the record.
     #[must_use]
     pub fn is_poison(&self) -> bool {
         self.advice == Advice::Poison
     }
 
-    /// Whether the shard shall stop.
+    /// Returns whether the shard shall stop.
     #[must_use]
     pub fn is_stop(&self) -> bool {
         self.advice == Advice::Stop
@@ -183,7 +242,15 @@ impl ProcessError {
         self.advice
     }
 
-    /// The words of the error and of its causes, outermost first.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    pub(crate) fn error_type(&self) -> &'static str {
+        self.error_type
+    }
+
+    /// The texts of the error and of its causes, outermost first.
     #[must_use]
     pub fn chain(&self) -> Vec<String> {
         let first: &(dyn std::error::Error + 'static) = self.source.as_ref();
@@ -210,7 +277,7 @@ impl fmt::Debug for ProcessError {
     }
 }
 
-/// Which shard, read by whom.
+/// A shard and its reader.
 #[derive(Clone, Debug)]
 pub struct ShardInfo {
     pub(crate) application: String,
@@ -273,7 +340,7 @@ pub struct ShardContext {
     pub(crate) info: ShardInfo,
     pub(crate) checkpointer: Checkpointer,
     pub(crate) committer: Committer,
-    pub(crate) flow: Flow,
+    pub(crate) signals: Signals,
 }
 
 impl ShardContext {
@@ -283,10 +350,12 @@ impl ShardContext {
         &self.checkpointer
     }
 
-    /// Pauses this shard: calls that are under way end, and no other is made until
-    /// [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard) or until another worker takes the shard. The lease is kept.
+    /// Pauses this shard until
+    /// [`WorkerHandle::resume_shard`](crate::WorkerHandle::resume_shard), or until this term ends:
+    /// calls that are under way are [asked to end early](Self::interruption), and no other is made.
+    /// The lease is kept. After the end of the term it does nothing.
     pub fn pause(&self) {
-        self.flow.pause_shard(&self.info.shard_id);
+        self.signals.pause();
     }
 }
 

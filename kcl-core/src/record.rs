@@ -1,7 +1,6 @@
-//! Records as processors see them, and the batch that tells which record was in work when something failed.
+//! Records as processors see them.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use kcl_aggregation::{PartitionKey, SubRecord};
@@ -144,70 +143,6 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Records of one shard in their order, delivered together.
-#[derive(Debug)]
-pub struct RecordBatch {
-    records: Vec<Record>,
-    millis_behind_latest: Option<u64>,
-    /// Records that [`in_order`](Self::in_order) has handed out; 0: it was not used.
-    handed_out: AtomicUsize,
-}
-
-impl RecordBatch {
-    /// A batch of these records, read this far behind the tip of the shard.
-    #[must_use]
-    pub fn new(records: Vec<Record>, millis_behind_latest: Option<u64>) -> Self {
-        Self { records, millis_behind_latest, handed_out: AtomicUsize::new(0) }
-    }
-
-    /// Goes through the records one by one, and notes which one is in work.
-    ///
-    /// If [`process_records`](crate::RecordProcessor::process_records) then fails, the failure belongs to the record handed out last:
-    /// those before it are done and are not delivered again, those after it are delivered next time. Without it, a
-    /// failure belongs to the batch as a whole.
-    pub fn in_order(&self) -> impl Iterator<Item = &Record> {
-        self.handed_out.store(0, Ordering::Relaxed);
-        self.records.iter().inspect(|_| {
-            self.handed_out.fetch_add(1, Ordering::Relaxed);
-        })
-    }
-
-    /// All records, for work that does not go one by one.
-    #[must_use]
-    pub fn records(&self) -> &[Record] {
-        &self.records
-    }
-
-    /// The number of records; never 0 where a batch is delivered.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    /// Whether there are no records.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    /// How far the end of this batch was behind the newest record of the shard when it was read, in milliseconds; 0: nothing
-    /// newer. `None`: the service did not say.
-    #[must_use]
-    pub fn millis_behind_latest(&self) -> Option<u64> {
-        self.millis_behind_latest
-    }
-
-    /// The records back, for another attempt.
-    pub(crate) fn into_records(self) -> Vec<Record> {
-        self.records
-    }
-
-    /// Index of the record in work, if the batch was gone through in order.
-    pub(crate) fn in_work(&self) -> Option<usize> {
-        self.handed_out.load(Ordering::Relaxed).checked_sub(1)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,21 +153,7 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secrets() {
-        let batch = RecordBatch::new(vec![record(1)], Some(0));
-        let shown = format!("{batch:?}");
+        let shown = format!("{:?}", record(1));
         assert!(!shown.contains("secret") && shown.contains("bytes: 11"), "{shown}");
-    }
-
-    #[test]
-    fn the_record_in_work_is_the_one_handed_out_last() {
-        let batch = RecordBatch::new((0..5).map(record).collect(), None);
-        assert_eq!(batch.in_work(), None);
-        let mut records = batch.in_order();
-        assert_eq!(batch.in_work(), None);
-        records.next();
-        records.next();
-        assert_eq!(batch.in_work(), Some(1));
-        assert_eq!(batch.in_order().count(), 5);
-        assert_eq!(batch.in_work(), Some(4));
     }
 }

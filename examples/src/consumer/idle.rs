@@ -73,22 +73,11 @@ fn is_at_tip(status: &ShardStatus) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kcl_core::Checkpoint;
-
     use super::*;
 
     fn shards(of: &[(&str, ShardState, Option<u64>)]) -> BTreeMap<ShardId, ShardStatus> {
         let status = |(id, state, behind): &(&str, ShardState, Option<u64>)| {
-            let status = ShardStatus {
-                state: *state,
-                finished: None,
-                checkpoint: Checkpoint::TrimHorizon,
-                millis_behind_latest: *behind,
-                records: 0,
-                dead_letters: 0,
-                skips: 0,
-                fencing_token: 1,
-            };
+            let status = ShardStatus { millis_behind_latest: *behind, ..ShardStatus::in_state(*state) };
             (ShardId::from(*id), status)
         };
         of.iter().map(status).collect()

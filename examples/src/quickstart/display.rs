@@ -126,14 +126,7 @@ fn render(scene: &Scene, seen: &BTreeSet<ShardId>, room_for_ended: usize) -> Vec
             Some((owner, status)) => {
                 let position =
                     status.finished.map_or_else(|| status.checkpoint.to_string(), |position| position.sequence_number.to_string());
-                row(
-                    shard.as_str(),
-                    owner,
-                    state(status.state),
-                    &thousands(status.records),
-                    shortened(&position),
-                    &lag(status.millis_behind_latest),
-                )
+                row(shard.as_str(), owner, state(status.state), &thousands(status.records), shortened(&position), &lag(status.lag))
             }
             None => row(shard.as_str(), "nobody", "waits for worker", "", "", ""),
         });
@@ -173,12 +166,11 @@ fn shortened(position: &str) -> &str {
     if position.len() == 56 { &position[20..32] } else { position }
 }
 
-fn lag(millis: Option<u64>) -> String {
-    match millis {
+fn lag(lag: Option<Duration>) -> String {
+    match lag {
         None => "-".to_owned(),
-        Some(millis @ ..1000) => format!("{millis} ms"),
-        #[allow(clippy::cast_precision_loss)] // milliseconds of at most a year
-        Some(millis) => format!("{:.1} s", millis as f64 / 1000.0),
+        Some(lag) if lag < Duration::from_secs(1) => format!("{} ms", lag.as_millis()),
+        Some(lag) => format!("{:.1} s", lag.as_secs_f64()),
     }
 }
 
@@ -198,20 +190,16 @@ pub fn thousands(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kcl_core::{Checkpoint, ExtendedSequenceNumber, SequenceNumber};
+    use kcl_core::{ExtendedSequenceNumber, SequenceNumber};
 
     use super::*;
 
     fn status(finished: Option<SequenceNumber>) -> ShardStatus {
         ShardStatus {
-            state: ShardState::Processing,
             finished: finished.map(ExtendedSequenceNumber::whole),
-            checkpoint: Checkpoint::TrimHorizon,
-            millis_behind_latest: Some(1234),
+            lag: Some(Duration::from_millis(1234)),
             records: 5678,
-            dead_letters: 0,
-            skips: 0,
-            fencing_token: 1,
+            ..ShardStatus::in_state(ShardState::Processing)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
+use kcl_core::{ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
 
 use super::ledger::Ledger;
 use super::source::Source;
@@ -19,15 +19,18 @@ pub struct Clerk {
 #[async_trait]
 impl RecordProcessor for Clerk {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            // Others wait for their database here. A killed worker gets no further than its current wait.
-            tokio::task::yield_now().await;
-            if self.source.poison.contains(record.partition_key().unwrap_or_default(), record.data()) {
-                return Err(ProcessError::poison("this record is poison"));
-            }
-            self.ledger.delivered(shard.shard_id(), record.sequence_number());
-        }
-        Ok(Outcome::Done)
+        batch
+            .for_each(shard, async |record| {
+                // Others wait for their database here. A killed worker gets no further than its
+                // current wait.
+                tokio::task::yield_now().await;
+                if self.source.poison.contains(record.partition_key().unwrap_or_default(), record.data()) {
+                    return Err(ProcessError::poison("this record is poison"));
+                }
+                self.ledger.delivered(shard.shard_id(), record.sequence_number());
+                Ok(())
+            })
+            .await
     }
 
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_core::test_util::{Host, SimulatedAws};
-use kcl_core::{Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
+use kcl_core::{Batching, Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -160,7 +160,7 @@ impl Fleet {
                     calls: 0,
                 });
             let builder = match plan.handling.batch {
-                Some(most) => builder.max_batch_records(most),
+                Some(most) => builder.batching(Batching::up_to(most)),
                 None => builder,
             };
             let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };

@@ -108,9 +108,15 @@ impl Processor {
         let mut outcome = Outcome::Done;
         match self.handling.tells {
             Tells::InOrder => {
-                for record in batch.in_order() {
-                    self.one(record).await?;
+                for record in batch {
+                    if shard.interruption().is_some() {
+                        return Ok(Outcome::Acknowledged);
+                    }
+                    if let Err(error) = self.one(record).await {
+                        return Ok(Outcome::failed_from(record, error));
+                    }
                     self.done(record, shard);
+                    batch.ack(record);
                 }
             }
             Tells::Nothing => {

@@ -56,7 +56,7 @@ impl Manual {
 #[async_trait]
 impl RecordProcessor for Manual {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
+        for record in batch {
             self.ledger.record("manual", shard, record);
         }
         if self.habit != Habit::Never {

@@ -228,13 +228,16 @@ struct Moody {
 #[async_trait]
 impl RecordProcessor for Moody {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            if is_bad(record) && self.failures_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-                return Err("the database is away".into());
-            }
-            self.ledger.record("a", shard, record);
-        }
-        Ok(Outcome::Done)
+        batch
+            .for_each(shard, async |record| {
+                let fail = || self.failures_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+                if is_bad(record) && fail() {
+                    return Err("the database is away");
+                }
+                self.ledger.record("a", shard, record);
+                Ok(())
+            })
+            .await
     }
 }
 
@@ -301,12 +304,13 @@ struct Panicky {
 impl RecordProcessor for Panicky {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         assert!(!self.broken, "a processor that has panicked is not called again");
-        for record in batch.in_order() {
+        for record in batch {
             if is_bad(record) {
                 self.broken = true;
                 panic!("row {} is bad", 7);
             }
             self.ledger.record("a", shard, record);
+            batch.ack(record);
         }
         Ok(Outcome::Done)
     }

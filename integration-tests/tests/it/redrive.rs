@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use kcl_core::redrive::{Redrive, SqsLetters, StreamTarget};
 use kcl_core::{
-    Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, S3BlobStore, ShardContext, ShardState, SqsDeadLetterQueue,
-    async_trait,
+    ProcessError, ProcessResult, RecordBatch, RecordProcessor, S3BlobStore, ShardContext, ShardState, SqsDeadLetterQueue, async_trait,
 };
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
@@ -29,16 +28,18 @@ struct Broken {
 #[async_trait]
 impl RecordProcessor for Broken {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            let text = String::from_utf8_lossy(record.data());
-            let number: u64 = text.rsplit(':').next().unwrap().parse().unwrap();
-            if number % 2 == 1 && !self.mended.load(Ordering::SeqCst) {
-                return Err(ProcessError::poison("it can't be read yet"));
-            }
-            // What is large is known by its number.
-            self.ledger.record_as("a", shard, record, format!("key:{number}"));
-        }
-        Ok(Outcome::Done)
+        batch
+            .for_each(shard, async |record| {
+                let text = String::from_utf8_lossy(record.data());
+                let number: u64 = text.rsplit(':').next().unwrap().parse().unwrap();
+                if number % 2 == 1 && !self.mended.load(Ordering::SeqCst) {
+                    return Err(ProcessError::poison("it can't be read yet"));
+                }
+                // What is large is known by its number.
+                self.ledger.record_as("a", shard, record, format!("key:{number}"));
+                Ok(())
+            })
+            .await
     }
 }
 

@@ -12,8 +12,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
 use kcl_core::{
-    Entropy, Outcome, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, SequenceNumber, ShardContext,
-    ShardId, ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
+    Entropy, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, SequenceNumber, ShardContext, ShardId,
+    ShardState, Worker, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
 };
 use kcl_local::LocalAws;
 use kcl_local::wire::LocalAwsBuilder;
@@ -328,13 +328,15 @@ pub(crate) struct LedgerProcessor {
 #[async_trait]
 impl RecordProcessor for LedgerProcessor {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            if record.data().starts_with(b"poison") {
-                return Err(ProcessError::poison("it is poison"));
-            }
-            self.ledger.record(&self.worker, shard, record);
-        }
-        Ok(Outcome::Done)
+        batch
+            .for_each(shard, async |record| {
+                if record.data().starts_with(b"poison") {
+                    return Err(ProcessError::poison("it is poison"));
+                }
+                self.ledger.record(&self.worker, shard, record);
+                Ok(())
+            })
+            .await
     }
 
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_core::{
-    Clock, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardState, SystemClock, Timestamp,
-    TrimmedData, WorkerBuilder, async_trait,
+    Clock, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardState, SystemClock, Timestamp, TrimmedData,
+    WorkerBuilder, async_trait,
 };
 use kcl_local::LocalAws;
 use kcl_local::kinesis::{ManualTime, TimeSource};
@@ -183,13 +183,15 @@ struct Stubborn {
 #[async_trait]
 impl RecordProcessor for Stubborn {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            if self.failing.load(Ordering::SeqCst) {
-                return Err(ProcessError::poison("not now"));
-            }
-            self.ledger.record("stubborn", shard, record);
-        }
-        Ok(Outcome::Done)
+        batch
+            .for_each(shard, async |record| {
+                if self.failing.load(Ordering::SeqCst) {
+                    return Err(ProcessError::poison("not now"));
+                }
+                self.ledger.record("stubborn", shard, record);
+                Ok(())
+            })
+            .await
     }
 }
 

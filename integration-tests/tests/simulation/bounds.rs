@@ -138,7 +138,7 @@ struct Buffering(Log, Vec<(String, u64)>);
 #[async_trait]
 impl RecordProcessor for Buffering {
     async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
+        for record in batch {
             self.1.push((record.partition_key().unwrap_or_default().to_owned(), std::str::from_utf8(record.data())?.parse()?));
         }
         Ok(Outcome::Done)

@@ -7,7 +7,8 @@ use std::time::Duration;
 use kcl_core::test_util::kinesis_model::{MergeShardsInput, SplitShardInput};
 use kcl_core::test_util::{Host, SimulatedAws};
 use kcl_core::{
-    Checkpoint, Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, WorkerBuilder, WorkerError, WorkerHandle, async_trait,
+    Checkpoint, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, WorkerBuilder, WorkerError, WorkerHandle,
+    async_trait,
 };
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -58,14 +59,16 @@ struct Service(Log);
 
 #[async_trait]
 impl RecordProcessor for Service {
-    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
-        for record in batch.in_order() {
-            sleep(Duration::from_millis(2)).await;
-            let number = std::str::from_utf8(record.data())?.parse()?;
-            let key = record.partition_key().unwrap_or_default().to_owned();
-            self.0.note(key, number);
-        }
-        Ok(Outcome::Done)
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        batch
+            .for_each(shard, async |record| -> Result<(), ProcessError> {
+                sleep(Duration::from_millis(2)).await;
+                let number = std::str::from_utf8(record.data())?.parse()?;
+                let key = record.partition_key().unwrap_or_default().to_owned();
+                self.0.note(key, number);
+                Ok(())
+            })
+            .await
     }
 }
 

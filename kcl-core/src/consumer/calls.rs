@@ -9,8 +9,9 @@ use super::call::{Advice, CallFailure};
 use super::careful::Step;
 use super::flow::PauseReason;
 use super::lanes::Called;
-use super::retry::{Blame, Condemned, Judged, judge};
+use super::retry::{Condemned, Ended, Judged, judge};
 use super::schedule::{Entry, GroupKey, Hold};
+use super::seat::Verdict;
 use super::settings::PoisonedKey;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::dead_letter::{Condition, FailureKind};
@@ -18,6 +19,10 @@ use crate::record::Record;
 
 /// How often what is finished beyond the checkpoint is noted for the next write of the lease.
 const NOTE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// The least wait before a record is tried again that would go to the dead-letter queue if there
+/// were one.
+const BLOCKED_PAUSE: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl ShardConsumer {
     /// Begins as many calls as there are free lanes and records that may be called. Returns whether the lease allowed it.
@@ -39,7 +44,7 @@ impl ShardConsumer {
             if work.careful.is_some() && !work.lanes.is_idle() {
                 return Ok(true);
             }
-            let most = if work.careful.is_some() { 1 } else { self.hold.shared.processing.max_batch_records };
+            let most = if work.careful.is_some() { 1 } else { usize::MAX };
             // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
             let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();
             let before = if in_order { work.outbox.oldest() } else { None };
@@ -68,7 +73,7 @@ impl ShardConsumer {
                 // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
                 self.hold.shard.checkpointer.note_delivered(reached);
             }
-            self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard, &self.hold.shared.retry);
+            self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard);
         }
     }
 
@@ -90,8 +95,8 @@ impl ShardConsumer {
         let (followers, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(follows);
         let letters = followers.len();
         for entry in followers {
-            let chain = vec!["an earlier record of its partition key went to the dead-letter queue".to_owned()];
-            let failure = CallFailure { kind: FailureKind::Follows, advice: Advice::Poison, chain };
+            let words = "an earlier record of its partition key went to the dead-letter queue".to_owned();
+            let failure = CallFailure::own(FailureKind::Follows, Advice::Poison, words);
             self.condemn(Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted }, Some(group));
         }
         let in_work = !others.is_empty();
@@ -105,19 +110,25 @@ impl ShardConsumer {
         let record = entry.record.position();
         match careful.before(record, self.hold.shared.retry.max_deaths) {
             Step::Go => return Ok(entries),
+            // Without a queue it is tried again all the same, after a wait: this program may be a
+            // better one than those that died.
+            Step::GiveUp(deaths) if self.hold.shared.dead_letter_queue.is_none() && careful.has_waited(record) => {
+                self.note_suspect(Suspect { record, begun: deaths.saturating_add(1) }).await?;
+                return Ok(entries);
+            }
             Step::Note(suspect) => {
                 self.note_suspect(suspect).await?;
-                if let Some(careful) = &mut self.work.careful {
-                    careful.noted(record);
-                }
                 return Ok(entries);
             }
             Step::GiveUp(deaths) => {
-                let chain = vec![format!("{deaths} processes have died with this record in work")];
-                let failure = CallFailure { kind: FailureKind::ProcessDeath, advice: Advice::Poison, chain };
+                let words = format!("{deaths} processes have died with this record in work");
+                let failure = CallFailure::own(FailureKind::ProcessDeath, Advice::Poison, words);
                 let mut entry = entries.remove(0);
                 entry.history.attempts = deaths;
                 entry.history.first_failure.get_or_insert(self.hold.shared.clock.wall_time());
+                if let Some(careful) = &mut self.work.careful {
+                    careful.waits(record);
+                }
                 tracing::error!(%record, deaths, "processes keep dying with a record in work: it is not tried again");
                 let condemned = Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted };
                 self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() });
@@ -129,6 +140,11 @@ impl ShardConsumer {
     /// Notes in the lease that this record is in work alone, together with how far all is finished, if the framework writes that down.
     async fn note_suspect(&mut self, suspect: Suspect) -> Result<(), Stop> {
         let mut backoff = self.hold.backoff();
+        if let Some(careful) = &mut self.work.careful {
+            careful.noted(suspect.record);
+            // However the lease is let go while this process lives: nobody has died of the record.
+            careful.given_back().into_iter().for_each(|suspect| self.hold.term.set_given_back(suspect));
+        }
         let checkpoint = self.final_checkpoint();
         loop {
             match self.hold.term.note_suspect(suspect, checkpoint).await {
@@ -158,38 +174,72 @@ impl ShardConsumer {
             Ok(()) => self.work.make.succeeded(),
             Err(failure) => {
                 let wait = self.work.make.failed(Instant::now());
-                tracing::error!(%failure, ?wait, "the processor could not be made; trying again");
+                let failure = self.hold.shown(&failure);
+                tracing::error!(failure, ?wait, "the processor could not be made; trying again");
             }
         }
     }
 
     /// A call has ended: what is done is finished, and the rest is judged.
     pub(super) fn call_ended(&mut self, called: Called) {
-        let Called { group, entries, blame, covered, lost, took, .. } = called;
+        let Called { group, ended, verdict, lost, took } = called;
         self.hold.shared.metrics.processed_in(took.as_secs_f64());
-        let blame = blame.filter(|_| !is_planted(Bug::FailedBatchSkipped));
-        let judged = match blame {
-            None => Judged { finished: entries.into_iter().map(|entry| entry.record).collect(), ..Judged::default() },
-            Some(blame) => {
-                self.hold.shared.metrics.retried();
-                tell(&blame, &entries);
-                judge(entries, blame, covered, self.hold.shared.clock.wall_time(), &self.hold.shared.retry)
-            }
-        };
+        self.work.note_call_ended();
+        let verdict = verdict.map(|verdict| if is_planted(Bug::FailedBatchSkipped) { Verdict::Done } else { verdict });
+        if let Some(verdict) = &verdict
+            && !matches!(verdict, Verdict::Done | Verdict::Acknowledged)
+        {
+            self.hold.shared.metrics.retried();
+            self.report_failure(verdict, &ended);
+        }
+        let judged = judge(ended, verdict, self.hold.shared.clock.wall_time(), &self.hold.shared.retry);
         self.apply(group, judged);
         if lost {
             self.processor_lost();
         }
     }
 
-    /// Carries out what was judged of a group's records.
-    fn apply(&mut self, group: GroupKey, judged: Judged) {
-        let Judged { finished, condemned, mut back, wait, stop } = judged;
-        if finished.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
+    /// Logs a failed call.
+    fn report_failure(&self, verdict: &Verdict, ended: &Ended) {
+        let records = ended.entries.len();
+        match verdict {
+            Verdict::Done | Verdict::Acknowledged => {}
+            Verdict::Unknown(failure) => {
+                let first = ended.entries.first().map(|entry| tracing::field::display(entry.record.position()));
+                tracing::warn!(
+                    failure = self.hold.shown(failure),
+                    first,
+                    records,
+                    "processing failed, and it is not known of which record"
+                );
+            }
+            Verdict::FailedFrom(record, failure) => {
+                let history = ended.entries.iter().find(|entry| entry.record.position() == *record).map(|entry| entry.history);
+                let failures = history.unwrap_or_default().failures + 1;
+                tracing::warn!(failure = self.hold.shown(failure), %record, failures, "processing failed");
+            }
+            Verdict::Failed(failures) => {
+                let first = failures.first();
+                let failure = first.map(|(_, failure)| self.hold.shown(failure));
+                let first = first.map(|(record, _)| tracing::field::display(*record));
+                tracing::warn!(failure, first, failed = failures.len(), records, "processing failed in part");
+            }
+        }
+    }
+
+    /// Records of a group were processed: they are finished.
+    pub(super) fn processed(&mut self, group: GroupKey, records: &[Record]) {
+        if records.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
             self.work.backoffs.remove(&group);
         }
-        self.work.rewind.done(&finished, self.hold.shard.checkpointer.last());
-        self.finish(&finished, false);
+        self.work.rewind.done(records, self.hold.shard.checkpointer.last());
+        self.finish(records, false);
+    }
+
+    /// Carries out what was judged of a group's records.
+    fn apply(&mut self, group: GroupKey, judged: Judged) {
+        let Judged { finished, condemned, mut back, wait, retry_after, stop } = judged;
+        self.processed(group, &finished);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
             self.hold.shard.checkpointer.note_failed_after(self.prefix.acked());
@@ -197,7 +247,7 @@ impl ShardConsumer {
         let mut hold = Hold::default();
         if wait {
             let backoff = self.work.backoffs.entry(group).or_insert_with(|| self.hold.backoff());
-            hold.not_before = Some(Instant::now() + backoff.next_wait());
+            hold.not_before = Some(Instant::now() + backoff.next_wait().max(retry_after.unwrap_or_default()));
         }
         if self.hold.shared.dead_letter_queue.is_some() {
             for condemned in condemned {
@@ -211,7 +261,8 @@ impl ShardConsumer {
                 "a record can't be processed and there is no dead-letter queue: the shard waits and tries it again"
             );
             hold.blocked = true;
-            hold.not_before = Some(Instant::now() + self.hold.shared.retry.max_backoff);
+            let wait = self.hold.shared.retry.max_backoff.max(BLOCKED_PAUSE);
+            hold.not_before = Some(Instant::now() + wait);
             back.extend(condemned.into_iter().map(|condemned| Entry { cut: true, ..condemned.entry }));
             back.sort_by_key(|entry| entry.record.position());
         }
@@ -243,7 +294,7 @@ impl ShardConsumer {
         }
         let bytes: usize = records.iter().map(Record::size).sum();
         self.hold.shared.metrics.finished(records.len() as u64, bytes as u64);
-        self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.records += records.len() as u64);
+        self.hold.shared.status.progress(self.hold.shard.shard_id(), records.len() as u64);
         self.acked_more();
     }
 
@@ -262,6 +313,7 @@ impl ShardConsumer {
             status.checkpoint = checkpointer.last();
         });
         self.move_watermark();
+        self.show_oldest();
         if !self.prefix.is_complete() || self.work.noted.is_some() {
             let due = self.work.noted.map_or_else(Instant::now, |noted| noted + NOTE_INTERVAL);
             self.work.note_due.get_or_insert(due);
@@ -286,22 +338,5 @@ impl ShardConsumer {
     pub(super) fn final_checkpoint(&self) -> Option<Checkpoint> {
         let acked = self.prefix.acked().filter(|_| !is_planted(Bug::LastCheckpointForgotten)).map(Checkpoint::At);
         acked.filter(|acked| !self.is_anything_collected() && *acked > self.hold.shard.checkpointer.last())
-    }
-}
-
-fn tell(blame: &Blame, entries: &[Entry]) {
-    let record = |index: usize| entries.get(index).map(|entry| tracing::field::display(entry.record.position()));
-    match blame {
-        Blame::Unknown(failure) => {
-            tracing::warn!(%failure, first = record(0), records = entries.len(), "processing failed, and it is not known of which record");
-        }
-        Blame::From(index, failure) => {
-            tracing::warn!(%failure, record = record(*index), failures = entries[*index].history.failures + 1, "processing failed");
-        }
-        Blame::These(failures) => {
-            let first = failures.iter().next();
-            let (index, failure) = first.map_or((0, None), |(index, failure)| (*index, Some(tracing::field::display(failure))));
-            tracing::warn!(failure, first = record(index), failed = failures.len(), records = entries.len(), "processing failed in part");
-        }
     }
 }

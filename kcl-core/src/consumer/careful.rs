@@ -34,6 +34,8 @@ pub(super) struct Careful {
     found: Option<Suspect>,
     /// What this term has noted.
     noted: Option<ExtendedSequenceNumber>,
+    /// The record that was given up, and waits because there is no queue for it.
+    waits: Option<ExtendedSequenceNumber>,
     left: u32,
 }
 
@@ -50,7 +52,7 @@ impl Careful {
         let suspicious = from_the_dead && taken.owner_switches_since_checkpoint >= SUSPICIOUS;
         // A note is there as long as care is not over, whoever had the shard meanwhile.
         let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
-        (taken.suspect.is_some() || suspicious).then_some(Self { found, noted: None, left: TRIED_ALONE })
+        (taken.suspect.is_some() || suspicious).then_some(Self { found, noted: None, waits: None, left: TRIED_ALONE })
     }
 
     /// What this record needs before it is in work.
@@ -73,6 +75,16 @@ impl Careful {
     /// What is to stand in the lease when the shard is let go in peace: the record noted last, without the attempt that came back.
     pub(super) fn given_back(&self) -> Option<Suspect> {
         self.noted.map(|record| Suspect { record, begun: self.deaths_of(record) })
+    }
+
+    /// Notes that a record which was given up has no queue to go to.
+    pub(super) fn waits(&mut self, record: ExtendedSequenceNumber) {
+        self.waits = Some(record);
+    }
+
+    /// Returns whether the record was given up before, in this term, and has waited since.
+    pub(super) fn has_waited(&self, record: ExtendedSequenceNumber) -> bool {
+        self.waits == Some(record)
     }
 
     pub(super) fn noted(&mut self, record: ExtendedSequenceNumber) {

@@ -1,7 +1,9 @@
-//! Delivery: from what is read into the processors, with lanes, retries and the dead-letter queue. Nothing that failed is passed over.
+//! Delivery: from what is read into the processors, with lanes, retries and the dead-letter queue.
+//! Nothing that failed is passed over.
 //!
-//! Everything happens in turns. In each, what can be begun is begun: records go from the hand into work, calls onto free lanes, dead letters to
-//! their queue. Then one thing is waited for: a call that ends, an answer of the queue, the end of a pause, the next records.
+//! Everything happens in turns. In each, what can be begun is begun: records go from the page that
+//! was read into work, calls onto free lanes, dead letters to their queue. Then one thing is waited
+//! for: a call that ends, an answer of the queue, the end of a pause, the next records.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -11,14 +13,18 @@ use tokio::time::Instant;
 use super::flow::PauseReason;
 use super::lanes::LaneEvent;
 use super::prefetch::{Answer, Prefetched};
+use super::seat::Callback;
 use super::work::Answers;
 use super::{ShardConsumer, Stop};
 use crate::status::ShardState;
 
-/// How often a shard that makes no progress says so.
+/// The time after which a shard that makes no progress says so, and then each such time.
 pub(super) const REMINDER: Duration = Duration::from_secs(60);
 
-/// What a turn has waited for.
+/// The time for which acknowledgements of calls under way are gathered before they are taken in.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// An event that a turn has waited for.
 enum Event {
     Lane(LaneEvent),
     Answered(Answers),
@@ -30,13 +36,16 @@ enum Event {
 }
 
 impl ShardConsumer {
-    /// Delivers what is read, in order, until something stops it. Then calls that are under way have ended.
+    /// Delivers what is read, in order, until something stops it. Calls that are under way have
+    /// ended then, unless the shard is only read anew.
     pub(super) async fn deliver(&mut self, ahead: &mut Prefetched) -> Stop {
         let stop = match self.deliver_until_stopped(ahead).await {
             Ok(never) => match never {},
             Err(stop) => stop,
         };
-        self.wind_up().await;
+        if !matches!(stop, Stop::Reopen(_)) {
+            self.wind_up(&stop).await;
+        }
         stop
     }
 
@@ -45,11 +54,12 @@ impl ShardConsumer {
             if let Some(answer) = self.turn(Some(ahead)).await? {
                 self.take_in(answer).await?;
             }
+            if self.work.reopen && self.work.in_hand.is_empty() && !self.work.rewind.is_due() {
+                // What is in work stays there: a key that is stuck keeps no other from going on.
+                self.work.reopen = false;
+                return Err(self.read_anew());
+            }
             if self.work.is_through() {
-                if self.work.reopen {
-                    self.work.reopen = false;
-                    return Err(self.read_anew());
-                }
                 if std::mem::take(&mut self.work.skip) {
                     return Err(self.skip_to_latest().await?);
                 }
@@ -71,32 +81,26 @@ impl ShardConsumer {
         Ok(())
     }
 
-    /// Lets calls that are under way end. The answer of the dead-letter queue is not waited for: an unfinished record is delivered again.
-    async fn wind_up(&mut self) {
-        self.work.lanes.stop_making();
-        self.work.sending = None;
-        self.work.outbox.give_up_attempt();
-        while !self.work.lanes.is_idle() {
-            if let LaneEvent::Called(called) = self.work.lanes.next().await {
-                self.call_ended(called);
-            }
-        }
-        self.note_finished_beyond();
-    }
-
-    /// One turn: begins what can be begun, and waits for one thing. Gives what was read, if that was it.
+    /// One turn: begins what can be begun, and waits for one thing. Gives what was read, if that was
+    /// it.
     async fn turn(&mut self, ahead: Option<&mut Prefetched>) -> Result<Option<Answer>, Stop> {
         if let Some(stop) = self.hold.stopped() {
             return Err(stop);
         }
         let now = Instant::now();
         self.look_at_flow();
-        // What is not begun as the lease does not allow it is begun when it does: then that is waited for, also if it does by then.
+        if self.work.gather_until.is_some_and(|until| until <= now) {
+            self.take_acknowledged();
+        }
+        self.work.schedule.flush(self.work.has_read_enough());
+        // What is not begun as the lease does not allow it is begun when it does: then that is
+        // waited for, also if it does by then.
         let mut is_open = self.hold.is_open();
         if is_open {
             if self.work.paused.is_none() {
                 self.take_into_work();
                 is_open = self.begin_calls().await?;
+                self.call_idle(now);
             }
             self.begin_sending();
         }
@@ -117,12 +121,12 @@ impl ShardConsumer {
         if read_by.is_none() {
             self.work.waiting_since = None;
         }
-        let slow_by = self.work.lanes.longest_since().map(|since| since + REMINDER).filter(|by| *by > now);
+        let slow_by = self.work.lanes.longest().map(|(_, since)| since + REMINDER).filter(|by| *by > now);
         let wake = [self.work.next_wake(now), slow_by].into_iter().flatten().min();
         let event = tokio::select! {
             biased;
             stop = self.hold.interrupted() => return Err(stop),
-            event = self.work.lanes.next() => Event::Lane(event),
+            event = self.work.lanes.next(&self.hold.shard) => Event::Lane(event),
             answers = pending_or(self.work.sending.as_mut()) => Event::Answered(answers),
             _ = self.work.flow_changes.changed() => Event::Look,
             valid = self.hold.term.valid(), if !is_open => match valid {
@@ -134,8 +138,7 @@ impl ShardConsumer {
             () = sleep_until(read_by) => Event::Overdue,
         };
         match event {
-            Event::Lane(LaneEvent::Called(called)) => self.call_ended(called),
-            Event::Lane(LaneEvent::Made(made)) => self.processor_made(made),
+            Event::Lane(event) => self.lane_event(event),
             Event::Answered(answers) => self.letters_answered(answers),
             Event::Look => {}
             Event::Overdue => {
@@ -150,6 +153,52 @@ impl ShardConsumer {
             }
         }
         Ok(None)
+    }
+
+    /// Takes in what has happened on the lanes.
+    pub(super) fn lane_event(&mut self, event: LaneEvent) {
+        match event {
+            LaneEvent::Called(called) => self.call_ended(called),
+            LaneEvent::Made(made) => self.processor_made(made),
+            LaneEvent::CalledBack { callback, lost, result } => {
+                if let Err(failure) = result {
+                    let failure = self.hold.shown(&failure);
+                    tracing::error!(failure, "{} failed", callback.name());
+                }
+                self.work.note_call_ended();
+                if lost {
+                    self.processor_lost();
+                }
+            }
+            LaneEvent::Acknowledged => {
+                self.work.gather_until.get_or_insert_with(|| Instant::now() + GATHER);
+            }
+        }
+    }
+
+    /// Takes in what calls under way have acknowledged: those records are finished.
+    pub(super) fn take_acknowledged(&mut self) {
+        self.work.gather_until = None;
+        for (group, records) in self.work.lanes.take_acknowledged() {
+            self.processed(group, &records);
+        }
+    }
+
+    /// Calls processors that have had no records for a while, if that is asked for.
+    fn call_idle(&mut self, now: Instant) {
+        let Some(every) = self.hold.shared.processing.idle_callback else { return };
+        let work = &mut self.work;
+        let due = *work.idle_at.get_or_insert(now + every);
+        let has_records = work.schedule.has_ready() || !work.in_hand.is_empty();
+        if due > now || has_records || work.careful.is_some() || work.rewind.is_due() || work.has_read_enough() {
+            return;
+        }
+        let deadline = self.hold.shared.processing.callbacks.idle;
+        for lane in 0..work.lanes.len() {
+            if work.lanes.call_back(lane, Callback::Idle, deadline, &self.hold.shard) {
+                work.idle_at = Some(now + every);
+            }
+        }
     }
 
     /// Sees whether the shard is paused, or was resumed.
@@ -168,12 +217,12 @@ impl ShardConsumer {
     }
 
     fn show_state(&mut self, is_open: bool) {
+        self.show_call();
         if !is_open {
             self.hold.suspended();
             return;
         }
         let work = &self.work;
-        let is_slow = work.lanes.longest_since().is_some_and(|since| since + REMINDER <= Instant::now());
         let state = match work.paused {
             Some(PauseReason::Processor) => ShardState::StoppedByProcessor,
             Some(PauseReason::SafetyValve) => ShardState::StoppedBySafetyValve,
@@ -182,14 +231,25 @@ impl ShardConsumer {
             None if work.schedule.has_blocked() || (!work.outbox.is_empty() && self.hold.shared.dead_letter_queue.is_none()) => {
                 ShardState::BlockedByRecord
             }
-            None if is_slow => ShardState::InLongCall,
             None if work.schedule.has_waiting() || work.make.is_failing() || work.rewind.is_due() => ShardState::Retrying,
             None if work.read_failing => ShardState::ReadFailing,
             None if !work.lanes.has_any() => ShardState::Starting,
             None => ShardState::Processing,
         };
-        if self.hold.state(state) && state == ShardState::InLongCall {
-            tracing::error!("a call of process_records has been under way for {REMINDER:?}");
+        self.hold.state(state);
+    }
+
+    /// Shows the oldest call that is under way, and tells of one that takes long, once.
+    pub(super) fn show_call(&mut self) {
+        let longest = self.work.lanes.longest().map(|(method, since)| (method, since.elapsed()));
+        self.hold.shared.status.call(self.hold.shard.shard_id(), longest);
+        match longest.filter(|(_, running)| *running >= REMINDER) {
+            Some((method, running)) => {
+                if !std::mem::replace(&mut self.work.told_of_long_call, true) {
+                    tracing::error!(?running, "a call of {method} is under way for more than {REMINDER:?}");
+                }
+            }
+            None => self.work.told_of_long_call = false,
         }
     }
 }
@@ -209,6 +269,6 @@ async fn pending_or<T>(future: Option<impl Future<Output = T>>) -> T {
     }
 }
 
-async fn sleep_until(time: Option<Instant>) {
+pub(super) async fn sleep_until(time: Option<Instant>) {
     pending_or(time.map(tokio::time::sleep_until)).await;
 }

@@ -37,7 +37,7 @@ impl Flow {
         self.change(|state| state.all = true);
     }
 
-    /// Resumes whatever was asked for the worker as a whole; shards that were paused each for itself stay so.
+    /// Resumes what was asked for the worker as a whole. Shards that were paused each for itself stay so.
     pub(crate) fn resume_all(&self) {
         self.change(|state| state.all = false);
     }
@@ -60,6 +60,11 @@ impl Flow {
         self.change(|state| {
             state.stopped.insert(shard.clone(), reason);
         });
+    }
+
+    /// The processor pauses its shard: until it is resumed, or its term ends.
+    pub(crate) fn pause_for_term(&self, shard: &ShardId) {
+        self.stop_shard(shard, PauseReason::Asked);
     }
 
     /// The shard's term is over: what stopped it was this term's matter. A pause that was asked for stays.

@@ -17,7 +17,9 @@ impl ShardConsumer {
         }
         match self.prefix.delivered() {
             Some(last) => {
-                self.filter = StartFilter::after(last, self.watermark);
+                // All that arrived before the answers that were taken into work was seen.
+                let seen = self.work.marks.back().map(|(_, mark)| *mark);
+                self.filter = StartFilter::after(last, seen.max(self.watermark));
                 Stop::Reopen(StartingPosition::AtSequenceNumber(last.sequence_number))
             }
             None => Stop::Reopen(self.begin_at_checkpoint()),

@@ -7,6 +7,7 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermStatus};
 
+use super::call::CallFailure;
 use super::{Shared, Stop};
 use crate::processor::ShardContext;
 use crate::status::ShardState;
@@ -78,13 +79,13 @@ impl Hold {
         Backoff::new(self.shared.retry.first_backoff, self.shared.retry.max_backoff, &self.shared.entropy)
     }
 
-    /// Shows what the shard is doing, and returns whether that is news.
+    /// Shows the shard's state, and returns whether that is news.
     pub(super) fn state(&self, state: ShardState) -> bool {
-        let mut news = false;
-        self.shared.status.update(self.shard.shard_id(), |status| {
-            news = status.state != state;
-            status.state = state;
-        });
-        news
+        self.shared.status.state(self.shard.shard_id(), state)
+    }
+
+    /// A failure of users' code as it is logged.
+    pub(super) fn shown(&self, failure: &CallFailure) -> String {
+        failure.shown(self.shared.processing.log_error_text)
     }
 }

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 
 use kcl_aggregation::{BrokenAggregate, Disaggregated, DisaggregatedAll, SubRecords, disaggregate_all};
 
+use kcl_checkpoint::Timestamp;
+
 use super::settings::{Aggregated, Elsewhere};
 use crate::record::Record;
 
@@ -55,6 +57,12 @@ impl InHand {
 
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty() && self.open.is_none()
+    }
+
+    /// The arrival of the oldest record that is not taken into work.
+    pub(super) fn oldest_arrival(&self) -> Option<Timestamp> {
+        let open = self.open.as_ref().map(|(aggregate, _)| aggregate);
+        open.or(self.records.front()).and_then(Record::approximate_arrival)
     }
 
     /// Records that belong to other shards, since this was asked last.

@@ -56,7 +56,7 @@ impl ShardConsumer {
 
     async fn records_read(&mut self, mut records: Vec<Record>, behind: Option<u64>, asked: Timestamp) -> Result<(), Stop> {
         let shared = &self.hold.shared;
-        shared.status.update(self.hold.shard.shard_id(), |status| status.millis_behind_latest = behind);
+        shared.status.read_answered(self.hold.shard.shard_id(), behind);
         if let Some(millis) = behind {
             shared.metrics.behind(millis);
         }
@@ -108,6 +108,15 @@ impl ShardConsumer {
             self.hold.shared.metrics.elsewhere(elsewhere);
         }
         self.answer_is_taken();
+        self.show_oldest();
+    }
+
+    /// Shows the arrival of the oldest record that is not finished.
+    pub(super) fn show_oldest(&mut self) {
+        let in_hand = self.work.in_hand.oldest_arrival();
+        let open = self.prefix.oldest_open().and_then(|record| self.work.arrivals.of(record));
+        let oldest = open.or(in_hand);
+        self.hold.shared.status.oldest(self.hold.shard.shard_id(), oldest);
     }
 
     /// A record that is finished already goes no further. Returns whether it does.
@@ -117,6 +126,7 @@ impl ShardConsumer {
         }
         let position = record.position();
         self.prefix.deliver(position);
+        self.work.arrivals.note(&record);
         if self.work.rewind.is_dead(position) {
             self.prefix.ack(position);
             self.acked_more();
@@ -140,6 +150,7 @@ impl ShardConsumer {
             return;
         }
         self.prefix.deliver(record.position());
+        self.work.arrivals.note(&record);
         if self.work.rewind.is_dead(record.position()) {
             self.prefix.ack(record.position());
             return self.acked_more();
@@ -149,7 +160,7 @@ impl ShardConsumer {
             self.prefix.ack(record.position());
             return self.acked_more();
         }
-        let failure = CallFailure { kind: FailureKind::BrokenAggregate, advice: Advice::Poison, chain: vec![broken.to_string()] };
+        let failure = CallFailure::own(FailureKind::BrokenAggregate, Advice::Poison, broken.to_string());
         self.work.schedule.hold(&record);
         self.work.barrier = !is_planted(Bug::BrokenHoldsNothingBack);
         self.condemn(Condemned { entry: Entry::new(record), failure, condition: Condition::RetryAttemptsExhausted }, None);

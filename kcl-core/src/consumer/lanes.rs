@@ -1,271 +1,374 @@
 //! The lanes of a shard: a processor each, and the calls that they have under way.
+//!
+//! Each call is a task of its own, so that one that blocks its thread keeps neither the shard's
+//! consumer nor other lanes from running. What has to survive a call that is cut off stands here and
+//! not in the task: which records are in work, and which of them are acknowledged.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
-use super::call::{Advice, CallFailure, guarded};
-use super::retry::Blame;
-use super::schedule::{Entry, GroupKey};
+use super::call::{CallFailure, drop_guarded, panicked};
+use super::retry::Ended;
+use super::schedule::{Entry, GroupKey, History};
+use super::seat::{Callback, Factory, Seat, Verdict};
+use super::settings::CallbackDeadlines;
 use super::start::is_covered;
-use super::{Factory, RetryPolicy};
-use crate::dead_letter::FailureKind;
-use crate::processor::{FailedRecord, Outcome, RecordProcessor, ShardContext};
-use crate::record::{Record, RecordBatch};
+use crate::batch::RecordBatch;
+use crate::processor::ShardContext;
+use crate::record::Record;
+use crate::worker::Machine;
 
-/// A processor, which need not be shareable between threads: it is only ever reached exclusively, so the lock is never locked.
-struct Exclusive(Mutex<Box<dyn RecordProcessor>>);
+/// The time for which calls that were cut off are waited for: those that do not block their thread
+/// end at once.
+const CUT_OFF: Duration = Duration::from_secs(1);
 
-impl Exclusive {
-    fn get(&mut self) -> &mut dyn RecordProcessor {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
+/// Records in a call.
+struct InWork {
+    group: GroupKey,
+    batch: RecordBatch,
+    histories: Vec<History>,
+    /// The shard's consumer has finished the records that were acknowledged before.
+    finished: Vec<bool>,
+}
+
+/// A lane.
+#[derive(Default)]
+enum Lane {
+    /// It has no processor.
+    #[default]
+    Empty,
+    /// Its processor waits for a call.
+    Free(Seat),
+    /// A call is under way.
+    Busy(Busy),
+}
+
+struct Busy {
+    since: Instant,
+    job: Job,
+    task: AbortHandle,
+}
+
+enum Job {
+    Making,
+    Records(InWork),
+    Callback(Callback),
+}
+
+impl Job {
+    fn method(&self) -> &'static str {
+        match self {
+            Self::Making => "initialize",
+            Self::Records(_) => "process_records",
+            Self::Callback(callback) => callback.name(),
+        }
     }
 }
 
-/// A lane: its processor, unless there is none yet, or it is in a call.
-#[derive(Default)]
-struct Lane {
-    processor: Option<Exclusive>,
-    in_call_since: Option<Instant>,
+/// The output of a call's task.
+enum Returned {
+    Made(Result<Seat, CallFailure>),
+    Called { seat: Option<Seat>, verdict: Verdict, took: Duration },
+    CalledBack { seat: Option<Seat>, result: Result<(), CallFailure> },
 }
 
-/// A call that has ended.
+/// A call with records that has ended.
 pub(super) struct Called {
-    lane: usize,
-    processor: Option<Exclusive>,
     pub(super) group: GroupKey,
-    pub(super) entries: Vec<Entry>,
-    /// `None`: all is done.
-    pub(super) blame: Option<Blame>,
-    /// The first so many are covered by the checkpoint, whatever became of the call.
-    pub(super) covered: usize,
-    /// It has cost its processor, and whatever that held.
+    pub(super) ended: Ended,
+    /// `None`: the call was cut off, and says nothing.
+    pub(super) verdict: Option<Verdict>,
+    /// The call has cost its processor, and whatever that held.
     pub(super) lost: bool,
     pub(super) took: Duration,
 }
 
-/// A processor that was made, or could not be.
-type Made = Result<(usize, Exclusive), CallFailure>;
-
-/// What has happened on the lanes.
+/// A change on the lanes.
 pub(super) enum LaneEvent {
     Called(Called),
     Made(Result<(), CallFailure>),
+    CalledBack {
+        callback: Callback,
+        lost: bool,
+        result: Result<(), CallFailure>,
+    },
+    /// Records were acknowledged.
+    Acknowledged,
+}
+
+/// The way calls run.
+#[derive(Clone, Debug)]
+pub(super) struct CallSettings {
+    pub(super) machine: Machine,
+    /// Of one call of `process_records`, or of one record of a handler.
+    pub(super) attempt_deadline: Option<Duration>,
+    pub(super) callbacks: CallbackDeadlines,
 }
 
 /// See the module.
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    calls: FuturesUnordered<BoxFuture<'static, Called>>,
-    making: Option<BoxFuture<'static, Made>>,
+    settings: CallSettings,
+    calls: JoinSet<Returned>,
+    lane_of: BTreeMap<Id, usize>,
+    /// Woken by acknowledgements.
+    acknowledged: Arc<Notify>,
 }
 
 impl Lanes {
-    pub(super) fn new(lanes: usize) -> Self {
-        Self { lanes: (0..lanes).map(|_| Lane::default()).collect(), calls: FuturesUnordered::new(), making: None }
+    pub(super) fn new(lanes: usize, settings: CallSettings) -> Self {
+        Self {
+            lanes: (0..lanes).map(|_| Lane::Empty).collect(),
+            settings,
+            calls: JoinSet::new(),
+            lane_of: BTreeMap::new(),
+            acknowledged: Arc::default(),
+        }
     }
 
-    /// Whether no call is under way.
+    fn jobs(&self) -> impl Iterator<Item = &Busy> {
+        self.lanes.iter().filter_map(|lane| match lane {
+            Lane::Busy(busy) => Some(busy),
+            _ => None,
+        })
+    }
+
+    /// Returns whether no call with a processor is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.calls.is_empty()
+        self.jobs().all(|busy| matches!(busy.job, Job::Making))
     }
 
-    /// Since when the longest call is under way.
-    pub(super) fn longest_since(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(|lane| lane.in_call_since).min()
+    /// The oldest call that is under way, of whatever kind: its method, and when it began.
+    pub(super) fn longest(&self) -> Option<(&'static str, Instant)> {
+        self.jobs().map(|busy| (busy.job.method(), busy.since)).min_by_key(|(_, since)| *since)
     }
 
-    /// Whether there is a processor that waits for a call.
+    fn is_making(&self) -> bool {
+        self.jobs().any(|busy| matches!(busy.job, Job::Making))
+    }
+
+    /// Returns whether there is a processor that waits for a call.
     pub(super) fn has_free(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.processor.is_some())
+        self.lanes.iter().any(|lane| matches!(lane, Lane::Free(_)))
     }
 
-    /// Whether there is any processor, in a call or not.
+    /// Returns whether there is any processor, in a call or not.
     pub(super) fn has_any(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.processor.is_some() || lane.in_call_since.is_some())
+        let making = |lane: &Lane| matches!(lane, Lane::Busy(Busy { job: Job::Making, .. }));
+        self.lanes.iter().any(|lane| !matches!(lane, Lane::Empty) && !making(lane))
     }
 
     /// Begins to make a processor for a lane that has none, if there is one.
     pub(super) fn make(&mut self, factory: &Factory, shard: &Arc<ShardContext>) {
-        let without = self.lanes.iter().position(|lane| lane.processor.is_none() && lane.in_call_since.is_none());
-        if let Some(lane) = without {
+        if let Some(lane) = self.lanes.iter().position(|lane| matches!(lane, Lane::Empty)) {
             self.make_for(lane, factory, shard);
         }
     }
 
-    /// Begins to make a processor for this lane, unless one is being made.
+    /// Begins to make a processor for this lane, unless it has one or one is being made.
     pub(super) fn make_for(&mut self, lane: usize, factory: &Factory, shard: &Arc<ShardContext>) {
-        if self.making.is_some() {
+        if self.is_making() || !matches!(self.lanes[lane], Lane::Empty) {
             return;
         }
-        let (factory, shard) = (factory.clone(), Arc::clone(shard));
-        let make = async move {
-            let made = async {
-                let mut processor = factory.0.create(&shard).await?;
-                processor.initialize(&shard).await?;
-                Ok(Exclusive(Mutex::new(processor)))
-            };
-            guarded(made, None).await.map(|processor| (lane, processor))
-        };
-        self.making = Some(make.boxed());
+        let (factory, shard, deadlines) = (factory.clone(), Arc::clone(shard), self.settings.callbacks);
+        let make = async move { Returned::Made(Seat::make(&factory, &shard, deadlines).await) };
+        self.begin(lane, Job::Making, make);
     }
 
-    /// Begins a call on a free lane.
-    pub(super) fn call(
-        &mut self,
-        group: GroupKey,
-        entries: Vec<Entry>,
-        behind: Option<u64>,
-        shard: &Arc<ShardContext>,
-        retry: &RetryPolicy,
-    ) {
-        let free = self.lanes.iter_mut().enumerate().find(|(_, lane)| lane.processor.is_some());
-        let (lane, free) = free.expect("invariant: a call is begun only if a lane is free");
-        let mut processor = free.processor.take();
-        free.in_call_since = Some(Instant::now());
-        let (shard, deadline) = (Arc::clone(shard), retry.attempt_deadline);
+    /// Begins a call with records on a free lane.
+    pub(super) fn call(&mut self, group: GroupKey, entries: Vec<Entry>, behind: Option<u64>, shard: &Arc<ShardContext>) {
+        let free = self.lanes.iter().position(|lane| matches!(lane, Lane::Free(_)));
+        let lane = free.expect("invariant: a call is begun only if a lane is free");
+        let Lane::Free(seat) = std::mem::take(&mut self.lanes[lane]) else { unreachable!("the lane is free") };
+        let (records, histories): (Vec<_>, Vec<_>) = entries.into_iter().map(|entry| (entry.record, entry.history)).unzip();
+        let finished = vec![false; records.len()];
+        let batch = RecordBatch::with_wake(records, behind, Some(Arc::clone(&self.acknowledged)));
+        let job = Job::Records(InWork { group, batch: batch.clone(), histories, finished });
+        let (shard, deadline) = (Arc::clone(shard), self.settings.attempt_deadline);
         let call = async move {
-            let (records, histories): (Vec<_>, Vec<_>) = entries.into_iter().map(|entry| (entry.record, entry.history)).unzip();
-            let batch = RecordBatch::new(records, behind);
             let started = Instant::now();
-            let result = match processor.as_mut() {
-                Some(processor) => guarded(processor.get().process_records(&batch, &shard), deadline).await,
-                None => unreachable!("the lane was free"),
-            };
-            let lost = result.as_ref().is_err_and(CallFailure::is_fatal_to_processor);
-            if lost {
-                // What it left behind is anybody's guess: the next call goes to a new one.
-                processor = None;
-            }
+            let (seat, verdict) = seat.process(batch, Arc::clone(&shard), deadline).await;
             let took = started.elapsed();
             // No record comes again before it is known whether it is committed.
             shard.committer.settled(&shard.checkpointer).await;
-            let checkpoint = shard.checkpointer.last();
-            let covered = batch.records().partition_point(|record| is_covered(record.position(), record.is_aggregated(), checkpoint));
-            let blame = blame(result, &batch, shard.committer.is_in_use().then_some(covered));
-            let entries = batch.into_records().into_iter().zip(histories);
-            let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
-            Called { lane, processor, group, entries, blame, covered, lost, took }
+            Returned::Called { seat, verdict, took }
         };
-        self.calls.push(call.boxed());
+        self.begin(lane, job, call);
     }
 
-    /// Waits until a call has ended, or a processor was made and initialized, or could not be. Pending while neither is under way.
+    /// Begins a call that is not about records, if the lane has a processor that is free for it.
+    pub(super) fn call_back(&mut self, lane: usize, callback: Callback, deadline: Duration, shard: &Arc<ShardContext>) -> bool {
+        let Some(free @ Lane::Free(_)) = self.lanes.get_mut(lane) else { return false };
+        let Lane::Free(seat) = std::mem::take(free) else { unreachable!("the lane is free") };
+        let shard = Arc::clone(shard);
+        let call = async move {
+            let (seat, result) = seat.call(callback, shard, deadline).await;
+            Returned::CalledBack { seat, result }
+        };
+        self.begin(lane, Job::Callback(callback), call);
+        true
+    }
+
+    fn begin(&mut self, lane: usize, job: Job, call: impl Future<Output = Returned> + Send + 'static) {
+        let task = self.calls.spawn(self.settings.machine.run(call.in_current_span()));
+        self.lane_of.insert(task.id(), lane);
+        self.lanes[lane] = Lane::Busy(Busy { since: Instant::now(), job, task });
+    }
+
+    /// The records that were acknowledged in calls under way since this was asked last.
+    pub(super) fn take_acknowledged(&mut self) -> Vec<(GroupKey, Vec<Record>)> {
+        let mut taken = Vec::new();
+        for lane in &mut self.lanes {
+            let Lane::Busy(Busy { job: Job::Records(in_work), .. }) = lane else { continue };
+            let indices = in_work.batch.take_acknowledged();
+            if indices.is_empty() {
+                continue;
+            }
+            for index in &indices {
+                in_work.finished[*index] = true;
+            }
+            let records = indices.iter().map(|index| in_work.batch.records()[*index].clone()).collect();
+            taken.push((in_work.group, records));
+        }
+        taken
+    }
+
+    /// Waits until a call has ended, a processor was made or could not be, or records were
+    /// acknowledged. Pending while nothing is under way.
     ///
     /// Cancel-safe: what is under way is here.
-    pub(super) async fn next(&mut self) -> LaneEvent {
-        let making = async {
-            match &mut self.making {
-                Some(making) => making.await,
-                None => std::future::pending().await,
+    pub(super) async fn next(&mut self, shard: &ShardContext) -> LaneEvent {
+        loop {
+            let ended = tokio::select! {
+                biased;
+                Some(ended) = self.calls.join_next_with_id(), if !self.calls.is_empty() => ended,
+                () = self.acknowledged.notified() => return LaneEvent::Acknowledged,
+            };
+            let (id, returned) = match ended {
+                Ok((id, returned)) => (id, Some(returned)),
+                Err(error) => (error.id(), None),
+            };
+            // Of a call that was cut off nobody wants to hear.
+            if let Some(event) = self.lane_of.remove(&id).and_then(|lane| self.ended(lane, returned, shard)) {
+                return event;
             }
-        };
-        tokio::select! {
-            biased;
-            Some(mut called) = self.calls.next(), if !self.calls.is_empty() => {
-                self.lanes[called.lane] = Lane { processor: called.processor.take(), in_call_since: None };
-                LaneEvent::Called(called)
+        }
+    }
+
+    /// A call has ended. `returned`: unless its task has panicked, outside of the user's code.
+    fn ended(&mut self, lane: usize, returned: Option<Returned>, shard: &ShardContext) -> Option<LaneEvent> {
+        let Lane::Busy(busy) = std::mem::take(&mut self.lanes[lane]) else { return None };
+        let unknown = || panicked(Box::new("the call's task has panicked"));
+        match (busy.job, returned) {
+            (Job::Making, Some(Returned::Made(Ok(seat)))) => {
+                self.lanes[lane] = Lane::Free(seat);
+                Some(LaneEvent::Made(Ok(())))
             }
-            made = making => {
-                self.making = None;
-                LaneEvent::Made(made.map(|(lane, processor)| self.lanes[lane].processor = Some(processor)))
+            (Job::Making, Some(Returned::Made(Err(failure)))) => Some(LaneEvent::Made(Err(failure))),
+            (Job::Making, _) => Some(LaneEvent::Made(Err(unknown()))),
+            (Job::Records(in_work), returned) => {
+                let (seat, verdict, took) = match returned {
+                    Some(Returned::Called { seat, verdict, took }) => (seat, verdict, took),
+                    _ => (None, Verdict::Unknown(unknown()), busy.since.elapsed()),
+                };
+                let lost = seat.is_none();
+                if let Some(seat) = seat {
+                    self.lanes[lane] = Lane::Free(seat);
+                }
+                Some(LaneEvent::Called(in_work.called(Some(verdict), lost, took, shard)))
+            }
+            (Job::Callback(callback), returned) => {
+                let (seat, result) = match returned {
+                    Some(Returned::CalledBack { seat, result }) => (seat, result),
+                    _ => (None, Err(unknown())),
+                };
+                let lost = seat.is_none();
+                if let Some(seat) = seat {
+                    self.lanes[lane] = Lane::Free(seat);
+                }
+                Some(LaneEvent::CalledBack { callback, lost, result })
             }
         }
     }
 
     /// Gives up a processor that is being made.
     pub(super) fn stop_making(&mut self) {
-        self.making = None;
+        self.cut_where(|job| matches!(job, Job::Making));
     }
 
-    /// The processor of a lane, if it has one that is in no call.
-    pub(super) fn processor(&mut self, lane: usize) -> Option<&mut dyn RecordProcessor> {
-        Some(self.lanes.get_mut(lane)?.processor.as_mut()?.get())
+    /// Cuts off all calls that are under way, with their processors, and waits until they are gone,
+    /// but not for those that block their thread. Returns those with records.
+    pub(super) async fn cut_off(&mut self, shard: &ShardContext) -> Vec<Called> {
+        let cut = self.cut_where(|_| true);
+        let gone = async { while self.calls.join_next().await.is_some() {} };
+        if tokio::time::timeout(CUT_OFF, gone).await.is_err() {
+            tracing::error!(
+                calls = self.calls.len(),
+                "calls block their threads and can't be ended: they are left alone, and their results count for nothing"
+            );
+            // Not awaited any more; they end when they return.
+            self.calls.detach_all();
+        }
+        let in_work = cut.into_iter().filter_map(|busy| match busy.job {
+            Job::Records(in_work) => Some((in_work, busy.since.elapsed())),
+            _ => None,
+        });
+        in_work.map(|(in_work, took)| in_work.called(None, true, took, shard)).collect()
     }
 
-    /// How many lanes there are.
+    fn cut_where(&mut self, which: impl Fn(&Job) -> bool) -> Vec<Busy> {
+        let mut cut = Vec::new();
+        for lane in &mut self.lanes {
+            if matches!(lane, Lane::Busy(busy) if which(&busy.job))
+                && let Lane::Busy(busy) = std::mem::take(lane)
+            {
+                busy.task.abort();
+                self.lane_of.remove(&busy.task.id());
+                cut.push(busy);
+            }
+        }
+        cut
+    }
+
+    /// Returns whether the lane has a processor that is free.
+    pub(super) fn is_free(&self, lane: usize) -> bool {
+        matches!(self.lanes.get(lane), Some(Lane::Free(_)))
+    }
+
+    /// The number of lanes.
     pub(super) fn len(&self) -> usize {
         self.lanes.len()
     }
-
-    /// Throws a processor away.
-    pub(super) fn discard(&mut self, lane: usize) {
-        self.lanes[lane].processor = None;
-    }
 }
 
-/// Whose fault it was, if it was a failure. Of a processor that commits, its commits say what is done: so many of the first records.
-fn blame(result: Result<Outcome, CallFailure>, batch: &RecordBatch, committed: Option<usize>) -> Option<Blame> {
-    let index_of = |failed: &FailedRecord| batch.records().binary_search_by_key(&failed.record, Record::position).ok();
-    let stranger = |failed: &FailedRecord| {
-        let words = format!("the processor said that record {} failed, which is not in the batch", failed.record);
-        Some(Blame::Unknown(CallFailure { kind: FailureKind::Error, advice: Advice::Retry, chain: vec![words] }))
-    };
-    match result {
-        Ok(Outcome::Done) => None,
-        Ok(Outcome::FailedFrom(failed)) => match index_of(&failed) {
-            Some(index) => Some(Blame::From(index, failed.error.into())),
-            None => stranger(&failed),
-        },
-        Ok(Outcome::Failed(failures)) => {
-            let mut by_index = BTreeMap::new();
-            for failed in failures {
-                let Some(index) = index_of(&failed) else { return stranger(&failed) };
-                // Of two reasons for one record the first is told.
-                by_index.entry(index).or_insert_with(|| failed.error.into());
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for lane in &mut self.lanes {
+            if let Lane::Free(seat) = std::mem::take(lane) {
+                drop_guarded(seat);
             }
-            (!by_index.is_empty()).then_some(Blame::These(by_index))
         }
-        Err(failure) => Some(match batch.in_work() {
-            // It may have gone through the batch to collect what it has not committed: those before the last one are not done by that.
-            Some(index) if committed.is_some_and(|committed| committed < index) => Blame::Unknown(failure),
-            Some(index) => Blame::From(index, failure),
-            None => Blame::Unknown(failure),
-        }),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::processor::ProcessError;
-
-    fn batch() -> RecordBatch {
-        RecordBatch::new((0..5u128).map(|number| Record::new(number.into(), None, Bytes::new(), None)).collect(), None)
-    }
-
-    fn told(blame: Option<Blame>) -> String {
-        match blame {
-            None => "none".to_owned(),
-            Some(Blame::Unknown(_)) => "unknown".to_owned(),
-            Some(Blame::From(index, _)) => format!("from {index}"),
-            Some(Blame::These(failures)) => format!("these {:?}", failures.keys().collect::<Vec<_>>()),
-        }
-    }
-
-    #[test]
-    fn whose_fault_it_was() {
-        let (batch, stranger) = (batch(), Record::new(99.into(), None, Bytes::new(), None));
-        let (two, four) = (&batch.records()[2], &batch.records()[4]);
-        assert_eq!(told(blame(Ok(Outcome::Done), &batch, None)), "none");
-        assert_eq!(told(blame(Ok(Outcome::failed_from(two, "no")), &batch, None)), "from 2");
-        assert_eq!(told(blame(Ok(Outcome::failed([(four, "no"), (two, "no"), (four, "again")])), &batch, None)), "these [2, 4]");
-        assert_eq!(told(blame(Ok(Outcome::failed(std::iter::empty::<(&Record, ProcessError)>())), &batch, None)), "none");
-        assert_eq!(told(blame(Ok(Outcome::failed_from(&stranger, "no")), &batch, None)), "unknown");
-        assert_eq!(told(blame(Ok(Outcome::failed([(two, "no"), (&stranger, "no")])), &batch, None)), "unknown");
-        assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, None)), "unknown");
-        batch.in_order().take(3).for_each(drop);
-        for (committed, expected) in
-            [(None, "from 2"), (Some(0), "unknown"), (Some(1), "unknown"), (Some(2), "from 2"), (Some(3), "from 2")]
-        {
-            assert_eq!(told(blame(Err(ProcessError::retry("no").into()), &batch, committed)), expected, "{committed:?}");
-        }
+impl InWork {
+    /// Ends the call.
+    fn called(mut self, verdict: Option<Verdict>, lost: bool, took: Duration, shard: &ShardContext) -> Called {
+        let acknowledged = self.batch.close();
+        let checkpoint = shard.checkpointer.last();
+        let records = self.batch.records();
+        let covered = records.partition_point(|record| is_covered(record.position(), record.is_aggregated(), checkpoint));
+        let histories = std::mem::take(&mut self.histories);
+        let entries = records.iter().cloned().zip(histories);
+        let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
+        let interrupted = shard.interruption().is_some();
+        let ended = Ended { entries, acknowledged, taken_in: self.finished, covered, interrupted };
+        Called { group: self.group, ended, verdict, lost, took }
     }
 }

@@ -1,5 +1,7 @@
 //! Dead letters: from a record that is given up to the queue's acceptance. Only then is the record finished.
 
+use std::panic::AssertUnwindSafe;
+
 use futures::FutureExt as _;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::Clock as _;
@@ -7,13 +9,14 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::ShardConsumer;
+use super::call::panicked;
 use super::flow::PauseReason;
 use super::outbox::Outgoing;
 use super::retry::Condemned;
 use super::schedule::GroupKey;
 use super::settings::PoisonedKey;
 use super::work::Answers;
-use crate::dead_letter::{DeadLetter, FailureKind};
+use crate::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, FailureKind};
 
 impl ShardConsumer {
     /// A record is given up. `waiting`: the group that waits until the queue has accepted it.
@@ -60,7 +63,7 @@ impl ShardConsumer {
         let letters = work.outbox.next_batch(work.valve.room());
         if !letters.is_empty() {
             let queue = Arc::clone(queue);
-            work.sending = Some(async move { queue.send(&letters).await }.boxed());
+            work.sending = Some(async move { send(queue.as_ref(), &letters).await }.boxed());
         } else if !std::mem::replace(&mut work.valve_closed, true) {
             tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed, or until it is taken anew");
             self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::SafetyValve);
@@ -94,6 +97,18 @@ impl ShardConsumer {
                 let wait = self.work.send.failed(Instant::now());
                 tracing::error!(%error, ?wait, "dead letters were not accepted; their records wait");
             }
+        }
+    }
+}
+
+/// Makes an attempt at the queue. One that panics has accepted nothing, as far as is known.
+async fn send(queue: &dyn DeadLetterQueue, letters: &[DeadLetter]) -> Answers {
+    match AssertUnwindSafe(queue.send(letters)).catch_unwind().await {
+        Ok(answers) => answers,
+        Err(panic) => {
+            drop(panicked(panic));
+            let message = "its implementation has panicked".to_owned();
+            letters.iter().map(|_| Err(DeadLetterError::Unavailable { queue: String::new(), message: message.clone() })).collect()
         }
     }
 }

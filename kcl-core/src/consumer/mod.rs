@@ -1,14 +1,15 @@
 //! The consumer of one shard, for one term: from the take of its lease to the end of the term.
 //!
-//! Three futures run in one task: reading ahead (`prefetch`), delivering (`deliver`), and, with automatic checkpoints,
-//! writing down how far all is finished. They end together. The row itself is written by the term's keeper, a task of its own.
+//! Three futures run in one task: reading ahead (`prefetch`), delivering (`deliver`), and, with
+//! automatic checkpoints, writing down how far all is finished. They end together. Calls of users'
+//! code are tasks of their own. The row itself is written by the term's keeper, elsewhere.
 //!
 //! | part | owns |
 //! |---|---|
 //! | `deliver` | the loop: what can be begun, and what is waited for |
 //! | `intake`, `in_hand`, `start`, `gaps` | from an answer of Kinesis to records in work: aggregates, what is finished already, what may have been trimmed |
 //! | `schedule` | which records wait for a call, in which order |
-//! | `calls`, `lanes`, `call` | calls of processors, and what follows when they end |
+//! | `calls`, `lanes`, `seat`, `call` | calls of processors, and what follows when they end |
 //! | `retry` | what a failure means for each record of its batch |
 //! | `careful` | records that kill their process |
 //! | `rewind` | what a processor had collected and takes along when it is lost |
@@ -17,12 +18,14 @@
 //! | `skip`, `bound` | what is left out, and where reading ends, where that is configured |
 //! | `hold` | whether the shard is still this worker's |
 //! | `shard_end` | the end of the shard |
+//! | `farewell` | the end of the hold: calls cut off, processors told, the lease let go |
 
 mod bound;
 mod call;
 mod calls;
 mod careful;
 mod deliver;
+mod farewell;
 mod flow;
 mod gaps;
 mod hold;
@@ -37,6 +40,7 @@ mod reading;
 mod retry;
 mod rewind;
 mod schedule;
+mod seat;
 mod settings;
 mod shard_end;
 mod skip;
@@ -46,36 +50,39 @@ mod work;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kcl_checkpoint::{AckedPrefix, Checkpoint, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
+use kcl_checkpoint::{AckedPrefix, Checkpoint, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::term::{Term, TermEnd, TermStatus};
 use kcl_lease::{Clock, Entropy, LeaseTable, ShardId, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::call::Advice;
-use self::call::guarded;
+use self::farewell::Farewell;
 pub(crate) use self::flow::Flow;
 use self::hold::Hold;
 use self::ownership::TermOwnership;
 pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
+pub(crate) use self::seat::Factory;
 pub(crate) use self::settings::Processing;
-pub use self::settings::{Aggregated, Backlog, Elsewhere, Lanes, PoisonedKey, ReadUntil};
+pub use self::settings::{Aggregated, Backlog, Batching, CallbackDeadlines, Elsewhere, Lanes, PoisonedKey, ReadUntil};
 use self::start::StartFilter;
 pub use self::valve::SafetyValve;
 use self::work::Work;
 use crate::commit::Committer;
 use crate::dead_letter::DeadLetterQueue;
+use crate::interruption::Signals;
 use crate::metrics::Metrics;
-use crate::processor::{RecordProcessorFactory, ShardContext, ShardInfo};
+use crate::processor::{ShardContext, ShardInfo};
 use crate::retrieval::Retrieval;
-use crate::status::{ShardState, StatusBoard};
+use crate::status::StatusBoard;
 use crate::stream::{ChildShard, ServiceClock, StartingPosition, StreamApi, StreamDescription};
+use crate::worker::Machine;
 
 /// Who moves the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,21 +141,31 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Cancelled when the worker lets go of all its shards.
     pub(crate) let_go: CancellationToken,
+    /// Shards of which calls were cut off since.
+    pub(crate) cut_off: CutOff,
+    pub(crate) lease_duration: Duration,
+    pub(crate) handoff_timeout: Duration,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) machine: Machine,
+}
+
+/// Shards whose calls did not end in time when the worker shut down.
+#[derive(Debug, Default)]
+pub(crate) struct CutOff(Mutex<BTreeSet<ShardId>>);
+
+impl CutOff {
+    fn note(&self, shard: &ShardId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(shard.clone());
+    }
+
+    pub(crate) fn shards(&self) -> Vec<ShardId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
 }
 
 impl Shared {
     fn retention(&self) -> Duration {
         Duration::from_secs(u64::from(self.retention_hours.load(Ordering::Relaxed)) * 3600)
-    }
-}
-
-/// The users' factory; opaque to `Debug`.
-#[derive(Clone)]
-pub(crate) struct Factory(pub(crate) Arc<dyn RecordProcessorFactory>);
-
-impl std::fmt::Debug for Factory {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("RecordProcessorFactory")
     }
 }
 
@@ -184,6 +201,8 @@ pub(crate) struct ShardConsumer {
     looked: Duration,
     /// How far all is finished; for the automatic checkpoints.
     acked: watch::Sender<Option<ExtendedSequenceNumber>>,
+    /// The times by which the shard is rid of its calls, once it is let go.
+    farewell: Option<Farewell>,
 }
 
 impl ShardConsumer {
@@ -201,7 +220,8 @@ impl ShardConsumer {
         let checkpointer = Checkpointer::new(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());
         let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone());
-        let shard = Arc::new(ShardContext { info, checkpointer, committer, flow: shared.flow.clone() });
+        let signals = Signals::new(term.clone(), shared.let_go.clone(), shared.flow.clone());
+        let shard = Arc::new(ShardContext { info, checkpointer, committer, signals });
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
         let hold = Hold { shared, term, shard };
         let work = Work::new(&hold);
@@ -224,14 +244,33 @@ impl ShardConsumer {
             skipped: None,
             looked,
             acked: watch::Sender::new(None),
+            farewell: None,
         }
     }
 
     /// Consumes the shard until the term ends, and says which shard it was.
     #[tracing::instrument(name = "shard", skip_all, fields(shard = %self.hold.shard.shard_id(), token = self.hold.shard.fencing_token()))]
     pub(crate) async fn run(mut self) -> ShardId {
+        let checkpoints = checkpoint_as_acked(
+            self.hold.shared.checkpointing,
+            self.hold.shard.checkpointer.clone(),
+            self.acked.subscribe(),
+            Arc::clone(&self.hold.shared),
+            self.hold.shard.shard_id().clone(),
+        );
+        // Over all of the term: what is finished is written down whatever else goes on.
+        tokio::select! {
+            biased;
+            shard = self.run_to_the_end() => shard,
+            never = checkpoints => match never {},
+        }
+    }
+
+    async fn run_to_the_end(&mut self) -> ShardId {
         tracing::info!(checkpoint = %self.hold.shard.starting_checkpoint(), "shard taken");
-        self.hold.shared.metrics.lease_taken();
+        let shard = self.hold.shard.shard_id().clone();
+        let mut left = Left { shared: Arc::clone(&self.hold.shared), shard: shard.clone(), is_lost: true };
+        left.shared.metrics.lease_taken();
         let stop = self.consume().await;
         if matches!(stop, Stop::LetGo | Stop::AtBound) {
             self.let_go(matches!(stop, Stop::AtBound)).await;
@@ -243,11 +282,8 @@ impl ShardConsumer {
         if !matches!(stop, Stop::Over) && !self.hold.shard.checkpointer.last().is_shard_end() {
             self.lease_lost().await;
         }
+        left.is_lost = end != TermEnd::Released;
         tracing::info!(?end, finished = ?self.prefix.acked(), "shard left");
-        let shard = self.hold.shard.shard_id().clone();
-        self.hold.shared.metrics.lease_left(end != TermEnd::Released);
-        self.hold.shared.flow.term_ended(&shard);
-        self.hold.shared.status.leave(&shard);
         shard
     }
 
@@ -260,17 +296,9 @@ impl ShardConsumer {
             let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
             let (prefetcher, mut prefetched) =
                 prefetch::prefetch(reader, shared.budget.clone(), Arc::clone(&shared.clock) as Arc<dyn Clock>);
-            let checkpoints = checkpoint_as_acked(
-                shared.checkpointing,
-                shard.checkpointer.clone(),
-                self.acked.subscribe(),
-                Arc::clone(shared),
-                shard.shard_id().clone(),
-            );
             let stop = tokio::select! {
                 biased;
                 stop = self.deliver(&mut prefetched) => stop,
-                never = checkpoints => match never {},
                 never = prefetcher.run() => match never {},
             };
             let stop = match stop {
@@ -283,55 +311,20 @@ impl ShardConsumer {
             }
         }
     }
+}
 
-    /// Lets the processors finish, and the lease go with the last checkpoint. `at_bound`: all is finished up to where reading is to end.
-    async fn let_go(&mut self, at_bound: bool) {
-        self.hold.state(ShardState::LettingGo);
-        for lane in 0..self.work.lanes.len() {
-            let Some(processor) = self.work.lanes.processor(lane) else { continue };
-            if let Err(failure) = guarded(processor.shutdown_requested(&self.hold.shard), None).await {
-                tracing::error!(%failure, "shutdown_requested failed; records since the last checkpoint will be delivered again");
-            }
-        }
-        if let Some(careful) = &self.work.careful
-            && let Some(suspect) = careful.given_back()
-        {
-            // Its call has ended, whatever it came to: nobody has died of it this time.
-            self.hold.term.set_given_back(suspect);
-        }
-        if at_bound {
-            self.note_bound();
-        }
-        self.release(self.final_checkpoint(), BTreeSet::new()).await;
-    }
+/// The end of a hold, however it comes: also of a consumer that panics or is dropped.
+struct Left {
+    shared: Arc<Shared>,
+    shard: ShardId,
+    is_lost: bool,
+}
 
-    /// Tells the processors that the shard is not theirs any more.
-    async fn lease_lost(&mut self) {
-        for lane in 0..self.work.lanes.len() {
-            let Some(processor) = self.work.lanes.processor(lane) else { continue };
-            let told = async {
-                processor.lease_lost(&self.hold.shard.info).await;
-                Ok(())
-            };
-            if let Err(failure) = guarded(told, None).await {
-                tracing::error!(%failure, "lease_lost failed");
-            }
-        }
-    }
-
-    /// Ends the term in the table. While the table is away, waits: whoever shuts the worker down sets the limit.
-    async fn release(&mut self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
-        let term = &self.hold.term;
-        match term.release(checkpoint, children).await {
-            Ok(()) => {}
-            Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
-            Err(error) => {
-                tracing::warn!(%error, "the release is not confirmed yet; waiting");
-                while !matches!(term.status(), TermStatus::Ended(_)) {
-                    term.status_other_than(term.status()).await;
-                }
-            }
-        }
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.shared.metrics.lease_left(self.is_lost);
+        self.shared.flow.term_ended(&self.shard);
+        self.shared.status.leave(&self.shard);
     }
 }
 
@@ -344,8 +337,15 @@ async fn checkpoint_as_acked(
     shard: ShardId,
 ) -> Infallible {
     let Checkpointing::Automatic { interval } = mode else { return std::future::pending().await };
-    // An error means that the consumer is being dropped, and this future with it.
-    while acked.changed().await.is_ok() {
+    loop {
+        let target = *acked.borrow_and_update();
+        if target.is_none_or(|target| Checkpoint::At(target) <= checkpointer.last()) {
+            if acked.changed().await.is_err() {
+                // The consumer is being dropped, and this future with it.
+                return std::future::pending().await;
+            }
+            continue;
+        }
         tokio::time::sleep(interval).await;
         let target = *acked.borrow_and_update();
         let Some(target) = target.filter(|target| Checkpoint::At(*target) > checkpointer.last()) else { continue };
@@ -353,11 +353,11 @@ async fn checkpoint_as_acked(
             Ok(()) => shared.status.update(&shard, |status| status.checkpoint = Checkpoint::At(target)),
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%shard, %error, "checkpoint not confirmed; it will be tried again");
-                acked.mark_changed();
             }
-            // The delivering future sees the end of the term, or a later checkpoint of the processor's own stands.
+            // The delivering future sees the end of the term.
+            Err(error) if error.is_lease_lost() => return std::future::pending().await,
+            // It will be tried again, unless a later one stands by then.
             Err(error) => tracing::debug!(%shard, %error, "checkpoint refused"),
         }
     }
-    std::future::pending().await
 }

@@ -1,14 +1,16 @@
-//! What follows a failed call: another attempt, halves of the batch, or the dead-letter queue. Functions of plain data.
+//! Decisions on the records of a call that has ended: finished, another attempt, halves of the batch,
+//! or the dead-letter queue. Functions of plain data.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_checkpoint::Timestamp;
 use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
 
 use super::call::{Advice, CallFailure};
 use super::schedule::Entry;
-use crate::dead_letter::Condition;
+use super::seat::Verdict;
+use crate::dead_letter::{Condition, FailureKind};
 use crate::error::ConfigError;
 use crate::record::Record;
 
@@ -92,17 +94,6 @@ impl RetryPolicy {
     }
 }
 
-/// Whose fault a failed call was, by index in its batch.
-#[derive(Debug)]
-pub(super) enum Blame {
-    /// One of its records', or all of them: nobody can tell.
-    Unknown(CallFailure),
-    /// This one's: those before it are done, those after it were not tried.
-    From(usize, CallFailure),
-    /// These records', each for itself: the others are done.
-    These(BTreeMap<usize, CallFailure>),
-}
-
 /// A record that is given up.
 #[derive(Debug)]
 pub(super) struct Condemned {
@@ -111,102 +102,204 @@ pub(super) struct Condemned {
     pub(super) condition: Condition,
 }
 
-/// What becomes of the records of a failed call.
+/// The records of a call that has ended, and what it said of them.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) entries: Vec<Entry>,
+    /// Those that were acknowledged: finished, whatever the verdict says.
+    pub(super) acknowledged: Vec<bool>,
+    /// Those of the acknowledged that the consumer has finished before the call ended.
+    pub(super) taken_in: Vec<bool>,
+    /// The first so many are covered by the checkpoint: the processor has checkpointed or committed
+    /// them, and after a crash they would not come again either.
+    pub(super) covered: usize,
+    /// The call was asked to end early.
+    pub(super) interrupted: bool,
+}
+
+/// The decisions on the records of a call.
 #[derive(Debug, Default)]
 pub(super) struct Judged {
-    /// Done.
+    /// Finished, and not taken in before.
     pub(super) finished: Vec<Record>,
     /// To the dead-letter queue.
     pub(super) condemned: Vec<Condemned>,
     /// To be tried, in order.
     pub(super) back: Vec<Entry>,
-    /// Whether the next attempt waits: not if only the batch was divided because something in it is poison.
+    /// Whether the next attempt waits: not if only the batch was divided because something in it is
+    /// poison.
     pub(super) wait: bool,
+    /// The least wait that the processor has asked for.
+    pub(super) retry_after: Option<Duration>,
     /// The processor wants the shard to stop.
     pub(super) stop: bool,
 }
 
-/// What becomes of the records of a failed call, the first `covered` of which the checkpoint covers.
+/// Decides on the records of a call. `verdict`: `None` for a call that was cut off.
 ///
-/// Those are finished: the processor has said so by a checkpoint or a commit before it failed, and after a crash they would not come again either. One that the
-/// processor names as failed is not: its word on this record is the last one, and nothing that failed is passed over.
-pub(super) fn judge(mut entries: Vec<Entry>, blame: Blame, covered: usize, now: Timestamp, policy: &RetryPolicy) -> Judged {
-    if covered == 0 || matches!(blame, Blame::These(_)) {
-        return judge_open(entries, blame, now, policy);
+/// A verdict that names a record as failed which was acknowledged is ignored for that record. One
+/// that names a record which the checkpoint covers is not: nothing that failed is passed over.
+pub(super) fn judge(ended: Ended, verdict: Option<Verdict>, now: Timestamp, policy: &RetryPolicy) -> Judged {
+    let Ended { entries, acknowledged, taken_in, covered, interrupted } = ended;
+    let mut slots = Slots { acknowledged, taken_in, covered, entries: entries.into_iter().map(Some).collect() };
+    let mut judged = Judged::default();
+    match verdict {
+        None => slots.rest_comes_back(&mut judged),
+        Some(Verdict::Done) => slots.finish(|_| true, &mut judged),
+        Some(Verdict::Acknowledged) => {
+            // A processor that says so again and again must not be called in a hot loop.
+            judged.wait = !interrupted && !slots.is_anything_done();
+            slots.rest_comes_back(&mut judged);
+        }
+        Some(Verdict::FailedFrom(record, failure)) => match slots.index_of(record) {
+            Some(index) => slots.failed_from(index, failure, now, policy, &mut judged),
+            None => slots.somebody_failed(stranger(record), now, policy, &mut judged),
+        },
+        Some(Verdict::Failed(failures)) => slots.these_failed(failures, now, policy, &mut judged),
+        Some(Verdict::Unknown(failure)) => slots.somebody_failed(failure, now, policy, &mut judged),
     }
-    let open = entries.split_off(covered.min(entries.len()));
-    let mut judged = match blame {
-        Blame::Unknown(failure) if open.is_empty() => Judged { stop: failure.advice == Advice::Stop, ..Judged::default() },
-        // It may have been in no commit, and not been tried: it is not to blame yet.
-        Blame::Unknown(failure) if open.len() == 1 && failure.advice == Advice::Retry => {
-            Judged { back: open, wait: true, ..Judged::default() }
-        }
-        Blame::From(index, failure) if index < entries.len() => {
-            // It failed after it had committed: what comes after was not tried.
-            let mut judged = Judged { stop: failure.advice == Advice::Stop, ..Judged::default() };
-            judged.wait = failure.advice == Advice::Retry && !open.is_empty();
-            judged.back = open;
-            if failure.advice == Advice::Poison {
-                let entry = entries.remove(index);
-                one_failed(entry, failure, now, policy, &mut judged);
-            }
-            judged
-        }
-        Blame::From(index, failure) => judge_open(open, Blame::From(index - entries.len(), failure), now, policy),
-        blame => judge_open(open, blame, now, policy),
-    };
-    judged.finished.splice(..0, entries.into_iter().map(|entry| entry.record));
     judged
 }
 
-fn judge_open(mut entries: Vec<Entry>, blame: Blame, now: Timestamp, policy: &RetryPolicy) -> Judged {
-    let mut judged = Judged::default();
-    match blame {
-        // A batch of one can't be in doubt about which record failed.
-        Blame::Unknown(failure) if entries.len() == 1 => return judge_open(entries, Blame::From(0, failure), now, policy),
-        Blame::Unknown(failure) => {
-            judged.stop = failure.advice == Advice::Stop;
-            judged.wait = failure.advice == Advice::Retry;
-            for entry in &mut entries {
-                entry.history.attempts += 1;
-                entry.history.first_failure.get_or_insert(now);
-            }
-            // The halves are tried each for itself. A call that the processor has stopped says nothing about its records.
-            if !judged.stop {
-                let half = entries.len() / 2;
-                entries[half].cut = true;
-            }
-            judged.back = entries;
-        }
-        Blame::From(culprit, failure) => {
-            let mut rest = entries.split_off(culprit.min(entries.len()));
-            judged.finished = entries.into_iter().map(|entry| entry.record).collect();
-            if let Some(next) = rest.get_mut(1) {
-                next.cut = true;
-            }
-            let mut rest = rest.into_iter();
-            if let Some(first) = rest.next() {
-                one_failed(first, failure, now, policy, &mut judged);
-            }
-            judged.back.extend(rest);
-        }
-        Blame::These(mut failures) => {
-            for (index, entry) in entries.into_iter().enumerate() {
-                match failures.remove(&index) {
-                    None if is_planted(Bug::NeighboursRepeated) => judged.back.push(entry),
-                    None => judged.finished.push(entry.record),
-                    Some(failure) => one_failed(Entry { cut: true, ..entry }, failure, now, policy, &mut judged),
-                }
+fn stranger(record: ExtendedSequenceNumber) -> CallFailure {
+    let words = format!("the processor said that record {record} failed, which is not in the batch");
+    CallFailure::own(FailureKind::Error, Advice::Retry, words)
+}
+
+/// The records of a call while they are judged.
+struct Slots {
+    entries: Vec<Option<Entry>>,
+    acknowledged: Vec<bool>,
+    taken_in: Vec<bool>,
+    covered: usize,
+}
+
+impl Slots {
+    fn index_of(&self, record: ExtendedSequenceNumber) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.as_ref().is_some_and(|entry| entry.record.position() == record))
+    }
+
+    fn is_acknowledged(&self, index: usize) -> bool {
+        self.acknowledged.get(index).copied().unwrap_or(false)
+    }
+
+    fn is_done(&self, index: usize) -> bool {
+        index < self.covered || self.is_acknowledged(index)
+    }
+
+    fn is_anything_done(&self) -> bool {
+        (0..self.entries.len()).any(|index| self.is_done(index))
+    }
+
+    /// Finishes those that are done, and others as told.
+    fn finish(&mut self, others: impl Fn(usize) -> bool, judged: &mut Judged) {
+        for index in 0..self.entries.len() {
+            if (self.is_done(index) || others(index))
+                && let Some(entry) = self.entries[index].take()
+                && !self.taken_in.get(index).copied().unwrap_or(false)
+            {
+                judged.finished.push(entry.record);
             }
         }
     }
-    judged
+
+    fn rest_comes_back(&mut self, judged: &mut Judged) {
+        self.finish(|_| false, judged);
+        judged.back.extend(self.entries.drain(..).flatten());
+    }
+
+    fn failed_from(&mut self, index: usize, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
+        // One that was committed or acknowledged failed after that: what comes after was not tried.
+        let is_settled = self.is_acknowledged(index) || (index < self.covered && failure.advice != Advice::Poison);
+        let culprit = if is_settled { None } else { self.entries[index].take() };
+        self.finish(|other| other < index, judged);
+        match culprit {
+            Some(culprit) => {
+                if let Some(next) = self.entries[index + 1..].iter_mut().flatten().next() {
+                    next.cut = true;
+                }
+                one_failed(culprit, failure, now, policy, judged);
+            }
+            None => {
+                judged.stop = failure.advice == Advice::Stop;
+                judged.wait = failure.advice == Advice::Retry && self.entries.iter().any(Option::is_some);
+                judged.retry_after = failure.retry_after;
+            }
+        }
+        judged.back.extend(self.entries.drain(..).flatten());
+    }
+
+    fn these_failed(
+        &mut self,
+        failures: Vec<(ExtendedSequenceNumber, CallFailure)>,
+        now: Timestamp,
+        policy: &RetryPolicy,
+        judged: &mut Judged,
+    ) {
+        let mut by_index = BTreeMap::new();
+        for (record, failure) in failures {
+            let Some(index) = self.index_of(record) else {
+                return self.somebody_failed(stranger(record), now, policy, judged);
+            };
+            if !self.is_acknowledged(index) {
+                // Of two reasons for one record the first is told.
+                by_index.entry(index).or_insert((failure, None));
+            }
+        }
+        for (index, (_, entry)) in &mut by_index {
+            *entry = self.entries[*index].take();
+        }
+        if is_planted(Bug::NeighboursRepeated) {
+            judged.back.extend(self.entries.drain(..).flatten());
+        }
+        self.finish(|_| true, judged);
+        for (failure, entry) in by_index.into_values() {
+            if let Some(entry) = entry {
+                one_failed(Entry { cut: true, ..entry }, failure, now, policy, judged);
+            }
+        }
+        judged.back.sort_by_key(|entry| entry.record.position());
+    }
+
+    /// A failure that names no record.
+    fn somebody_failed(&mut self, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
+        let anything_done = self.is_anything_done();
+        self.finish(|_| false, judged);
+        let mut open: Vec<_> = self.entries.drain(..).flatten().collect();
+        judged.stop = failure.advice == Advice::Stop;
+        judged.wait = failure.advice == Advice::Retry && !open.is_empty();
+        judged.retry_after = failure.retry_after;
+        match &mut open[..] {
+            [] => {}
+            // A batch of one can't be in doubt about which record failed.
+            [_] if !anything_done => {
+                (judged.stop, judged.wait) = (false, false);
+                open.into_iter().for_each(|entry| one_failed(entry, failure.clone(), now, policy, judged));
+                return;
+            }
+            // It was perhaps not tried: it is alone next time.
+            [_] => {}
+            several => {
+                for entry in several.iter_mut() {
+                    entry.history.attempts += 1;
+                    entry.history.first_failure.get_or_insert(now);
+                }
+                // The halves are tried each for itself. A call that the processor has stopped says
+                // nothing about its records.
+                if !judged.stop {
+                    several[several.len() / 2].cut = true;
+                }
+            }
+        }
+        judged.back.extend(open);
+    }
 }
 
 /// A record is known to have failed.
 fn one_failed(mut entry: Entry, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
     entry.history.attempts += 1;
     entry.history.first_failure.get_or_insert(now);
+    judged.retry_after = judged.retry_after.max(failure.retry_after);
     if failure.advice == Advice::Stop {
         judged.stop = true;
         judged.back.push(entry);
@@ -227,7 +320,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::dead_letter::FailureKind;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -240,7 +332,33 @@ mod tests {
     }
 
     fn failure(advice: Advice) -> CallFailure {
-        CallFailure { kind: FailureKind::Error, advice, chain: vec!["no".to_owned()] }
+        CallFailure::own(FailureKind::Error, advice, "no".to_owned())
+    }
+
+    fn at(number: u128) -> ExtendedSequenceNumber {
+        ExtendedSequenceNumber::whole(number.into())
+    }
+
+    fn from(index: u128, advice: Advice) -> Verdict {
+        Verdict::FailedFrom(at(index), failure(advice))
+    }
+
+    fn unknown(advice: Advice) -> Verdict {
+        Verdict::Unknown(failure(advice))
+    }
+
+    fn these(failed: &[(u128, Advice)]) -> Verdict {
+        Verdict::Failed(failed.iter().map(|(index, advice)| (at(*index), failure(*advice))).collect())
+    }
+
+    fn judge(entries: Vec<Entry>, verdict: Verdict) -> Judged {
+        super::judge(Ended { entries, ..Ended::default() }, Some(verdict), NOW, &policy())
+    }
+
+    /// As [`judge`], of five records with these acknowledged.
+    fn judge_acknowledged(acknowledged: &[usize], verdict: Option<Verdict>) -> Judged {
+        let acknowledged = (0..5).map(|index| acknowledged.contains(&index)).collect();
+        super::judge(Ended { entries: entries(5), acknowledged, ..Ended::default() }, verdict, NOW, &policy())
     }
 
     fn number(record: &Record) -> u128 {
@@ -263,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_known_culprit_is_tried_alone_and_its_neighbours_are_not_repeated() {
-        let judged = judge(entries(5), Blame::From(2, failure(Advice::Retry)), 0, NOW, &policy());
+        let judged = judge(entries(5), from(2, Advice::Retry));
         assert_eq!(seen(&judged), (vec![0, 1], vec![], text(&["2", "|3", "4"]), true));
         assert_eq!(judged.back[0].history, History { attempts: 1, failures: 1, first_failure: Some(NOW) });
         assert_eq!(judged.back[1].history, History::default(), "it was not tried");
@@ -273,7 +391,7 @@ mod tests {
     fn attempts_end_in_the_queue() {
         let mut left = entries(1);
         for attempt in 1..=3 {
-            let judged = judge(left, Blame::Unknown(failure(Advice::Retry)), 0, NOW, &policy());
+            let judged = judge(left, unknown(Advice::Retry));
             if attempt < 3 {
                 assert_eq!(seen(&judged), (vec![], vec![], text(&["0"]), true));
             } else {
@@ -287,55 +405,90 @@ mod tests {
 
     #[test]
     fn poison_needs_no_second_attempt() {
-        let judged = judge(entries(3), Blame::From(1, failure(Advice::Poison)), 0, NOW, &policy());
+        let judged = judge(entries(3), from(1, Advice::Poison));
         assert_eq!(seen(&judged), (vec![0], vec![1], text(&["|2"]), false));
     }
 
     #[test]
     fn a_batch_in_doubt_is_halved_and_nobody_is_blamed() {
-        let judged = judge(entries(5), Blame::Unknown(failure(Advice::Retry)), 0, NOW, &policy());
+        let judged = judge(entries(5), unknown(Advice::Retry));
         assert_eq!(seen(&judged), (vec![], vec![], text(&["0", "1", "|2", "3", "4"]), true));
         assert!(judged.back.iter().all(|entry| entry.history.failures == 0 && entry.history.attempts == 1));
-        let poison = judge(entries(2), Blame::Unknown(failure(Advice::Poison)), 0, NOW, &policy());
+        let poison = judge(entries(2), unknown(Advice::Poison));
         assert_eq!(seen(&poison), (vec![], vec![], text(&["0", "|1"]), false), "something is poison: waiting does not help");
+        for stranger in [from(9, Advice::Retry), these(&[(2, Advice::Retry), (9, Advice::Retry)])] {
+            assert_eq!(seen(&judge(entries(5), stranger)).2, text(&["0", "1", "|2", "3", "4"]), "it is not in the batch");
+        }
     }
 
     #[test]
     fn records_that_failed_for_themselves_leave_the_others_done() {
-        let failures = BTreeMap::from([(1, failure(Advice::Retry)), (3, failure(Advice::Poison)), (4, failure(Advice::Retry))]);
-        let judged = judge(entries(5), Blame::These(failures), 0, NOW, &policy());
+        let failed = these(&[(4, Advice::Retry), (1, Advice::Retry), (3, Advice::Poison), (1, Advice::Stop)]);
+        let judged = judge(entries(5), failed);
         assert_eq!(seen(&judged), (vec![0, 2], vec![3], text(&["|1", "|4"]), true));
+        assert!(!judged.stop, "of two reasons the first is told");
+        assert_eq!(seen(&judge(entries(2), these(&[]))).0, [0, 1]);
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_finished_whatever_the_call_says() {
+        let judge = |acknowledged: &[usize], verdict| seen(&judge_acknowledged(acknowledged, verdict));
+        let retry = || Some(unknown(Advice::Retry));
+        assert_eq!(judge(&[0, 1, 2], retry()), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true));
+        assert_eq!(judge(&[1, 3], retry()), (vec![1, 3], vec![], text(&["0", "|2", "4"]), true));
+        assert_eq!(judge(&[0, 1, 2, 3, 4], retry()), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        // an error says nothing of the one that is left: it may not have been tried
+        let left = judge_acknowledged(&[0, 1, 3, 4], Some(unknown(Advice::Poison)));
+        assert_eq!(seen(&left), (vec![0, 1, 3, 4], vec![], text(&["2"]), false));
+        assert_eq!(left.back[0].history, History::default());
+        // acknowledgements can't be taken back
+        assert_eq!(judge(&[3], Some(from(3, Advice::Poison))), (vec![0, 1, 2, 3], vec![], text(&["4"]), false));
+        assert_eq!(judge(&[3], Some(from(1, Advice::Retry))), (vec![0, 3], vec![], text(&["1", "|2", "4"]), true));
+        let failed = these(&[(1, Advice::Poison), (3, Advice::Poison)]);
+        assert_eq!(judge(&[3], Some(failed)), (vec![0, 2, 3, 4], vec![1], vec![], false));
+        // cut off, or ended early
+        assert_eq!(judge(&[0, 3], None), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
+        assert_eq!(judge(&[0, 3], Some(Verdict::Acknowledged)), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
+        assert_eq!(judge(&[], Some(Verdict::Acknowledged)).3, true, "no progress: not at once again");
+        assert_eq!(judge(&[1], Some(Verdict::Done)).0, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_was_taken_in_is_not_finished_twice() {
+        let acknowledged = vec![true, true, false];
+        let ended = Ended { entries: entries(3), acknowledged, taken_in: vec![true, false, false], ..Ended::default() };
+        assert_eq!(seen(&super::judge(ended, Some(Verdict::Done), NOW, &policy())).0, [1, 2]);
     }
 
     #[test]
     fn what_the_checkpoint_covers_is_finished_although_the_call_fails() {
-        let retry = || failure(Advice::Retry);
-        let judge = |blame, covered| seen(&super::judge(entries(5), blame, covered, NOW, &policy()));
-        assert_eq!(judge(Blame::Unknown(retry()), 3), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true));
-        assert_eq!(judge(Blame::Unknown(retry()), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
-        assert_eq!(judge(Blame::Unknown(retry()), 9), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
-        assert_eq!(judge(Blame::From(4, retry()), 3), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
+        let judge =
+            |verdict, covered| super::judge(Ended { entries: entries(5), covered, ..Ended::default() }, Some(verdict), NOW, &policy());
+        let seen_of = |verdict, covered| seen(&judge(verdict, covered));
+        let retry = Advice::Retry;
+        assert_eq!(seen_of(unknown(retry), 3), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true));
+        assert_eq!(seen_of(unknown(retry), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        assert_eq!(seen_of(unknown(retry), 9), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        assert_eq!(seen_of(from(4, retry), 3), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
         // it has committed the record in work, and failed then: the others were not tried
-        assert_eq!(judge(Blame::From(2, retry()), 3), (vec![0, 1, 2], vec![], text(&["3", "4"]), true));
-        assert_eq!(judge(Blame::From(4, retry()), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
+        assert_eq!(seen_of(from(2, retry), 3), (vec![0, 1, 2], vec![], text(&["3", "4"]), true));
+        assert_eq!(seen_of(from(4, retry), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
         // what it calls poison, or names as failed, is not passed over all the same
-        assert_eq!(judge(Blame::From(1, failure(Advice::Poison)), 3), (vec![0, 2], vec![1], text(&["3", "4"]), false));
-        let these = Blame::These([1, 4].into_iter().map(|index| (index, retry())).collect());
-        assert_eq!(judge(these, 3), (vec![0, 2, 3], vec![], text(&["|1", "|4"]), true));
-        // the last one was in no commit, perhaps not even tried: it is not to blame yet, and is alone next time
-        let unblamed = super::judge(entries(5), Blame::Unknown(retry()), 4, NOW, &RetryPolicy { max_attempts: 1, ..policy() });
+        assert_eq!(seen_of(from(1, Advice::Poison), 3), (vec![0, 2], vec![1], text(&["|3", "4"]), false));
+        assert_eq!(seen_of(these(&[(1, retry), (4, retry)]), 3), (vec![0, 2, 3], vec![], text(&["|1", "|4"]), true));
+        // the last one was in no commit, perhaps not even tried: it is not to blame yet
+        let unblamed = judge(unknown(retry), 4);
         assert_eq!(seen(&unblamed), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
         assert_eq!(unblamed.back[0].history.failures, 0);
-        let stopped = super::judge(entries(5), Blame::Unknown(failure(Advice::Stop)), 5, NOW, &policy());
-        assert!(stopped.stop, "also if all was committed");
-        let not_tried = super::judge(entries(5), Blame::From(2, failure(Advice::Stop)), 3, NOW, &policy());
+        assert!(judge(unknown(Advice::Stop), 5).stop, "also if all was committed");
+        let not_tried = judge(from(2, Advice::Stop), 3);
         assert!(not_tried.stop && not_tried.back.iter().all(|entry| entry.history == History::default()));
     }
 
     #[test]
     fn a_stop_is_no_failure_of_the_record() {
-        for blame in [Blame::From(0, failure(Advice::Stop)), Blame::Unknown(failure(Advice::Stop))] {
-            let judged = judge(entries(3), blame, 0, NOW, &policy());
+        for verdict in [from(0, Advice::Stop), unknown(Advice::Stop)] {
+            let judged = judge(entries(3), verdict);
             assert!(judged.stop && !judged.wait);
             assert!(judged.back.iter().all(|entry| entry.history.failures == 0));
             assert_eq!(judged.back.len(), 3);
@@ -346,8 +499,9 @@ mod tests {
     fn what_has_failed_and_is_too_old_is_given_up() {
         let limit = RetryPolicy { max_age: Some(Duration::from_secs(60)), ..policy() };
         for (age, given_up) in [(60_000, false), (60_001, true)] {
-            let judged =
-                judge(entries(1), Blame::Unknown(failure(Advice::Retry)), 0, Timestamp::from_millis(NOW.as_millis() + age), &limit);
+            let now = Timestamp::from_millis(NOW.as_millis() + age);
+            let ended = Ended { entries: entries(1), ..Ended::default() };
+            let judged = super::judge(ended, Some(unknown(Advice::Retry)), now, &limit);
             assert_eq!(judged.condemned.first().map(|condemned| condemned.condition), given_up.then_some(Condition::RecordAgeExceeded));
         }
     }

@@ -165,6 +165,7 @@ impl ShardConsumer {
         self.prefix = AckedPrefix::default();
         self.looked = self.hold.shared.clock.boot_time();
         self.hold.shared.metrics.rewound();
+        self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.finished = checkpoint.record());
         Stop::Reopen(self.begin_at_checkpoint())
     }
 }

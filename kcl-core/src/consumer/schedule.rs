@@ -10,6 +10,7 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
 use tokio::time::Instant;
 
+use super::settings::Batching;
 use crate::record::Record;
 
 /// Names a group. Two keys that share one only wait for each other.
@@ -64,6 +65,10 @@ struct Group {
     in_work: bool,
     hold: Hold,
     place: Place,
+    /// The end of the wait for a larger batch, once it has begun.
+    filled_by: Option<Instant>,
+    /// Its first records don't wait for more: they were called before, or have waited.
+    is_filled: bool,
 }
 
 /// In which of the two orders a group stands.
@@ -73,6 +78,8 @@ enum Place {
     Nowhere,
     Ready(ExtendedSequenceNumber),
     Waiting(Instant),
+    /// Until then, if the wait has begun.
+    Filling(Option<Instant>),
 }
 
 /// See the module.
@@ -82,14 +89,35 @@ pub(super) struct Schedule {
     groups: BTreeMap<GroupKey, Group>,
     ready: BTreeSet<(ExtendedSequenceNumber, GroupKey)>,
     waiting: BTreeSet<(Instant, GroupKey)>,
+    /// Groups that wait for a larger batch. `None`: since just now.
+    filling: BTreeSet<(Option<Instant>, GroupKey)>,
+    batching: Batching,
+    /// Nothing more comes: groups don't wait for larger batches.
+    is_flushed: bool,
     blocked: usize,
     open: usize,
     open_bytes: usize,
 }
 
 impl Schedule {
-    pub(super) fn new(by_key: bool) -> Self {
-        Self { by_key, groups: BTreeMap::new(), ready: BTreeSet::new(), waiting: BTreeSet::new(), blocked: 0, open: 0, open_bytes: 0 }
+    pub(super) fn new(by_key: bool, batching: Batching) -> Self {
+        Self {
+            by_key,
+            groups: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            filling: BTreeSet::new(),
+            batching,
+            is_flushed: false,
+            blocked: 0,
+            open: 0,
+            open_bytes: 0,
+        }
+    }
+
+    /// An empty one with the same settings.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(self.by_key, self.batching)
     }
 
     /// The group that a record belongs to.
@@ -133,11 +161,36 @@ impl Schedule {
             }
             self.place(group);
         }
+        while let Some((until, group)) = self.filling.first().copied().filter(|(until, _)| until.is_none_or(|until| until <= now)) {
+            if let Some(filling) = self.groups.get_mut(&group) {
+                match until {
+                    None => filling.filled_by = Some(now + self.batching.max_wait),
+                    Some(_) => filling.is_filled = true,
+                }
+            }
+            self.place(group);
+        }
     }
 
-    /// When the first wait is over.
+    /// Nothing more comes (`true`): no group waits for a larger batch.
+    pub(super) fn flush(&mut self, is_flushed: bool) {
+        self.is_flushed = is_flushed;
+        if is_flushed {
+            while let Some((_, group)) = self.filling.first().copied() {
+                self.place(group);
+            }
+        }
+    }
+
+    /// Returns whether all that is open waits for a larger batch.
+    pub(super) fn is_filling(&self) -> bool {
+        !self.filling.is_empty() && self.filling.len() == self.groups.len()
+    }
+
+    /// The end of the first wait.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.waiting.first().map(|(until, _)| *until)
+        let filling = self.filling.first().and_then(|(until, _)| *until);
+        self.waiting.first().map(|(until, _)| *until).into_iter().chain(filling).min()
     }
 
     pub(super) fn has_ready(&self) -> bool {
@@ -153,15 +206,21 @@ impl Schedule {
         self.blocked > 0
     }
 
-    /// Takes the records of the next call into work: of one group, in order, at most so many, and only such that come before this one.
+    /// Takes the records of the next call into work: of one group, in order, as many as a batch may
+    /// have (`most`: or fewer), and only such that come before this one.
     pub(super) fn take(&mut self, most: usize, before: Option<ExtendedSequenceNumber>) -> Option<(GroupKey, Vec<Entry>)> {
         let may_go = |record: ExtendedSequenceNumber| before.is_none_or(|before| record < before);
         let (_, key) = self.ready.first().copied().filter(|(head, _)| may_go(*head))?;
         let group = self.groups.get_mut(&key)?;
-        let ends_before = |entry: &Entry| entry.cut || !may_go(entry.record.position());
+        let mut bytes = group.queue.front().map_or(0, |entry| entry.record.size());
+        let ends_before = |entry: &Entry| {
+            bytes += entry.record.size();
+            entry.cut || bytes > self.batching.max_bytes || !may_go(entry.record.position())
+        };
         let end = group.queue.iter().skip(1).position(ends_before).map_or(group.queue.len(), |index| index + 1);
-        let entries = group.queue.drain(..end.min(most)).collect();
+        let entries = group.queue.drain(..end.min(most).min(self.batching.max_records)).collect();
         group.in_work = true;
+        (group.filled_by, group.is_filled) = (None, false);
         self.blocked -= usize::from(std::mem::take(&mut group.hold.blocked));
         self.place(key);
         Some((key, entries))
@@ -173,6 +232,7 @@ impl Schedule {
         if let Some(next) = group.queue.front_mut().filter(|_| !entries.is_empty()) {
             next.cut = true;
         }
+        group.is_filled |= !entries.is_empty();
         for entry in entries.into_iter().rev() {
             group.queue.push_front(entry);
         }
@@ -232,6 +292,9 @@ impl Schedule {
             Place::Waiting(until) => {
                 self.waiting.remove(&(until, key));
             }
+            Place::Filling(until) => {
+                self.filling.remove(&(until, key));
+            }
         }
         if group.in_work || group.hold.letters > 0 {
             return;
@@ -244,6 +307,10 @@ impl Schedule {
             Some(until) => {
                 group.place = Place::Waiting(until);
                 self.waiting.insert((until, key));
+            }
+            None if group.queue.len() < self.batching.min_records && !group.is_filled && !self.is_flushed => {
+                group.place = Place::Filling(group.filled_by);
+                self.filling.insert((group.filled_by, key));
             }
             None => {
                 group.place = Place::Ready(head);
@@ -266,7 +333,7 @@ mod tests {
     }
 
     fn schedule(by_key: bool, keys: &str) -> Schedule {
-        let mut schedule = Schedule::new(by_key);
+        let mut schedule = Schedule::new(by_key, Batching::up_to(10_000));
         for (number, key) in keys.chars().enumerate() {
             schedule.push(record(number as u128, &key.to_string()));
         }
@@ -380,6 +447,52 @@ mod tests {
         assert_eq!(numbers(&entries), [0, 1]);
         schedule.put_back(key, Vec::new(), Hold::default());
         assert_eq!(take(&mut schedule).unwrap().1, [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_call_has_no_more_records_and_bytes_than_a_batch_may() {
+        let size = record(0, "a").size();
+        for (batching, expected) in [
+            (Batching::up_to(2), vec![0, 1]),
+            (Batching { max_bytes: 3 * size, ..Batching::default() }, vec![0, 1, 2]),
+            (Batching { max_bytes: 1, ..Batching::default() }, vec![0]),
+        ] {
+            let mut schedule = Schedule::new(false, batching);
+            (0..5).for_each(|number| schedule.push(record(number, "a")));
+            assert_eq!(take(&mut schedule).unwrap().1, expected, "{batching:?}");
+        }
+    }
+
+    #[test]
+    fn a_batch_waits_to_be_filled_for_a_while() {
+        let (now, wait) = (Instant::now(), Duration::from_secs(10));
+        let batching = Batching { min_records: 3, max_wait: wait, ..Batching::default() };
+        let mut schedule = Schedule::new(false, batching);
+        schedule.push(record(0, "a"));
+        schedule.wake(now);
+        assert!(take(&mut schedule).is_none() && schedule.is_filling() && !schedule.has_waiting());
+        assert_eq!(schedule.next_wake(), Some(now + wait));
+        schedule.push(record(1, "a"));
+        schedule.wake(now + wait / 2);
+        assert_eq!(schedule.next_wake(), Some(now + wait), "from the first record on");
+        schedule.push(record(2, "a"));
+        let (key, taken, entries) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0, 1, 2], "it is full");
+        schedule.push(record(3, "a"));
+        schedule.put_back(key, entries, Hold::default());
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0, 1, 2], "what has failed does not wait");
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert!(take(&mut schedule).is_none());
+        schedule.wake(now + wait);
+        schedule.wake(now + wait * 2);
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [3], "it has waited");
+        schedule.put_back(key, Vec::new(), Hold::default());
+        schedule.push(record(4, "a"));
+        assert!(take(&mut schedule).is_none());
+        schedule.flush(true);
+        assert_eq!(take(&mut schedule).unwrap().1, [4], "nothing more comes");
     }
 
     #[test]

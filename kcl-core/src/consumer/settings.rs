@@ -1,4 +1,5 @@
-//! How records of a shard are processed: lanes, bounds, poisoned keys, aggregates. Settings with their ranges.
+//! Settings of the processing of records, with their ranges: lanes, batches, deadlines, poisoned keys,
+//! aggregates.
 
 use std::time::Duration;
 
@@ -54,6 +55,124 @@ impl Lanes {
 impl Default for Lanes {
     fn default() -> Self {
         Self { lanes: 1, max_records: 10_000, max_bytes: 16 << 20 }
+    }
+}
+
+/// The shape of batches: how many records a call of
+/// [`process_records`](crate::RecordProcessor::process_records) gets, and how long they are waited
+/// for.
+///
+/// The defaults are such that a call of ordinary code takes seconds at most. Larger batches are for
+/// sinks that are faster that way: a shard is handed over, or its worker stopped, only between two
+/// calls, or when a call [ends early](crate::ShardContext::interruption).
+///
+/// ```
+/// use std::time::Duration;
+/// use kcl_core::Batching;
+///
+/// // Files of up to 5,000 records, or of what has come within half a minute.
+/// let batching = Batching { min_records: 5_000, max_wait: Duration::from_secs(30), ..Batching::up_to(5_000) };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// The most records of a call. 1 to 100,000; default 100.
+    pub max_records: usize,
+    /// The most bytes (data and partition keys) of a call's records, but at least one record. 1 KiB
+    /// to 1 GiB; default 4 MiB.
+    pub max_bytes: usize,
+    /// The fill that a call waits for, at most for `max_wait`. 1 up to `max_records`; default 1: a
+    /// call never waits for more. With several lanes: of one partition key.
+    pub min_records: usize,
+    /// The longest wait for `min_records`, from the first record on. Up to 4 min; default none.
+    /// Records that have failed, and the last ones of a shard, don't wait.
+    pub max_wait: Duration,
+}
+
+impl Batching {
+    /// Up to so many records, with the default bounds and without a wait.
+    #[must_use]
+    pub fn up_to(max_records: usize) -> Self {
+        Self { max_records, ..Self::default() }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=100_000).contains(&self.max_records) {
+            return Err(ConfigError::new("batching.max_records", self.max_records, "must be 1 to 100000"));
+        }
+        if !(1 << 10..=1 << 30).contains(&self.max_bytes) {
+            return Err(ConfigError::new("batching.max_bytes", self.max_bytes, "must be 1 KiB (1024) to 1 GiB (1073741824)"));
+        }
+        if !(1..=self.max_records).contains(&self.min_records) {
+            return Err(ConfigError::new("batching.min_records", self.min_records, "must be 1 up to batching.max_records"));
+        }
+        if self.max_wait > Duration::from_secs(240) {
+            return Err(ConfigError::new("batching.max_wait", self.max_wait, "must be at most 4 min"));
+        }
+        if self.min_records > 1 && self.max_wait.is_zero() {
+            let rule = "does nothing without batching.max_wait: set both, or neither";
+            return Err(ConfigError::new("batching.min_records", self.min_records, rule));
+        }
+        Ok(())
+    }
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { max_records: 100, max_bytes: 4 << 20, min_records: 1, max_wait: Duration::ZERO }
+    }
+}
+
+/// The longest durations of calls that are not about records. A call that takes longer is dropped at
+/// an await and counts as failed; its processor is made anew.
+///
+/// Each 1 ms to 1 h. Calls of blocking forms can't be dropped: see [`blocking`](crate::blocking).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallbackDeadlines {
+    /// Of [`create`](crate::RecordProcessorFactory::create). Default 5 min.
+    pub create: Duration,
+    /// Of [`initialize`](crate::RecordProcessor::initialize). Default 5 min.
+    pub initialize: Duration,
+    /// Of [`idle`](crate::RecordProcessor::idle). Default 1 min.
+    pub idle: Duration,
+    /// Of [`shard_ended`](crate::RecordProcessor::shard_ended). Default 5 min.
+    pub shard_ended: Duration,
+    /// Of [`shutdown_requested`](crate::RecordProcessor::shutdown_requested). Default 20 s; it ends
+    /// in any case with the handoff or shutdown timeout.
+    pub shutdown_requested: Duration,
+    /// Of [`lease_lost`](crate::RecordProcessor::lease_lost). Default 10 s: until it returns this
+    /// worker can't take the shard again.
+    pub lease_lost: Duration,
+}
+
+impl CallbackDeadlines {
+    fn validate(&self) -> Result<(), ConfigError> {
+        for (setting, deadline) in [
+            ("callback_deadlines.create", self.create),
+            ("callback_deadlines.initialize", self.initialize),
+            ("callback_deadlines.idle", self.idle),
+            ("callback_deadlines.shard_ended", self.shard_ended),
+            ("callback_deadlines.shutdown_requested", self.shutdown_requested),
+            ("callback_deadlines.lease_lost", self.lease_lost),
+        ] {
+            if !(Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&deadline) {
+                return Err(ConfigError::new(setting, deadline, "must be 1 ms to 1 h"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for CallbackDeadlines {
+    fn default() -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        Self {
+            create: minutes(5),
+            initialize: minutes(5),
+            idle: minutes(1),
+            shard_ended: minutes(5),
+            shutdown_requested: Duration::from_secs(20),
+            lease_lost: Duration::from_secs(10),
+        }
     }
 }
 
@@ -159,7 +278,12 @@ pub enum ReadUntil {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Processing {
     pub(crate) lanes: Lanes,
-    pub(crate) max_batch_records: usize,
+    pub(crate) batching: Batching,
+    pub(crate) callbacks: CallbackDeadlines,
+    /// The time without records after which, and in which, `idle` is called.
+    pub(crate) idle_callback: Option<Duration>,
+    /// Whether logs show the texts of users' errors.
+    pub(crate) log_error_text: bool,
     pub(crate) poisoned_key: PoisonedKey,
     pub(crate) valve: Option<SafetyValve>,
     pub(crate) aggregated: Aggregated,
@@ -169,7 +293,10 @@ impl Default for Processing {
     fn default() -> Self {
         Self {
             lanes: Lanes::default(),
-            max_batch_records: 10_000,
+            batching: Batching::default(),
+            callbacks: CallbackDeadlines::default(),
+            idle_callback: None,
+            log_error_text: false,
             poisoned_key: PoisonedKey::default(),
             valve: Some(SafetyValve::default()),
             aggregated: Aggregated::default(),
@@ -180,8 +307,11 @@ impl Default for Processing {
 impl Processing {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.lanes.validate()?;
-        if !(1..=100_000).contains(&self.max_batch_records) {
-            return Err(ConfigError::new("max_batch_records", self.max_batch_records, "must be 1 to 100000"));
+        self.batching.validate()?;
+        self.callbacks.validate()?;
+        let possible = Duration::from_millis(100)..=Duration::from_secs(3600);
+        if let Some(every) = self.idle_callback.filter(|every| !possible.contains(every)) {
+            return Err(ConfigError::new("idle_callback", every, "must be 100 ms to 1 h"));
         }
         if let Aggregated::TakenApart { rules: Rules { max_sub_records: 0, .. }, .. } = self.aggregated {
             return Err(ConfigError::new("aggregated.rules.max_sub_records", 0, "must be at least 1"));
@@ -199,12 +329,22 @@ mod tests {
         let sound = Processing::default();
         sound.validate().unwrap();
         let lanes = |lanes| Processing { lanes, ..sound };
+        let batching = |batching| Processing { batching, ..sound };
         let none = Rules { max_sub_records: 0, ..Rules::default() };
         for (processing, setting) in [
             (lanes(Lanes::new(0)), "lanes.lanes"),
             (lanes(Lanes { max_records: 0, ..Lanes::default() }), "lanes.max_records"),
             (lanes(Lanes { max_bytes: 1, ..Lanes::default() }), "lanes.max_bytes"),
-            (Processing { max_batch_records: 0, ..sound }, "max_batch_records"),
+            (batching(Batching { max_records: 0, ..Batching::default() }), "batching.max_records"),
+            (batching(Batching { max_bytes: 0, ..Batching::default() }), "batching.max_bytes"),
+            (batching(Batching { min_records: 101, ..Batching::default() }), "batching.min_records"),
+            (batching(Batching { min_records: 2, ..Batching::default() }), "batching.min_records"),
+            (batching(Batching { max_wait: Duration::from_secs(241), ..Batching::default() }), "batching.max_wait"),
+            (Processing { idle_callback: Some(Duration::ZERO), ..sound }, "idle_callback"),
+            (
+                Processing { callbacks: CallbackDeadlines { idle: Duration::ZERO, ..CallbackDeadlines::default() }, ..sound },
+                "callback_deadlines.idle",
+            ),
             (Processing { valve: Some(SafetyValve { window: 10, most: 0 }), ..sound }, "safety_valve.most"),
             (
                 Processing { aggregated: Aggregated::TakenApart { rules: none, elsewhere: Elsewhere::Deliver }, ..sound },

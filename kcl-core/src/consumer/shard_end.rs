@@ -7,9 +7,9 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::{Lease, ShardId, TableError, shard_sync};
 use tokio::time::Instant;
 
-use super::call::guarded;
 use super::lanes::LaneEvent;
 use super::rewind::PAUSE;
+use super::seat::Callback;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::status::ShardState;
 use crate::stream::{ChildShard, ShardFilter};
@@ -48,7 +48,7 @@ impl ShardConsumer {
         let mut backoff = self.hold.backoff();
         // There may have been no record, or the last one has cost its processor: somebody has to be told of the end.
         let first = if self.work.lanes.has_free() { None } else { Some(0) };
-        let lanes = (0..self.work.lanes.len()).filter(|lane| Some(*lane) == first || self.work.lanes.processor(*lane).is_some());
+        let lanes = (0..self.work.lanes.len()).filter(|lane| Some(*lane) == first || self.work.lanes.is_free(*lane));
         for lane in lanes.collect::<Vec<_>>() {
             while !self.told_of_the_end(lane).await? {
                 self.hold.pause(backoff.next_wait()).await?;
@@ -61,8 +61,16 @@ impl ShardConsumer {
     /// Tells a lane's processor of the shard's end. Returns whether it is content.
     async fn told_of_the_end(&mut self, lane: usize) -> Result<bool, Stop> {
         self.ensure_processor(lane).await?;
-        let Some(processor) = self.work.lanes.processor(lane) else { return Ok(false) };
-        let ended = guarded(processor.shard_ended(&self.hold.shard), None).await;
+        let deadline = self.hold.shared.processing.callbacks.shard_ended;
+        if !self.work.lanes.call_back(lane, Callback::ShardEnded, deadline, &self.hold.shard) {
+            return Ok(false);
+        }
+        let (lost, ended) = loop {
+            match self.lane_changed().await? {
+                LaneEvent::CalledBack { callback: Callback::ShardEnded, lost, result } => break (lost, result),
+                other => self.lane_event(other),
+            }
+        };
         let manual = self.hold.shared.checkpointing == Checkpointing::Manual;
         match ended {
             Ok(()) if manual && !self.hold.shard.checkpointer.last().is_shard_end() => {
@@ -71,30 +79,51 @@ impl ShardConsumer {
             }
             Ok(()) => Ok(true),
             Err(failure) => {
-                tracing::error!(%failure, "shard_ended failed; calling it again");
-                if failure.is_fatal_to_processor() {
-                    self.work.lanes.discard(lane);
-                    if self.processor_lost() {
-                        self.hold.pause(PAUSE).await?;
-                        return Err(self.rewind());
-                    }
+                tracing::error!(failure = self.hold.shown(&failure), "shard_ended failed; calling it again");
+                if lost && self.processor_lost() {
+                    self.hold.pause(PAUSE).await?;
+                    return Err(self.rewind());
                 }
                 Ok(false)
             }
         }
     }
 
+    /// Waits for a change on the lanes. If something asks to stop, the call under way may still end
+    /// in time, and counts; else it is cut off.
+    async fn lane_changed(&mut self) -> Result<LaneEvent, Stop> {
+        self.show_call();
+        let stop = tokio::select! {
+            biased;
+            event = self.work.lanes.next(&self.hold.shard) => return Ok(event),
+            stop = self.hold.interrupted() => stop,
+        };
+        let by = self.calls_by(&stop);
+        tokio::select! {
+            biased;
+            event = self.work.lanes.next(&self.hold.shard) => return Ok(event),
+            () = tokio::time::sleep_until(by) => {}
+        }
+        self.cut_off().await;
+        Err(stop)
+    }
+
     /// Makes a processor for a lane that has none, however often that fails.
     async fn ensure_processor(&mut self, lane: usize) -> Result<(), Stop> {
-        while self.work.lanes.processor(lane).is_none() {
+        while !self.work.lanes.is_free(lane) {
             self.work.lanes.make_for(lane, &self.hold.shared.factory, &self.hold.shard);
-            let made = tokio::select! {
+            self.show_call();
+            let event = tokio::select! {
                 biased;
-                stop = self.hold.interrupted() => return Err(stop),
-                event = self.work.lanes.next() => event,
+                stop = self.hold.interrupted() => {
+                    self.work.lanes.stop_making();
+                    return Err(stop);
+                }
+                event = self.work.lanes.next(&self.hold.shard) => event,
             };
-            if let LaneEvent::Made(made) = made {
-                self.processor_made(made);
+            let is_made = matches!(event, LaneEvent::Made(_));
+            self.lane_event(event);
+            if is_made {
                 if let Some(until) = self.work.make.not_before {
                     self.hold.state(ShardState::Retrying);
                     self.hold.pause(until.saturating_duration_since(Instant::now())).await?;

@@ -12,13 +12,14 @@ use super::careful::Careful;
 use super::flow::PauseReason;
 use super::hold::Hold;
 use super::in_hand::InHand;
-use super::lanes::Lanes;
+use super::lanes::{CallSettings, Lanes};
 use super::outbox::Outbox;
 use super::rewind::Rewind;
 use super::schedule::{Entry, GroupKey, Schedule};
 use super::settings::Processing;
 use super::valve::Valve;
 use crate::dead_letter::DeadLetterError;
+use crate::record::Record;
 use crate::stream::ChildShard;
 
 /// Keys whose records follow an earlier one into the dead-letter queue: the most that are remembered.
@@ -46,6 +47,13 @@ pub(super) struct Work {
     pub(super) careful: Option<Careful>,
     /// What was finished beyond the checkpoint before this term.
     pub(super) finished_before: Option<FinishedBeyond>,
+    pub(super) arrivals: Arrivals,
+    /// When acknowledgements of calls under way are taken in, if there are any.
+    pub(super) gather_until: Option<Instant>,
+    /// When processors without records are called next.
+    pub(super) idle_at: Option<Instant>,
+    /// A call that takes long was reported.
+    pub(super) told_of_long_call: bool,
     /// How far behind the last answer was.
     pub(super) behind: Option<u64>,
     /// What is known to be finished with a record: all that arrived before the time.
@@ -82,8 +90,15 @@ impl Work {
         let range = term.taken().hash_range.map(|range| range.start..=range.end);
         Self {
             in_hand: InHand::new(settings.aggregated, range),
-            schedule: Schedule::new(settings.lanes.lanes > 1),
-            lanes: Lanes::new(settings.lanes.lanes),
+            schedule: Schedule::new(settings.lanes.lanes > 1, settings.batching),
+            lanes: Lanes::new(
+                settings.lanes.lanes,
+                CallSettings {
+                    machine: shared.machine.clone(),
+                    attempt_deadline: shared.retry.attempt_deadline,
+                    callbacks: settings.callbacks,
+                },
+            ),
             outbox: Outbox::default(),
             sending: None,
             send: Paced::new(hold.backoff()),
@@ -95,6 +110,10 @@ impl Work {
             rewind: Rewind::default(),
             careful: Careful::begin(term),
             finished_before: term.taken().finished_beyond.clone().filter(|note| note.is_valid_for(term.taken().checkpoint)),
+            arrivals: Arrivals::default(),
+            gather_until: None,
+            idle_at: None,
+            told_of_long_call: false,
             behind: None,
             marks: VecDeque::new(),
             mark_in_hand: None,
@@ -120,7 +139,8 @@ impl Work {
         self.marks.clear();
         (self.mark_in_hand, self.behind, self.barrier) = (None, None, false);
         (self.ended, self.reopen, self.bound_reached) = (None, false, false);
-        let anew = Schedule::new(self.lanes.len() > 1);
+        self.arrivals = Arrivals::default();
+        let anew = self.schedule.anew();
         std::mem::replace(&mut self.schedule, anew).into_waiting()
     }
 
@@ -141,7 +161,7 @@ impl Work {
 
     /// Whether the next answer may be taken into the hand.
     pub(super) fn wants_more(&self) -> bool {
-        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0;
+        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0 && !self.schedule.is_filling();
         self.in_hand.is_empty() && self.paused.is_none() && !self.has_read_enough() && !one_lane_is_busy
     }
 
@@ -153,17 +173,32 @@ impl Work {
             // One record may always be in work, however large.
             let is_full = self.schedule.open_bytes() >= settings.lanes.max_bytes;
             if is_full { 0 } else { settings.lanes.max_records.saturating_sub(span) }
-        } else if self.schedule.open() > 0 {
+        } else if self.schedule.open() > 0 && !self.schedule.is_filling() {
             0
         } else {
-            settings.max_batch_records
+            let is_full = self.schedule.open_bytes() >= settings.batching.max_bytes;
+            if is_full { 0 } else { settings.batching.max_records.saturating_sub(self.schedule.open()) }
         }
     }
 
-    /// When there will be something to do without anybody's word. `now`: before anything was begun. What was due by then and is not done can't be done now:
-    /// something else has to change first, a pause or the lease, and that is waited for. What has fallen due since has its turn at once.
+    /// A call has ended: the time without calls begins.
+    pub(super) fn note_call_ended(&mut self) {
+        self.idle_at = None;
+    }
+
+    /// The earliest time at which a timer makes work possible. `now`: before anything was begun.
+    /// Timers that were overdue by then are excluded: what they are for waits for another event, a
+    /// pause or the lease. What has fallen due since has its turn at once.
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
-        let due = [self.schedule.next_wake(), self.send.not_before, self.make.not_before, self.note_due, self.rewind.due()];
+        let due = [
+            self.schedule.next_wake(),
+            self.send.not_before,
+            self.make.not_before,
+            self.note_due,
+            self.rewind.due(),
+            self.gather_until,
+            self.idle_at,
+        ];
         due.into_iter().flatten().filter(|due| *due > now).min()
     }
 }
@@ -205,14 +240,15 @@ impl Paced {
 /// Keys of which a record went to the dead-letter queue, by their hashes, and the first such record of each.
 #[derive(Debug, Default)]
 pub(super) struct PoisonedKeys {
-    keys: BTreeMap<Option<u128>, ExtendedSequenceNumber>,
-    oldest_first: VecDeque<Option<u128>>,
+    keys: BTreeMap<u128, ExtendedSequenceNumber>,
+    oldest_first: VecDeque<u128>,
 }
 
 impl PoisonedKeys {
     /// Remembers a record's key. Returns whether another one had to be forgotten.
     pub(super) fn insert(&mut self, key: Option<&str>, record: ExtendedSequenceNumber) -> bool {
-        let key = key.map(kcl_aggregation::hash_of);
+        // A record without a key shares it with no other.
+        let Some(key) = key.map(kcl_aggregation::hash_of) else { return false };
         if let Some(first) = self.keys.get_mut(&key) {
             *first = record.min(*first);
             return false;
@@ -227,13 +263,57 @@ impl PoisonedKeys {
 
     /// Whether a record comes after one of its key that went there.
     pub(super) fn follows(&self, key: Option<&str>, record: ExtendedSequenceNumber) -> bool {
-        !self.keys.is_empty() && self.keys.get(&key.map(kcl_aggregation::hash_of)).is_some_and(|first| *first < record)
+        let Some(key) = key.filter(|_| !self.keys.is_empty()) else { return false };
+        self.keys.get(&kcl_aggregation::hash_of(key)).is_some_and(|first| *first < record)
+    }
+}
+
+/// The arrival times of records that are not finished.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    /// The first record of each arrival time.
+    first: VecDeque<(ExtendedSequenceNumber, Timestamp)>,
+}
+
+impl Arrivals {
+    /// Notes the next record of the shard.
+    fn insert(&mut self, record: ExtendedSequenceNumber, arrival: Timestamp) {
+        if self.first.back().is_none_or(|(last, at)| *last < record && *at != arrival) {
+            self.first.push_back((record, arrival));
+        }
+    }
+
+    pub(super) fn note(&mut self, record: &Record) {
+        if let Some(arrival) = record.approximate_arrival() {
+            self.insert(record.position(), arrival);
+        }
+    }
+
+    /// The arrival of this record. Those before it are forgotten.
+    pub(super) fn of(&mut self, record: ExtendedSequenceNumber) -> Option<Timestamp> {
+        while self.first.get(1).is_some_and(|(next, _)| *next <= record) {
+            self.first.pop_front();
+        }
+        self.first.front().filter(|(first, _)| *first <= record).map(|(_, arrival)| *arrival)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_arrival_of_the_oldest_record_is_known() {
+        let at = |number: u128| ExtendedSequenceNumber::whole(number.into());
+        let mut arrivals = Arrivals::default();
+        assert_eq!(arrivals.of(at(1)), None);
+        for (number, millis) in [(1, 10), (2, 10), (3, 30), (4, 20)] {
+            arrivals.insert(at(number), Timestamp::from_millis(millis));
+        }
+        for (number, millis) in [(1, 10), (2, 10), (3, 30), (4, 20), (9, 20)] {
+            assert_eq!(arrivals.of(at(number)), Some(Timestamp::from_millis(millis)));
+        }
+    }
 
     #[test]
     fn the_key_that_was_poisoned_longest_ago_is_forgotten() {
@@ -244,7 +324,8 @@ mod tests {
         assert!(!keys.insert(Some(&key(0)), at(7)), "known already");
         assert!(keys.follows(Some(&key(0)), at(6)) && !keys.follows(None, at(6)));
         assert!(!keys.follows(Some(&key(0)), at(5)) && !keys.follows(Some(&key(0)), at(4)), "only what comes after it");
-        assert!(keys.insert(None, at(5)));
-        assert!(!keys.follows(Some(&key(0)), at(6)) && keys.follows(Some(&key(1)), at(6)) && keys.follows(None, at(6)));
+        assert!(!keys.insert(None, at(5)) && !keys.follows(None, at(6)), "a missing key is no key");
+        assert!(keys.insert(Some("another"), at(5)));
+        assert!(!keys.follows(Some(&key(0)), at(6)) && keys.follows(Some(&key(1)), at(6)) && keys.follows(Some("another"), at(6)));
     }
 }

@@ -21,15 +21,16 @@ use super::checks::patiently;
 use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
 use super::shard_sync::ShardSync;
+use crate::blocking::{BlockingHandler, BlockingProcessor};
 use crate::consumer::{
-    Aggregated, Backlog, Checkpointing, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing, ReadUntil, Reading, RetryPolicy,
-    SafetyValve, Shared, TrimmedData,
+    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing,
+    ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
-use crate::handler::{EachRecord, RecordHandler};
+use crate::handler::RecordHandler;
 use crate::metrics::Metrics;
-use crate::processor::RecordProcessorFactory;
+use crate::processor::{RecordProcessorFactory, ShardContext};
 use crate::retrieval::{FanOutConfig, Polling, PollingConfig, RetrievalMode};
 use crate::status::StatusBoard;
 use crate::stream::{ServiceClock, StreamApi};
@@ -132,17 +133,35 @@ impl WorkerBuilder {
         self
     }
 
-    /// What makes a processor for each shard: a closure from [`ShardContext`](crate::ShardContext) to a processor, or an own
-    /// [`RecordProcessorFactory`].
-    pub fn processor(mut self, factory: impl RecordProcessorFactory + 'static) -> Self {
-        self.factory = Some(Factory(Arc::new(factory)));
+    /// Sets what handles records one at a time: a [`RecordHandler`], or a
+    /// [`MessageHandler`](crate::MessageHandler) in [`Json`](crate::Json).
+    ///
+    /// One of this, [`processor`](Self::processor) and their blocking forms is needed; the last one
+    /// stands.
+    pub fn handler(mut self, handler: impl RecordHandler + 'static) -> Self {
+        self.factory = Some(Factory::Handler(Arc::new(handler)));
         self
     }
 
-    /// What handles records one at a time, in place of a [`processor`](Self::processor): a [`RecordHandler`], or a
-    /// [`MessageHandler`](crate::MessageHandler) in [`Json`](crate::Json).
-    pub fn handler(self, handler: impl RecordHandler + 'static) -> Self {
-        self.processor(EachRecord::new(handler))
+    /// Sets what makes a processor of batches for each shard: a closure from
+    /// [`ShardContext`](crate::ShardContext) to a processor, or an own [`RecordProcessorFactory`].
+    pub fn processor(mut self, factory: impl RecordProcessorFactory + 'static) -> Self {
+        self.factory = Some(Factory::Processors(Arc::new(factory)));
+        self
+    }
+
+    /// As [`handler`](Self::handler), for code that blocks its thread. See
+    /// [`blocking`](crate::blocking).
+    pub fn blocking_handler(mut self, handler: impl BlockingHandler + 'static) -> Self {
+        self.factory = Some(Factory::BlockingHandler(Arc::new(handler)));
+        self
+    }
+
+    /// As [`processor`](Self::processor), for code that blocks its thread. See
+    /// [`blocking`](crate::blocking).
+    pub fn blocking_processor<P: BlockingProcessor + 'static>(mut self, make: impl Fn(&ShardContext) -> P + Send + Sync + 'static) -> Self {
+        self.factory = Some(Factory::BlockingProcessors(Arc::new(move |shard| Box::new(make(shard)))));
+        self
     }
 
     /// Where records go that can't be processed. Without one, such a record stops its shard until it can be.
@@ -229,9 +248,31 @@ impl WorkerBuilder {
         self
     }
 
-    /// The most records that one call of `process_records` gets. 1 to 100,000; default 10,000, the most that Kinesis gives at once.
-    pub fn max_batch_records(mut self, records: usize) -> Self {
-        self.processing.max_batch_records = records;
+    /// Sets the shape of batches: most records and bytes, and how long a call waits for them.
+    /// Default: up to 100 records, without a wait.
+    pub fn batching(mut self, batching: Batching) -> Self {
+        self.processing.batching = batching;
+        self
+    }
+
+    /// Sets the longest durations of calls that are not about records.
+    pub fn callback_deadlines(mut self, deadlines: CallbackDeadlines) -> Self {
+        self.processing.callbacks = deadlines;
+        self
+    }
+
+    /// Asks for [`RecordProcessor::idle`](crate::RecordProcessor::idle), each time that a shard has
+    /// had no records for this long. 100 ms to 1 h; default: never.
+    pub fn idle_callback(mut self, every: Duration) -> Self {
+        self.processing.idle_callback = Some(every);
+        self
+    }
+
+    /// Sets whether logs show the texts of errors and panics of your code. They may quote records,
+    /// as those of `serde_json` do, so that logs show only the kind of a failure, the type of its
+    /// error and its record by default. Dead letters have the texts in any case.
+    pub fn log_error_text(mut self, shown: bool) -> Self {
+        self.processing.log_error_text = shown;
         self
     }
 
@@ -394,6 +435,7 @@ impl WorkerBuilder {
             stream_api,
             table: Arc::clone(&table),
             dead_letter_queue: self.dead_letter_queue,
+            status: StatusBoard::new(Arc::clone(&as_clock)),
             clock,
             entropy: entropy.clone(),
             retry: self.retry,
@@ -406,8 +448,12 @@ impl WorkerBuilder {
             initial: self.initial,
             budget: PrefetchBudget::new(self.prefetch_bytes),
             reading: Arc::new(Reading::default()),
-            status: StatusBoard::default(),
             let_go: CancellationToken::new(),
+            cut_off: CutOff::default(),
+            lease_duration: timing.lease_duration,
+            handoff_timeout: timing.handoff_timeout,
+            shutdown_timeout: self.shutdown_timeout,
+            machine: self.machine.clone(),
             stream,
         });
         let (held, look_again) = (Held::default(), Arc::new(Notify::new()));

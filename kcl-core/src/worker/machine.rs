@@ -5,7 +5,7 @@ use crate::test_util::{Power, Powered};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     #[cfg(feature = "test-util")]
     power: Option<Power>,
 }
@@ -24,14 +24,14 @@ impl Machine {
 
     /// A task of the runtime that users' code runs on, as it is to be spawned.
     #[cfg(feature = "test-util")]
-    pub(super) fn run<F: Future>(&self, task: F) -> Powered<F> {
+    pub(crate) fn run<F: Future>(&self, task: F) -> Powered<F> {
         Powered::new(task, self.power.clone())
     }
 
     /// A task of the runtime that users' code runs on, as it is to be spawned.
     #[cfg(not(feature = "test-util"))]
     #[expect(clippy::unused_self, reason = "there is only the process itself")]
-    pub(super) fn run<F: Future>(&self, task: F) -> F {
+    pub(crate) fn run<F: Future>(&self, task: F) -> F {
         task
     }
 }

@@ -35,7 +35,7 @@ pub use self::builder::WorkerBuilder;
 pub(crate) use self::checks::{patiently, usable};
 use self::coordinator::{Coordinator, Held};
 use self::lease_keepers::LeaseKeepers;
-use self::machine::Machine;
+pub(crate) use self::machine::Machine;
 use self::shard_sync::ShardSync;
 use crate::consumer::{Flow, ShardConsumer, Shared};
 use crate::error::WorkerError;
@@ -233,6 +233,10 @@ impl Worker {
             }
         }
         tracing::info!(worker = %fleet.shared.worker, "worker stopped");
+        let shards = fleet.shared.cut_off.shards();
+        if !shards.is_empty() {
+            return result.and(Err(WorkerError::ShutdownTimedOut { timeout: shutdown_timeout, shards }));
+        }
         result
     }
 }

@@ -231,6 +231,17 @@ impl Term {
         !matches!(view.status, TermStatus::Ended(_)) && self.clock.boot_time() < view.valid_until
     }
 
+    /// The time for which records may still be delivered and checkpointed if the lease is not
+    /// renewed meanwhile; zero once it has expired or the term is over.
+    #[must_use]
+    pub fn valid_for(&self) -> Duration {
+        let view = *self.view.borrow();
+        match view.status {
+            TermStatus::Ended(_) => Duration::ZERO,
+            _ => view.valid_until.saturating_sub(self.clock.boot_time()),
+        }
+    }
+
     /// How the term stands.
     #[must_use]
     pub fn status(&self) -> TermStatus {

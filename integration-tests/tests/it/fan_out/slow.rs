@@ -32,7 +32,7 @@ impl RecordProcessor for Slow {
         if !self.stood.swap(true, Ordering::SeqCst) {
             sleep(STANDSTILL).await;
         }
-        for record in batch.in_order() {
+        for record in batch {
             self.bytes.fetch_add(record.data().len(), Ordering::SeqCst);
             let name = String::from_utf8(record.data().iter().copied().take_while(|byte| *byte != b' ').collect()).unwrap();
             self.ledger.record_as("a", shard, record, name);

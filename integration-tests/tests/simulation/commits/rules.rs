@@ -77,10 +77,9 @@ impl RecordProcessor for Acting {
                 end
             }
             Act::CollectInOrder => {
-                let collected = batch.in_order().count();
                 shard.commit(effects(1), &records[..1]).await?;
                 // The table that these are for does not exist.
-                let lost = (1..collected).map(|_| rules_of_nobody()).collect();
+                let lost = (1..records.len()).map(|_| rules_of_nobody()).collect();
                 shard.commit(lost, &records[1..]).await?;
                 unreachable!("it is refused");
             }
@@ -96,8 +95,8 @@ impl RecordProcessor for Acting {
             End::Fails => Err(ProcessError::retry("a failure after it")),
             End::FailsInOrder => {
                 let (Act::CommitThen(count, _) | Act::CheckpointThen(count, _)) = self.act else { unreachable!() };
-                batch.in_order().take(count).for_each(drop);
-                Err(ProcessError::retry("a failure after it, with its last record in work"))
+                let error = ProcessError::retry("a failure after it, with its last record in work");
+                Ok(Outcome::failed_from(&records[count - 1], error))
             }
             End::Panics => panic!("a bug of the service"),
             End::Overruns => std::future::pending().await,

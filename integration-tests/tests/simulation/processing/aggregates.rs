@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kcl_core::dead_letter::FailureKind;
-use kcl_core::{Aggregated, Checkpoint, Checkpointing, Lanes};
+use kcl_core::{Aggregated, Batching, Checkpoint, Checkpointing, Lanes};
 use md5::{Digest as _, Md5};
 use tokio::time::sleep;
 
@@ -46,7 +46,8 @@ async fn a_checkpoint_inside_of_an_aggregate_is_where_the_next_owner_goes_on() {
     let mut scene = Scene::new(2, Tells::InOrder);
     put_aggregate(&scene, &[("a", "good 0"), ("a", "good 1"), ("a", "slow 2"), ("a", "good 3")]);
     let often = Checkpointing::Automatic { interval: Duration::from_millis(100) };
-    let settings = |builder: kcl_core::WorkerBuilder| builder.checkpointing(often).max_batch_records(1).retry_policy(Default::default());
+    let settings =
+        |builder: kcl_core::WorkerBuilder| builder.checkpointing(often).batching(Batching::up_to(1)).retry_policy(Default::default());
     let running = scene.start(settings).await;
     until("two are finished", || scene.done.texts().len() == 2).await;
     sleep(Duration::from_secs(1)).await;
@@ -97,7 +98,7 @@ async fn without_a_queue_a_broken_aggregate_stops_its_shard_until_it_is_taken_as
     handle.shutdown();
     tasks.join_next().await.unwrap().unwrap().unwrap();
 
-    let running = scene.start(|builder| builder.aggregated_records(Aggregated::AsIs).max_batch_records(100)).await;
+    let running = scene.start(|builder| builder.aggregated_records(Aggregated::AsIs).batching(Batching::up_to(100))).await;
     until("it comes as it is", || scene.done.batches().iter().sum::<usize>() > 2).await;
     scene.stop(running).await;
 }

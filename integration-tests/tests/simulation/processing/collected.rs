@@ -9,8 +9,8 @@ use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingP
 use kcl_core::test_util::kinesis_model::SplitShardInput;
 use kcl_core::test_util::{Service, SimulatedStream};
 use kcl_core::{
-    Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, PoisonedKey, ProcessError, ProcessResult, ReadUntil, RecordBatch,
-    RecordProcessor, RetryPolicy, SafetyValve, ShardContext, ShardId, ShardState, TrimmedData, WorkerBuilder, async_trait,
+    Batching, Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, PoisonedKey, ProcessError, ProcessResult, ReadUntil, RecordBatch,
+    RecordProcessor, RetryPolicy, SafetyValve, ShardContext, ShardId, ShardState, ShardStatus, TrimmedData, WorkerBuilder, async_trait,
 };
 use tokio::time::{Instant, sleep};
 
@@ -65,24 +65,26 @@ impl Collecting {
 #[async_trait]
 impl RecordProcessor for Collecting {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        let records: Box<dyn Iterator<Item = _> + Send> = match self.tells {
-            Tells::InOrder => Box::new(batch.in_order()),
-            _ => Box::new(batch.records().iter()),
-        };
         let mut held = Vec::new();
-        for record in records {
+        for record in batch {
             self.step().await;
             let text = text(record);
             *self.world.begun.lock().unwrap().entry(text.clone()).or_default() += 1;
             match text.split(' ').next() {
+                Some("poison") if self.tells == Tells::InOrder => {
+                    return Ok(Outcome::failed_from(record, ProcessError::poison("it is poison")));
+                }
                 Some("poison") => return Err(ProcessError::poison("it is poison")),
                 Some("panics") => panic!("a bug of the service"),
                 _ => {}
             }
-            let record = (record.partition_key().unwrap_or_default().to_owned(), text);
+            let pair = (record.partition_key().unwrap_or_default().to_owned(), text);
             match self.tells {
-                Tells::InOrder => self.held.push(record),
-                _ => held.push(record),
+                Tells::InOrder => {
+                    self.held.push(pair);
+                    batch.ack(record);
+                }
+                _ => held.push(pair),
             }
         }
         self.held.append(&mut held);
@@ -138,7 +140,7 @@ fn collecting(builder: WorkerBuilder, world: &World, strike: Strike, tells: Tell
     let policy = RetryPolicy { max_attempts: 3, attempt_deadline: Some(DEADLINE), ..RetryPolicy::default() };
     builder
         .checkpointing(Checkpointing::Manual)
-        .max_batch_records(most)
+        .batching(Batching::up_to(most))
         .retry_policy(policy)
         .processor(move |_: &ShardContext| Collecting { world: world.clone(), strike, tells, held: Vec::new() })
 }
@@ -167,8 +169,9 @@ fn strs(texts: &[String]) -> Vec<&str> {
 
 /// The worker has nothing left to do but to flush, and is let go.
 async fn finish(scene: &mut Scene, running: Running, last: ExtendedSequenceNumber) {
-    let finished = || running.handle.status().shards.get(&shard()).and_then(|status| status.finished);
-    until("all is finished", || finished() == Some(last)).await;
+    let is_finished =
+        |status: &ShardStatus| status.finished == Some(last) && status.call.is_none() && status.state == ShardState::Processing;
+    until("all is finished", || running.handle.status().shards.get(&shard()).is_some_and(is_finished)).await;
     scene.stop(running).await;
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_core::{Checkpoint, Lanes, LeaseTable as _, PoisonedKey};
+use kcl_core::{Batching, Checkpoint, Lanes, LeaseTable as _, PoisonedKey};
 use kcl_lease::Lease;
 use tokio::time::{Instant, sleep};
 
@@ -69,7 +69,8 @@ async fn a_slow_key_holds_up_nobody_and_what_is_finished_beyond_it_is_not_repeat
     scene.put("slow", "slow 1");
     scene.put("slow", "good 2");
     put(&scene, 8, 5);
-    let lanes = |builder: kcl_core::WorkerBuilder| builder.lanes(Lanes::new(4)).max_batch_records(1).retry_policy(Default::default());
+    let lanes =
+        |builder: kcl_core::WorkerBuilder| builder.lanes(Lanes::new(4)).batching(Batching::up_to(1)).retry_policy(Default::default());
     let running = scene.start(lanes).await;
     until("the others are processed", || scene.done.texts().len() == 1 + 40).await;
     // A renewal or two.
@@ -94,7 +95,8 @@ async fn a_checkpoint_that_is_put_back_makes_the_note_void_for_good() {
     scene.put("slow", "good 0");
     scene.put("slow", "slow 1");
     put(&scene, 8, 5);
-    let lanes = |builder: kcl_core::WorkerBuilder| builder.lanes(Lanes::new(4)).max_batch_records(1).retry_policy(Default::default());
+    let lanes =
+        |builder: kcl_core::WorkerBuilder| builder.lanes(Lanes::new(4)).batching(Batching::up_to(1)).retry_policy(Default::default());
     let running = scene.start(lanes).await;
     until("the others are processed", || scene.done.texts().len() == 1 + 40).await;
     sleep(Duration::from_secs(8)).await;

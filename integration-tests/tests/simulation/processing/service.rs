@@ -122,15 +122,17 @@ impl Service {
 
 #[async_trait]
 impl RecordProcessor for Service {
-    async fn process_records(&mut self, batch: &RecordBatch, _shard: &ShardContext) -> ProcessResult {
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         self.done.0.lock().unwrap().batches.push(batch.len());
         match self.tells {
             Tells::InOrder => {
-                for record in batch.in_order() {
-                    self.one(record).await?;
-                    self.done.finish(record);
-                }
-                Ok(Outcome::Done)
+                batch
+                    .for_each(shard, async |record| {
+                        self.one(record).await?;
+                        self.done.finish(record);
+                        Ok::<(), ProcessError>(())
+                    })
+                    .await
             }
             Tells::Nothing => {
                 for record in batch.records() {
@@ -140,7 +142,7 @@ impl RecordProcessor for Service {
                 Ok(Outcome::Done)
             }
             Tells::From => {
-                for record in batch.in_order() {
+                for record in batch {
                     if let Err(error) = self.one(record).await {
                         return Ok(Outcome::failed_from(record, error));
                     }

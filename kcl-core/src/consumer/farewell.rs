@@ -1,0 +1,173 @@
+//! The end of a hold on a shard: calls that are under way end or are cut off, the processors are
+//! told, and the lease is let go with the last checkpoint.
+//!
+//! Nobody waits for users' code without a limit. A shard that goes to another worker, and a worker
+//! that shuts down, has its calls cut off before the time is over, so that the lease is given up
+//! only after no call is under way any more. A call of a term that is over has a grace. Only a call
+//! that blocks its thread can't be cut off; it is left alone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
+use kcl_lease::ShardId;
+use kcl_lease::term::TermStatus;
+use tokio::time::Instant;
+
+use super::deliver::sleep_until;
+use super::lanes::LaneEvent;
+use super::seat::Callback;
+use super::{ShardConsumer, Stop};
+use crate::status::ShardState;
+
+/// The part of the handoff or shutdown timeout that calls under way have.
+const CALLS: f64 = 0.8;
+/// The part of it after which the processors have been told; the rest is for the release.
+const FAREWELL: f64 = 0.9;
+
+/// The time that calls have once their term is over.
+fn grace(lease_duration: Duration) -> Duration {
+    (lease_duration / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
+}
+
+/// The times by which a shard that is let go is rid of its calls.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Farewell {
+    calls_by: Instant,
+    told_by: Instant,
+}
+
+impl Farewell {
+    fn within(timeout: Duration) -> Self {
+        let now = Instant::now();
+        Self { calls_by: now + timeout.mul_f64(CALLS), told_by: now + timeout.mul_f64(FAREWELL) }
+    }
+}
+
+impl ShardConsumer {
+    /// The times for a shard that is let go now.
+    fn farewell(&mut self) -> Farewell {
+        let shared = &self.hold.shared;
+        let timeout = match self.hold.term.status() {
+            _ if shared.let_go.is_cancelled() => shared.shutdown_timeout.min(shared.handoff_timeout),
+            _ => shared.handoff_timeout,
+        };
+        *self.farewell.get_or_insert_with(|| Farewell::within(timeout))
+    }
+
+    /// The time by which calls have to end.
+    pub(super) fn calls_by(&mut self, stop: &Stop) -> Instant {
+        match stop {
+            Stop::Ended => Instant::now() + grace(self.hold.shared.lease_duration),
+            _ => self.farewell().calls_by,
+        }
+    }
+
+    /// Lets calls that are under way end, and cuts off those that take too long. The answer of the
+    /// dead-letter queue is not waited for: an unfinished record is delivered again.
+    pub(super) async fn wind_up(&mut self, stop: &Stop) {
+        self.work.lanes.stop_making();
+        self.work.sending = None;
+        self.work.outbox.give_up_attempt();
+        if !self.work.lanes.is_idle() {
+            self.hold.state(ShardState::LettingGo);
+        }
+        let mut by = self.calls_by(stop);
+        let mut is_over = matches!(stop, Stop::Ended);
+        while !self.work.lanes.is_idle() {
+            self.show_call();
+            let gather_until = self.work.gather_until;
+            tokio::select! {
+                biased;
+                event = self.work.lanes.next(&self.hold.shard) => self.lane_event(event),
+                () = sleep_until(gather_until) => self.take_acknowledged(),
+                () = ended(&self.hold.term), if !is_over => {
+                    is_over = true;
+                    by = by.min(Instant::now() + grace(self.hold.shared.lease_duration));
+                }
+                () = tokio::time::sleep_until(by) => self.cut_off().await,
+            }
+        }
+        self.show_call();
+        self.note_finished_beyond();
+    }
+
+    /// Cuts off all calls: what they have acknowledged is finished, the rest comes again.
+    pub(super) async fn cut_off(&mut self) {
+        let (shard, call) = (self.hold.shard.shard_id().clone(), self.work.lanes.longest());
+        tracing::error!(
+            call = call.map(|(method, _)| method),
+            running = call.map(|(_, since)| tracing::field::debug(since.elapsed())),
+            "a call has not ended in time: it is cut off, and what it has not acknowledged is delivered again"
+        );
+        if self.hold.shared.let_go.is_cancelled() {
+            self.hold.shared.cut_off.note(&shard);
+        }
+        for called in self.work.lanes.cut_off(&self.hold.shard).await {
+            self.call_ended(called);
+        }
+    }
+
+    /// Lets the processors finish, and the lease go with the last checkpoint. `at_bound`: all is
+    /// finished up to where reading is to end.
+    pub(super) async fn let_go(&mut self, at_bound: bool) {
+        self.hold.state(ShardState::LettingGo);
+        let Farewell { told_by, .. } = self.farewell();
+        self.tell_all(Callback::ShutdownRequested, self.hold.shared.processing.callbacks.shutdown_requested, told_by).await;
+        if at_bound {
+            self.note_bound();
+        }
+        self.release(self.final_checkpoint(), BTreeSet::new()).await;
+    }
+
+    /// Tells the processors that the shard is not theirs any more.
+    pub(super) async fn lease_lost(&mut self) {
+        let deadline = self.hold.shared.processing.callbacks.lease_lost;
+        self.tell_all(Callback::LeaseLost, deadline, Instant::now() + deadline).await;
+    }
+
+    /// Makes a last call on all lanes at once, and cuts off those that have not ended by then.
+    async fn tell_all(&mut self, callback: Callback, deadline: Duration, by: Instant) {
+        let deadline = deadline.min(by.saturating_duration_since(Instant::now()));
+        for lane in 0..self.work.lanes.len() {
+            self.work.lanes.call_back(lane, callback, deadline, &self.hold.shard);
+        }
+        while !self.work.lanes.is_idle() {
+            self.show_call();
+            tokio::select! {
+                biased;
+                event = self.work.lanes.next(&self.hold.shard) => {
+                    if !matches!(event, LaneEvent::Acknowledged) {
+                        self.lane_event(event);
+                    }
+                }
+                // Only a call that blocks its thread is not over by its deadline.
+                () = tokio::time::sleep_until(by + Duration::from_millis(10)) => self.cut_off().await,
+            }
+        }
+        self.show_call();
+    }
+
+    /// Ends the term in the table. While the table is away, waits: whoever shuts the worker down
+    /// sets the limit.
+    pub(super) async fn release(&mut self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
+        let term = &self.hold.term;
+        match term.release(checkpoint, children).await {
+            Ok(()) => {}
+            Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
+            Err(error) => {
+                tracing::warn!(%error, "the release is not confirmed yet; waiting");
+                while !matches!(term.status(), TermStatus::Ended(_)) {
+                    term.status_other_than(term.status()).await;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until a term is over.
+async fn ended(term: &kcl_lease::term::Term) {
+    while !matches!(term.status(), TermStatus::Ended(_)) {
+        term.status_other_than(term.status()).await;
+    }
+}

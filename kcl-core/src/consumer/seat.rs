@@ -1,0 +1,254 @@
+//! The processor of a lane, in whichever form the user has given it, and its calls.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kcl_checkpoint::ExtendedSequenceNumber;
+
+use super::call::{CallFailure, drop_guarded, guarded, guarded_blocking, panicked};
+use super::settings::CallbackDeadlines;
+use crate::batch::RecordBatch;
+use crate::blocking::{BlockingHandler, BlockingProcessor};
+use crate::handler::RecordHandler;
+use crate::processor::{Outcome, RecordProcessor, RecordProcessorFactory, ShardContext};
+
+type MakeBlocking = dyn Fn(&ShardContext) -> Box<dyn BlockingProcessor> + Send + Sync;
+
+/// The source of processors; opaque to `Debug`.
+#[derive(Clone)]
+pub(crate) enum Factory {
+    Processors(Arc<dyn RecordProcessorFactory>),
+    Handler(Arc<dyn RecordHandler>),
+    BlockingProcessors(Arc<MakeBlocking>),
+    BlockingHandler(Arc<dyn BlockingHandler>),
+}
+
+impl fmt::Debug for Factory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Factory")
+    }
+}
+
+/// A processor that need not be shareable between threads: it is only ever reached exclusively, so
+/// the lock is never locked.
+pub(super) struct Exclusive(Mutex<Box<dyn RecordProcessor>>);
+
+impl Exclusive {
+    fn get(&mut self) -> &mut dyn RecordProcessor {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut()
+    }
+}
+
+/// See the module.
+pub(super) enum Seat {
+    Processor(Exclusive),
+    Handler(Arc<dyn RecordHandler>),
+    BlockingProcessor(Box<dyn BlockingProcessor>),
+    BlockingHandler(Arc<dyn BlockingHandler>),
+}
+
+/// A call that is not about records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Callback {
+    Idle,
+    ShardEnded,
+    ShutdownRequested,
+    LeaseLost,
+}
+
+impl Callback {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::ShardEnded => "shard_ended",
+            Self::ShutdownRequested => "shutdown_requested",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+}
+
+/// A processor's statement on a batch. Records that it has acknowledged are finished in any case.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// All are processed.
+    Done,
+    /// Those that were not acknowledged were not tried.
+    Acknowledged,
+    /// This one failed: those before it are processed, those after it were not tried.
+    FailedFrom(ExtendedSequenceNumber, CallFailure),
+    /// These failed, each for itself; the others are processed.
+    Failed(Vec<(ExtendedSequenceNumber, CallFailure)>),
+    /// One of those that were not acknowledged failed, or all of them.
+    Unknown(CallFailure),
+}
+
+impl From<Result<Outcome, CallFailure>> for Verdict {
+    fn from(result: Result<Outcome, CallFailure>) -> Self {
+        match result {
+            Ok(Outcome::Done) => Self::Done,
+            Ok(Outcome::Acknowledged) => Self::Acknowledged,
+            Ok(Outcome::FailedFrom(failed)) => Self::FailedFrom(failed.record, failed.error.into()),
+            Ok(Outcome::Failed(failed)) => Self::Failed(failed.into_iter().map(|failed| (failed.record, failed.error.into())).collect()),
+            Err(failure) => Self::Unknown(failure),
+        }
+    }
+}
+
+/// The processor, unless the call has cost it, and the call's result.
+pub(super) type Returned<T> = (Option<Seat>, T);
+
+impl Seat {
+    /// Makes and initializes a processor.
+    pub(super) async fn make(factory: &Factory, shard: &Arc<ShardContext>, deadlines: CallbackDeadlines) -> Result<Self, CallFailure> {
+        match factory {
+            Factory::Handler(handler) => Ok(Self::Handler(Arc::clone(handler))),
+            Factory::BlockingHandler(handler) => Ok(Self::BlockingHandler(Arc::clone(handler))),
+            Factory::Processors(factory) => {
+                let processor = guarded(factory.create(shard), Some(deadlines.create)).await?;
+                let mut processor = Exclusive(Mutex::new(processor));
+                match guarded(processor.get().initialize(shard), Some(deadlines.initialize)).await {
+                    Ok(()) => Ok(Self::Processor(processor)),
+                    Err(failure) => {
+                        drop_guarded(processor);
+                        Err(failure)
+                    }
+                }
+            }
+            Factory::BlockingProcessors(make) => {
+                let (make, shard) = (Arc::clone(make), Arc::clone(shard));
+                let made = move || {
+                    let mut processor = guarded_blocking(|| Ok(make(&shard)))?;
+                    match guarded_blocking(|| processor.initialize(&shard)) {
+                        Ok(()) => Ok(Self::BlockingProcessor(processor)),
+                        Err(failure) => {
+                            drop_guarded(processor);
+                            Err(failure)
+                        }
+                    }
+                };
+                on_own_thread(made).await.and_then(|made| made)
+            }
+        }
+    }
+
+    /// Calls it with records. `deadline`: of the call, or of each record where it is called once
+    /// per record.
+    pub(super) async fn process(self, batch: RecordBatch, shard: Arc<ShardContext>, deadline: Option<Duration>) -> Returned<Verdict> {
+        match self {
+            Self::Processor(mut processor) => {
+                let result = guarded(processor.get().process_records(&batch, &shard), deadline).await;
+                let (seat, result) = kept(Self::Processor(processor), result);
+                (seat, result.into())
+            }
+            Self::Handler(handler) => {
+                // Nothing is lost with a handler that panics: it holds nothing of this shard.
+                let verdict = each_record(handler.as_ref(), &batch, &shard, deadline).await;
+                (Some(Self::Handler(handler)), verdict)
+            }
+            Self::BlockingProcessor(mut processor) => {
+                let call = move || {
+                    let result = guarded_blocking(|| processor.process_records(&batch, &shard));
+                    let (seat, result) = kept(Self::BlockingProcessor(processor), result);
+                    (seat, result.into())
+                };
+                on_own_thread(call).await.unwrap_or_else(|failure| (None, Verdict::Unknown(failure)))
+            }
+            Self::BlockingHandler(handler) => {
+                let call = move || {
+                    let verdict = each_record_blocking(handler.as_ref(), &batch, &shard);
+                    (Some(Self::BlockingHandler(handler)), verdict)
+                };
+                on_own_thread(call).await.unwrap_or_else(|failure| (None, Verdict::Unknown(failure)))
+            }
+        }
+    }
+
+    /// Makes a call that is not about records.
+    pub(super) async fn call(self, callback: Callback, shard: Arc<ShardContext>, deadline: Duration) -> Returned<Result<(), CallFailure>> {
+        match self {
+            Self::Processor(mut processor) => {
+                let result = {
+                    let processor = processor.get();
+                    let call = async {
+                        match callback {
+                            Callback::Idle => processor.idle(&shard).await,
+                            Callback::ShardEnded => processor.shard_ended(&shard).await,
+                            Callback::ShutdownRequested => processor.shutdown_requested(&shard).await,
+                            Callback::LeaseLost => {
+                                processor.lease_lost(&shard.info).await;
+                                Ok(())
+                            }
+                        }
+                    };
+                    guarded(call, Some(deadline)).await
+                };
+                kept(Self::Processor(processor), result)
+            }
+            Self::BlockingProcessor(mut processor) => {
+                let call = move || {
+                    let result = guarded_blocking(|| match callback {
+                        Callback::Idle => processor.idle(&shard),
+                        Callback::ShardEnded => processor.shard_ended(&shard),
+                        Callback::ShutdownRequested => processor.shutdown_requested(&shard),
+                        Callback::LeaseLost => {
+                            processor.lease_lost(&shard.info);
+                            Ok(())
+                        }
+                    });
+                    kept(Self::BlockingProcessor(processor), result)
+                };
+                on_own_thread(call).await.unwrap_or_else(|failure| (None, Err(failure)))
+            }
+            handler @ (Self::Handler(_) | Self::BlockingHandler(_)) => (Some(handler), Ok(())),
+        }
+    }
+}
+
+/// Keeps the processor, unless the call has left it in an unknown state.
+fn kept<T>(seat: Seat, result: Result<T, CallFailure>) -> Returned<Result<T, CallFailure>> {
+    if result.as_ref().is_err_and(CallFailure::is_fatal_to_processor) {
+        drop_guarded(seat);
+        return (None, result);
+    }
+    (Some(seat), result)
+}
+
+/// Runs something that blocks. It can't be stopped: dropping the future leaves it alone.
+async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, CallFailure> {
+    tokio::task::spawn_blocking(run).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => panicked(panic),
+        // The runtime shuts down.
+        Err(_) => panicked(Box::new("the runtime is shutting down")),
+    })
+}
+
+/// Hands the records of a batch to a handler, one at a time, until one fails or the call should end
+/// early. Each that is handled is acknowledged at once.
+async fn each_record(handler: &dyn RecordHandler, batch: &RecordBatch, shard: &ShardContext, deadline: Option<Duration>) -> Verdict {
+    for (index, record) in batch.records().iter().enumerate() {
+        if shard.interruption().is_some() {
+            return Verdict::Acknowledged;
+        }
+        match guarded(handler.handle(record, shard), deadline).await {
+            Ok(()) => batch.ack_index(index),
+            Err(failure) => return Verdict::FailedFrom(record.position(), failure),
+        }
+        // A handler that never waits must not keep others from running.
+        tokio::task::consume_budget().await;
+    }
+    Verdict::Done
+}
+
+fn each_record_blocking(handler: &dyn BlockingHandler, batch: &RecordBatch, shard: &ShardContext) -> Verdict {
+    for (index, record) in batch.records().iter().enumerate() {
+        if shard.interruption().is_some() {
+            return Verdict::Acknowledged;
+        }
+        match guarded_blocking(|| handler.handle(record, shard)) {
+            Ok(()) => batch.ack_index(index),
+            Err(failure) => return Verdict::FailedFrom(record.position(), failure),
+        }
+    }
+    Verdict::Done
+}
