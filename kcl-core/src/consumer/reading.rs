@@ -22,6 +22,11 @@ const PATIENCE_ALONE: Duration = Duration::from_secs(300);
 const FIRST_REST: Duration = Duration::from_secs(120);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
+/// A longer time between two signs that the process runs means that it stood still: its machine
+/// slept, or a processor blocked the thread. It could not read then, whether the stream was there
+/// or not.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
 /// The success of a worker's reading so far. Times are boot time.
 #[derive(Debug, Default)]
 pub(crate) struct Reading(Mutex<State>);
@@ -42,6 +47,19 @@ struct State {
     reached: Duration,
     /// Since when it has not, as far as it was asked.
     unreached: Option<Duration>,
+    /// The last sign that the process runs; `None`: nobody gives any.
+    ran: Option<Duration>,
+    /// When it last went on after it stood still.
+    went_on: Duration,
+}
+
+impl State {
+    /// When the process last went on, if that was not noted yet: whoever runs first after a
+    /// standstill finds the last sign to be old.
+    fn went_on(&self, now: Duration) -> Duration {
+        let stood_still = self.ran.is_some_and(|ran| now.saturating_sub(ran) > STANDSTILL);
+        if stood_still { now } else { self.went_on }
+    }
 }
 
 /// The attempts to read one shard since the last that succeeded.
@@ -84,6 +102,12 @@ impl Reading {
         self.lock().unreached.get_or_insert(now);
     }
 
+    /// The process runs. To be told each second.
+    pub(crate) fn runs(&self, now: Duration) {
+        let mut state = self.lock();
+        (state.went_on, state.ran) = (state.went_on(now), Some(now));
+    }
+
     /// So many workers are alive.
     pub(crate) fn share(&self, workers: usize) {
         self.lock().workers = workers;
@@ -99,7 +123,7 @@ impl Reading {
     pub(crate) fn is_cut_off(&self, shard: &ShardId, now: Duration) -> bool {
         let mut state = self.lock();
         let patience = if state.workers > 1 { PATIENCE } else { PATIENCE_ALONE };
-        let read = state.read;
+        let read = state.read.max(state.went_on(now));
         let cut_off = state.shards.get(shard).is_some_and(|attempts| attempts.failing(read, now) >= patience);
         if cut_off && state.rest_until <= now {
             state.rest_from = now;
@@ -302,6 +326,22 @@ mod tests {
         world.at(1_000, || new.asked());
         drop(old);
         assert!(!world.is_cut_off("one", 1_059) && world.is_cut_off("one", 1_060));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_is_not_cut_off() {
+        for told_first in [false, true] {
+            let world = World::new(2);
+            let shard = world.shard("one");
+            (0..=100).for_each(|second| world.reading.runs(at(second)));
+            world.at(50, || shard.asked());
+            if told_first {
+                world.reading.runs(at(200));
+            }
+            assert!(!world.is_cut_off("one", 200));
+            (200..=300).for_each(|second| world.reading.runs(at(second)));
+            assert!(!world.is_cut_off("one", 259) && world.is_cut_off("one", 260));
+        }
     }
 
     #[test]

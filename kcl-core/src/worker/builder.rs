@@ -124,6 +124,11 @@ impl WorkerBuilder {
     }
 
     /// Region, credentials, endpoint: what `aws_config::load_from_env()` gives.
+    ///
+    /// If it has an HTTP client of your own, that one is used, on the worker's runtime and on the
+    /// thread that keeps leases alive. One that the SDK's builder has made keeps connections apart
+    /// for the two. Another kind should do so too: a connection that a blocked runtime drives
+    /// delays renewals.
     pub fn aws_config(mut self, config: &SdkConfig) -> Self {
         self.aws = Some(config.clone());
         self
@@ -364,7 +369,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// Another lease table than DynamoDB's.
+    /// Another lease table than DynamoDB's. Leases are taken and renewed on a thread of the
+    /// worker's own, with a runtime of its own, and everything else is done on the runtime that
+    /// runs the worker: its calls must not wait for tasks or connections of either.
     pub fn lease_table(mut self, table: Arc<dyn LeaseTable>) -> Self {
         self.lease_table = Some(table);
         self
@@ -401,6 +408,7 @@ impl WorkerBuilder {
         let entropy = self.entropy.take().unwrap_or_else(Entropy::from_os);
         let timing = LeaseTiming { lease_duration: self.lease_duration, handoff_timeout: self.handoff_timeout };
         let (stream_api, table) = self.ports(&timing, &entropy)?;
+        let lease_table = self.table_of_lease_thread(&timing, &entropy)?;
         let factory = self.factory.take().ok_or_else(|| {
             ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory; or a `handler` in its place")
         })?;
@@ -456,8 +464,10 @@ impl WorkerBuilder {
         let (held, look_again) = (Held::default(), Arc::new(Notify::new()));
         // A few takes may be ahead of the worker that starts them; more would only wait in memory.
         let (start, started) = mpsc::channel(16);
+        let terms = TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) };
+        let lease_terms = TermContext { table: lease_table, ..terms.clone() };
         let coordinator = Coordinator {
-            terms: TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) },
+            terms,
             application: shared.application.clone(),
             stream: shared.stream.arn.clone(),
             max_leases: self.max_leases,
@@ -485,6 +495,7 @@ impl WorkerBuilder {
             held,
             look_again,
             started,
+            lease_terms,
             shutdown_timeout: self.shutdown_timeout,
             deregister: fan_out.filter(|_| self.fan_out.deregister_at_end),
             asked_to_stop: CancellationToken::new(),

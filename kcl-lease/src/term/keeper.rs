@@ -18,7 +18,21 @@ use crate::write::{Change, LeaseWrite, NewStart, Switches};
 /// Lease durations for which checkpoints of a term that was taken from the dead leave the count of owner changes as it is.
 const PROBATION: u32 = 5;
 
-/// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
+/// An order of a worker to all its keepers. It counts more than what the holders of the terms ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeeperOrder {
+    /// Keep the lease until the term's holder releases it, or is dropped.
+    #[default]
+    Keep,
+    /// Free the lease without a checkpoint: the holder did not finish in time, and may be in code
+    /// that blocks its thread. The term ends, so that nothing the holder does later counts.
+    LetGo,
+    /// Write nothing more, as if the process had died: the lease expires.
+    Stop,
+}
+
+/// The writing half of a term. Run it where no processor can block it: on a thread of its own, or
+/// on one that only keepers share.
 #[derive(Debug)]
 pub struct TermKeeper {
     pub(super) context: TermContext,
@@ -71,10 +85,20 @@ impl TermKeeper {
     ///
     /// # Cancel safety
     /// Dropping the future stops all writes at once, like the death of the process: the lease expires.
-    pub async fn run(mut self) -> TermEnd {
+    pub async fn run(self) -> TermEnd {
+        let orders = watch::Sender::new(KeeperOrder::Keep);
+        self.run_with(orders.subscribe()).await
+    }
+
+    /// Does the same as [`run`](Self::run), and follows the worker's orders. If their sender is
+    /// dropped, that is an order to stop.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn run_with(mut self, mut orders: watch::Receiver<KeeperOrder>) -> TermEnd {
         self.look_for_handoff();
         let end = loop {
-            let (intent, reply) = match self.next_order().await {
+            let (intent, reply) = match self.next_order(&mut orders).await {
                 Order::Write(intent, reply) => (intent, reply),
                 Order::Transact(transaction) => match self.transact(&transaction).await {
                     Ok(answer) => {
@@ -110,8 +134,11 @@ impl TermKeeper {
         end
     }
 
-    async fn next_order(&mut self) -> Order {
+    async fn next_order(&mut self, orders: &mut watch::Receiver<KeeperOrder>) -> Order {
         loop {
+            if is_stopped(orders) {
+                return std::future::pending().await;
+            }
             // Commands first: a checkpoint proves life as well as a renewal does.
             tokio::select! {
                 biased;
@@ -133,8 +160,17 @@ impl TermKeeper {
                     Some(Command::Transact(transaction)) => return Order::Transact(transaction),
                     // All that was asked for before is through.
                     Some(Command::Settle(reply)) => drop(reply.send(self.held.checkpoint)),
+                    // The holder went together with its worker: an order that was given before.
+                    None if is_stopped(orders) => {}
                     None => return Order::Write(Intent::Release(None, BTreeSet::new()), None),
                 },
+                order = other_than_keep(orders) => {
+                    if order == KeeperOrder::LetGo {
+                        // Ended at once: what a holder that still runs does from now on is refused.
+                        self.end(TermEnd::Released);
+                        return Order::Write(Intent::Release(None, BTreeSet::new()), None);
+                    }
+                }
                 () = wait_for(self.handoff_deadline) => {
                     // The records in work did not finish in time. Let go now: the call that still runs may end after
                     // another worker has begun, but its acknowledgement and checkpoint will be refused.
@@ -323,6 +359,15 @@ fn answer(reply: Reply, result: Result<(), CheckpointWriteError>) {
         // Nobody waits any more: fine, the outcome stands in the row.
         let _ = reply.send(result);
     }
+}
+
+fn is_stopped(orders: &watch::Receiver<KeeperOrder>) -> bool {
+    // Closed: the worker that gives orders is gone.
+    orders.has_changed().is_err() || *orders.borrow() == KeeperOrder::Stop
+}
+
+async fn other_than_keep(orders: &mut watch::Receiver<KeeperOrder>) -> KeeperOrder {
+    orders.wait_for(|order| *order != KeeperOrder::Keep).await.map_or(KeeperOrder::Stop, |order| *order)
 }
 
 async fn wait_for(deadline: Option<Instant>) {

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, PendingCheckpoint, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::keeper::{TermKeeper, after_refusal};
+pub use self::keeper::{KeeperOrder, TermKeeper, after_refusal};
 pub use self::transact::TransactError;
 use self::transact::Transaction;
 use crate::clock::Clock;
@@ -137,7 +137,8 @@ struct Notes {
     given_back: Option<Suspect>,
 }
 
-/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
+/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the
+/// lease (unless its worker has ordered [`KeeperOrder::Stop`]).
 #[derive(Clone, Debug)]
 pub struct Term {
     taken: Arc<Lease>,

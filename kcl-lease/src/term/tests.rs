@@ -165,12 +165,21 @@ impl World {
 
     /// Takes the lease as it stands and runs its keeper.
     async fn take(&mut self, worker: &str) -> Term {
-        let row = self.row().await;
-        match acquire(&self.context(worker), &row).await.unwrap() {
-            Acquired::Yes(term, keeper) => {
-                self.tasks.spawn(keeper.run());
-                term
-            }
+        let (term, keeper) = self.acquire(worker).await;
+        self.tasks.spawn(keeper.run());
+        term
+    }
+
+    /// The same with a worker that gives orders.
+    async fn take_with(&mut self, worker: &str, orders: watch::Receiver<KeeperOrder>) -> Term {
+        let (term, keeper) = self.acquire(worker).await;
+        self.tasks.spawn(keeper.run_with(orders));
+        term
+    }
+
+    async fn acquire(&self, worker: &str) -> (Term, TermKeeper) {
+        match acquire(&self.context(worker), &self.row().await).await.unwrap() {
+            Acquired::Yes(term, keeper) => (term, *keeper),
             Acquired::No(row) => panic!("not taken: {row:?}"),
         }
     }
@@ -350,6 +359,64 @@ async fn a_term_whose_holder_is_gone_frees_its_lease() {
     drop(world.take("a").await);
     assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
     assert_eq!(world.row().await.owner, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_told_to_let_go_frees_the_lease_although_its_holder_lives() {
+    let mut world = World::new().await;
+    let orders = watch::Sender::new(KeeperOrder::Keep);
+    let holder = world.take_with("a", orders.subscribe()).await;
+    orders.send_replace(KeeperOrder::LetGo);
+    assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
+    assert_eq!(world.row().await.owner, None);
+    assert!(!holder.is_valid());
+    assert!(matches!(holder.write(at(9)).await, Err(CheckpointWriteError::LeaseLost)));
+    assert_eq!(world.row().await.checkpoint, Checkpoint::TrimHorizon);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_before_the_order_to_let_go_is_written() {
+    let mut world = World::new().await;
+    let orders = watch::Sender::new(KeeperOrder::Keep);
+    let holder = world.take_with("a", orders.subscribe()).await;
+    // The keeper is busy with this one when the others come.
+    world.table.next(&[Fate::Slow(Duration::from_secs(1))]);
+    let (first, second, ()) = tokio::join!(
+        holder.write(at(1)),
+        async {
+            tokio::task::yield_now().await;
+            holder.write(at(2)).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            orders.send_replace(KeeperOrder::LetGo);
+        }
+    );
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
+    assert_eq!((world.row().await.owner, world.row().await.checkpoint), (None, at(2)));
+}
+
+/// A worker that is dropped is like a process that dies: what its consumers' end looks like to the
+/// keepers must not free the leases.
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_told_to_stop_writes_nothing_more() {
+    for gone in [false, true] {
+        let mut world = World::new().await;
+        let orders = watch::Sender::new(KeeperOrder::Keep);
+        let holder = world.take_with("a", orders.subscribe()).await;
+        tokio::task::yield_now().await;
+        let before = world.row().await;
+        if gone {
+            drop(orders);
+        } else {
+            orders.send_replace(KeeperOrder::Stop);
+        }
+        drop(holder);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.row().await, before, "the sender of orders is gone: {gone}");
+        assert!(world.tasks.try_join_next().is_none());
+    }
 }
 
 #[tokio::test(start_paused = true)]
