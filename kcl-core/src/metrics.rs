@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     dropped_aggregates: Counter<u64>,
     leases: UpDownCounter<i64>,
     leases_lost: Counter<u64>,
+    panics: Counter<u64>,
 }
 
 impl Metrics {
@@ -89,6 +90,11 @@ impl Metrics {
                 .with_unit("{lease}")
                 .with_description("Leases that other workers took from this one")
                 .build(),
+            panics: meter
+                .u64_counter("kcl.panics")
+                .with_unit("{panic}")
+                .with_description("Panics of processors, and of ports given to the worker")
+                .build(),
         }
     }
 
@@ -108,6 +114,10 @@ impl Metrics {
 
     pub(crate) fn retried(&self) {
         self.retries.add(1, &self.labels);
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.panics.add(1, &self.labels);
     }
 
     pub(crate) fn rewound(&self) {

@@ -173,6 +173,7 @@ impl ShardConsumer {
         match made {
             Ok(()) => self.work.make.succeeded(),
             Err(failure) => {
+                self.count_panic(&failure);
                 let wait = self.work.make.failed(Instant::now());
                 let failure = self.hold.shown(&failure);
                 tracing::error!(failure, ?wait, "the processor could not be made; trying again");
@@ -190,12 +191,22 @@ impl ShardConsumer {
             && !matches!(verdict, Verdict::Done | Verdict::Acknowledged)
         {
             self.hold.shared.metrics.retried();
+            match verdict {
+                Verdict::Unknown(failure) | Verdict::FailedFrom(_, failure) => self.count_panic(failure),
+                _ => {}
+            }
             self.report_failure(verdict, &ended);
         }
         let judged = judge(ended, verdict, self.hold.shared.clock.wall_time(), &self.hold.shared.retry);
         self.apply(group, judged);
         if lost {
             self.processor_lost();
+        }
+    }
+
+    pub(super) fn count_panic(&self, failure: &CallFailure) {
+        if failure.kind == FailureKind::Panic {
+            self.hold.shared.metrics.panicked();
         }
     }
 

@@ -166,6 +166,7 @@ impl ShardConsumer {
             LaneEvent::Made(made) => self.processor_made(made),
             LaneEvent::CalledBack { callback, lost, result } => {
                 if let Err(failure) = result {
+                    self.count_panic(&failure);
                     let failure = self.hold.shown(&failure);
                     tracing::error!(failure, "{} failed", callback.name());
                 }

@@ -27,6 +27,9 @@ const FAREWELL: f64 = 0.9;
 /// The part of it after which they have also heard that the lease is gone.
 const ENDED: f64 = 0.98;
 
+/// The time that processors have in any case to hear that the lease is gone.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
 /// The time that calls have once their term is over.
 fn grace(lease_duration: Duration) -> Duration {
     (lease_duration / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
@@ -38,13 +41,24 @@ pub(super) struct Farewell {
     calls_by: Instant,
     told_by: Instant,
     ended_by: Instant,
+    /// The worker shuts down: what may be less time than a handoff has counts.
+    is_shutdown: bool,
 }
 
 impl Farewell {
-    fn within(timeout: Duration) -> Self {
+    fn within(timeout: Duration, is_shutdown: bool) -> Self {
         let now = Instant::now();
         let after = |part: f64| now + timeout.mul_f64(part);
-        Self { calls_by: after(CALLS), told_by: after(FAREWELL), ended_by: after(ENDED) }
+        Self { calls_by: after(CALLS), told_by: after(FAREWELL), ended_by: after(ENDED), is_shutdown }
+    }
+
+    fn no_later_than(self, other: Self) -> Self {
+        Self {
+            calls_by: self.calls_by.min(other.calls_by),
+            told_by: self.told_by.min(other.told_by),
+            ended_by: self.ended_by.min(other.ended_by),
+            is_shutdown: self.is_shutdown || other.is_shutdown,
+        }
     }
 }
 
@@ -52,11 +66,16 @@ impl ShardConsumer {
     /// The times for a shard that is let go now.
     fn farewell(&mut self) -> Farewell {
         let shared = &self.hold.shared;
-        let timeout = match self.hold.term.status() {
-            _ if shared.let_go.is_cancelled() => shared.shutdown_timeout.min(shared.handoff_timeout),
-            _ => shared.handoff_timeout,
-        };
-        *self.farewell.get_or_insert_with(|| Farewell::within(timeout))
+        let is_shutdown = shared.let_go.is_cancelled();
+        let known = self.farewell.filter(|farewell| farewell.is_shutdown || !is_shutdown);
+        let farewell = known.unwrap_or_else(|| {
+            let timeout = if is_shutdown { shared.shutdown_timeout } else { shared.handoff_timeout };
+            let farewell = Farewell::within(timeout, is_shutdown);
+            // A handoff may be under way already.
+            self.farewell.map_or(farewell, |before| farewell.no_later_than(before))
+        });
+        self.farewell = Some(farewell);
+        farewell
     }
 
     /// The time by which calls have to end.
@@ -73,22 +92,27 @@ impl ShardConsumer {
         self.work.lanes.stop_making();
         self.work.sending = None;
         self.work.outbox.give_up_attempt();
-        if !self.work.lanes.is_idle() {
-            self.hold.state(ShardState::LettingGo);
-        }
-        let mut by = self.calls_by(stop);
-        let mut is_over = matches!(stop, Stop::Ended);
+        let mut over_by = None;
         while !self.work.lanes.is_idle() {
+            self.hold.state(ShardState::LettingGo);
             self.show_call();
             let gather_until = self.work.gather_until;
+            let (is_shutdown, is_over) = (self.hold.shared.let_go.is_cancelled(), over_by.is_some());
+            let by = match over_by {
+                Some(by) => by,
+                None => self.calls_by(stop),
+            };
+            if matches!(stop, Stop::Ended) {
+                over_by = Some(by);
+            }
             tokio::select! {
                 biased;
                 event = self.work.lanes.next(&self.hold.shard) => self.lane_event(event),
                 () = sleep_until(gather_until) => self.take_acknowledged(),
                 () = ended(&self.hold.term), if !is_over => {
-                    is_over = true;
-                    by = by.min(Instant::now() + grace(self.hold.shared.lease_duration));
+                    over_by = Some(by.min(Instant::now() + grace(self.hold.shared.lease_duration)));
                 }
+                () = self.hold.shared.let_go.cancelled(), if !is_shutdown => {}
                 () = tokio::time::sleep_until(by) => self.cut_off().await,
             }
         }
@@ -127,8 +151,12 @@ impl ShardConsumer {
     /// Tells the processors that the shard is not theirs any more.
     pub(super) async fn lease_lost(&mut self) {
         let deadline = self.hold.shared.processing.callbacks.lease_lost;
-        let by = Instant::now() + deadline;
-        let by = self.farewell.map_or(by, |farewell| by.min(farewell.ended_by));
+        let now = Instant::now();
+        let by = match self.farewell.filter(|farewell| farewell.is_shutdown) {
+            // However late the release was: a call that does not wait is made.
+            Some(farewell) => farewell.ended_by.max(now + LAST_WORD).min(now + deadline),
+            None => now + deadline,
+        };
         self.tell_all(Callback::LeaseLost, deadline, by).await;
     }
 

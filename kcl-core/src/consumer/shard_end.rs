@@ -79,6 +79,7 @@ impl ShardConsumer {
             }
             Ok(()) => Ok(true),
             Err(failure) => {
+                self.count_panic(&failure);
                 tracing::error!(failure = self.hold.shown(&failure), "shard_ended failed; calling it again");
                 if lost && self.processor_lost() {
                     self.hold.pause(PAUSE).await?;

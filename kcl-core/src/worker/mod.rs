@@ -15,6 +15,7 @@ mod lease_credentials;
 mod lease_keepers;
 mod lease_thread;
 mod machine;
+mod relapses;
 pub(crate) mod settings;
 mod shard_sync;
 
@@ -36,10 +37,11 @@ pub(crate) use self::checks::{patiently, usable};
 use self::coordinator::{Coordinator, Held};
 use self::lease_keepers::LeaseKeepers;
 pub(crate) use self::machine::Machine;
+use self::relapses::Relapses;
 use self::shard_sync::ShardSync;
 use crate::consumer::{Flow, ShardConsumer, Shared};
 use crate::error::WorkerError;
-use crate::status::{StatusBoard, WorkerStatus};
+use crate::status::{ShardState, StatusBoard, WorkerStatus};
 
 /// Time between two signs that this process runs.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -249,6 +251,7 @@ struct Fleet {
     machine: Machine,
     keepers: LeaseKeepers,
     consumers: JoinSet<ShardId>,
+    relapses: Arc<Relapses>,
     /// Tasks that only wake now and then, see [`LeaseKeepers::pulse`] and
     /// [`Reading::runs`](crate::consumer::Reading::runs).
     _pulses: JoinSet<()>,
@@ -275,17 +278,28 @@ impl Fleet {
                 tokio::time::sleep(SIGN_OF_LIFE).await;
             }
         }));
-        Self { shared, held, look_again, machine, keepers, consumers: JoinSet::new(), _pulses: pulses }
+        let relapses = Arc::new(Relapses::new(shared.entropy.clone()));
+        Self { shared, held, look_again, machine, keepers, consumers: JoinSet::new(), relapses, _pulses: pulses }
     }
 
     fn start(&mut self, term: Term) {
         let shard = term.taken().shard_id.clone();
+        let (checkpoint, token) = (term.taken().checkpoint, term.fencing_token());
+        let (shared, relapses) = (Arc::clone(&self.shared), Arc::clone(&self.relapses));
         let consumer = ShardConsumer::new(Arc::clone(&self.shared), term);
         self.consumers.spawn(self.machine.run(async move {
-            // Users' panics are caught where their code is called. One that gets here is ours: the shard is given up, and taken anew.
-            if AssertUnwindSafe(consumer.run()).catch_unwind().await.is_err() {
-                tracing::error!(%shard, "the shard's consumer has panicked; the shard is taken anew");
+            if AssertUnwindSafe(consumer.run()).catch_unwind().await.is_ok() {
+                relapses.ended(&shard);
+                return shard;
             }
+            // With its consumer the term is gone, and its keeper frees the lease: others may take it
+            // at once.
+            let wait = relapses.panicked(&shard);
+            tracing::error!(%shard, ?wait, "the shard's consumer has panicked; the shard is left alone for a while");
+            shared.metrics.panicked();
+            shared.status.enter(&shard, checkpoint, token);
+            shared.status.state(&shard, ShardState::Failed);
+            let _ = tokio::time::timeout(wait, shared.let_go.cancelled()).await;
             shard
         }));
     }

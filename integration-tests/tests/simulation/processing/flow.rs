@@ -1,12 +1,14 @@
 //! Pauses, stops and the safety valve: a shard stands still, keeps its lease, says why, and goes on when it is told to.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use kcl_core::stops::Stops;
 use kcl_core::test_util::{Cut, Service};
 use kcl_core::{Lanes, RetryPolicy, SafetyValve, ShardState};
 use tokio::time::sleep;
 
-use super::service::{Running, Scene, Tells, shard, until};
+use super::service::{APPLICATION, Running, Scene, Tells, shard, until};
 
 fn state(running: &Running) -> Option<ShardState> {
     running.handle.status().shards.get(&shard()).map(|status| status.state)
@@ -79,6 +81,35 @@ async fn the_safety_valve_stops_a_shard_that_would_drain_into_the_queue() {
         until("it goes on", || scene.done.texts() == ["good"]).await;
         scene.stop(running).await;
     }
+}
+
+/// A supervisor that restarts a stopped worker must not let fifty more letters out each time.
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_the_valve_has_stopped_stays_so_for_every_owner_until_it_is_resumed() {
+    let mut scene = Scene::new(6, Tells::These);
+    let valve = SafetyValve { window: 20, most: 5 };
+    (0..12).for_each(|number| scene.put("a", &format!("poison {number}")));
+    let stopped = |running: &Running| state(running) == Some(ShardState::StoppedBySafetyValve);
+    let noted = |scene: &Scene| scene.aws.leases(APPLICATION)[0].stopped.is_some();
+    for restart in 0..3 {
+        let running = scene.start(|builder| builder.safety_valve(Some(valve))).await;
+        until("it is stopped", || stopped(&running) && noted(&scene)).await;
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(scene.letters().len(), 5, "after {restart} restarts");
+        scene.stop(running).await;
+    }
+    // From outside, while nobody has the shard, and while somebody has it.
+    let stops = Stops::new(APPLICATION).lease_table(Arc::new(scene.aws.host("operator").lease_table(APPLICATION)));
+    assert_eq!(stops.list().await.unwrap().stopped.len(), 1);
+    assert!(stops.resume(&shard()).await.unwrap().is_some() && !noted(&scene));
+    let running = scene.start(|builder| builder.safety_valve(Some(valve))).await;
+    until("it has stopped again", || stopped(&running) && scene.letters().len() == 10 && noted(&scene)).await;
+    assert!(stops.resume(&shard()).await.unwrap().is_some());
+    until("all are in the queue", || scene.letters().len() == 12).await;
+    scene.put("a", "good");
+    until("it goes on", || scene.done.texts() == ["good"]).await;
+    assert!(!noted(&scene));
+    scene.stop(running).await;
 }
 
 /// A turn that found something due that it could not do turned again at once, for ever.

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
 use kcl_core::test_util::Event;
 use kcl_core::{
     DeadLetter, DeadLetterError, DeadLetterQueue, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext,
-    ShardState, WorkerBuilder, async_trait,
+    ShardId, ShardState, WorkerBuilder, async_trait,
 };
 use tokio::time::sleep;
 
@@ -102,6 +103,47 @@ async fn panics_in_drop_and_in_a_queue_make_no_hot_loop() {
         assert!(states.iter().filter(|seen| **seen == state).count() > 40, "{name}: {states:?}");
         assert!(calls.values().all(|calls| *calls <= 300), "{name}: {calls:?}");
     }
+}
+
+/// A stream of the user's whose reads panic.
+#[derive(Debug)]
+struct PanickingStream(kcl_core::test_util::SimulatedStream);
+
+#[async_trait]
+impl StreamApi for PanickingStream {
+    async fn describe(&self) -> Result<StreamDescription, StreamError> {
+        self.0.describe().await
+    }
+
+    async fn list_shards(&self, filter: ShardFilter) -> Result<Vec<Shard>, StreamError> {
+        self.0.list_shards(filter).await
+    }
+
+    async fn shard_iterator(&self, shard: &ShardId, position: StartingPosition) -> Result<ShardIterator, StreamError> {
+        self.0.shard_iterator(shard, position).await
+    }
+
+    async fn get_records(&self, _iterator: &ShardIterator, _limit: u32) -> Result<RecordsPage, StreamError> {
+        panic!("a bug of the port")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_panics_is_asked_ever_more_seldom_and_the_shard_shows_it() {
+    let aws = aws(1);
+    let host = aws.host("host");
+    let stream = Arc::new(PanickingStream(host.stream(STREAM)));
+    let running = Running::start(&aws, "host", |builder| builder.stream_api(stream).processor(|_: &ShardContext| Poisoned)).await;
+    until("it has failed", || running.shard().is_some_and(|shard| shard.state == ShardState::Failed)).await;
+    let mut shown = 0;
+    for _ in 0..600 {
+        sleep(Duration::from_secs(1)).await;
+        shown += u32::from(running.shard().is_some_and(|shard| shard.state == ShardState::Failed && shard.is_stuck()));
+    }
+    assert!(shown > 500, "{shown}");
+    let counter = aws.leases(APPLICATION)[0].counter;
+    assert!(counter < 60, "{counter} writes of the lease in ten minutes");
+    running.stop().await.1.unwrap();
 }
 
 /// Pauses its own shard at the first record, and once more by a context that it has kept.
