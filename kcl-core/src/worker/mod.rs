@@ -9,6 +9,9 @@ mod coordinator;
 mod machine;
 pub(crate) mod settings;
 mod shard_sync;
+pub(crate) mod start_retry;
+mod taking;
+mod unowned;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -24,7 +27,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::builder::WorkerBuilder;
-pub(crate) use self::checks::{patiently, usable};
+pub(crate) use self::checks::{retry_briefly, usable};
 use self::coordinator::{Coordinator, Held};
 use self::machine::Machine;
 use self::shard_sync::ShardSync;
