@@ -57,7 +57,7 @@ pub enum TableError {
         reason: String,
     },
     /// The credentials do not allow the operation.
-    #[error("{operation} on lease table `{table}` is not allowed: {message}; see the README for the permissions a worker needs")]
+    #[error("{operation} on lease table `{table}` is not allowed: {message}")]
     AccessDenied {
         /// The table's name.
         table: String,
