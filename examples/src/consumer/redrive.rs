@@ -2,15 +2,22 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Parser};
+use kcl_core::aws_config::SdkConfig;
 use kcl_core::dead_letter::Payload;
 use kcl_core::redrive::{Fate, FileLetters, Filter, LetterOutcome, Redrive, RedriveReport, SqsLetters, StreamTarget};
+use kcl_core::stream::{KinesisStream, StreamApi as _, StreamError};
 use kcl_core::{S3BlobStore, Timestamp, shutdown_signal};
 use serde_json::{Map, Value, json};
 
 use super::options::{Common, time};
+use crate::flags::UsageError;
+
+/// How long the look for the stream may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Puts dead letters back into a stream: under their partition keys, in order within a key, each record once.
 ///
@@ -63,8 +70,8 @@ pub(super) struct RedriveOptions {
     #[arg(long, value_name = "HEX")]
     key_sha256: Option<String>,
 
-    /// The most records that are tried
-    #[arg(long, value_name = "N")]
+    /// The most records that are tried, 1 or more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
     /// Only say what would be done; change nothing
@@ -79,26 +86,57 @@ pub(super) struct RedriveOptions {
     pub(super) common: Common,
 }
 
+impl RedriveOptions {
+    /// The letters that are meant.
+    ///
+    /// # Errors
+    /// Flags that no letter can meet, and such that mean nothing.
+    fn meant(&self) -> Result<Filter, UsageError> {
+        if self.delete_payloads && self.payload_bucket.is_none() {
+            return Err(UsageError::new("--delete-payloads", None, "means nothing without --payload-bucket"));
+        }
+        let filter = Filter {
+            shard_id: self.shard.clone(),
+            kind: self.kind.clone(),
+            application: self.application.clone(),
+            failed_from: self.failed_from,
+            failed_before: self.failed_before,
+            key_sha256: self.key_sha256.as_ref().map(|hash| hash.to_ascii_lowercase()),
+        };
+        filter.validate().map_err(|error| {
+            let flag = format!("--{}", error.setting.replace('_', "-"));
+            UsageError::new(&flag, None, format_args!("is {}: {}", error.value, error.rule))
+        })?;
+        Ok(filter)
+    }
+}
+
+/// Refuses a stream that does not exist, before a queue that happens to be empty makes the run look
+/// good. Any other failure proves nothing: the permission to describe it is not needed otherwise.
+async fn check_stream(aws: &SdkConfig, stream: &str) -> anyhow::Result<()> {
+    let client = aws_sdk_kinesis::Client::new(aws);
+    match KinesisStream::new(client, stream, CALL_TIMEOUT).describe().await {
+        Err(error @ StreamError::NotFound { .. }) => anyhow::bail!("--to-stream can't be used: {error}"),
+        Err(error) => tracing::debug!(%error, "the stream could not be looked up"),
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
 /// Does it.
 ///
 /// # Errors
 /// If a letter that was meant stays, or the run ended early.
 pub(super) async fn redrive(options: RedriveOptions) -> anyhow::Result<()> {
+    let meant = options.meant()?;
     let stop = shutdown_signal();
     let aws = options.common.aws().await;
+    check_stream(&aws, &options.to_stream).await?;
     let target = StreamTarget::new(&aws, &options.to_stream);
     let redrive = match (&options.from_queue, &options.from_file) {
         (Some(queue), _) => Redrive::new(SqsLetters::new(&aws, queue), target),
         (None, Some(path)) => Redrive::new(FileLetters::new(path), target),
         (None, None) => anyhow::bail!("invariant: one of --from-queue and --from-file is demanded of the command line"),
-    };
-    let meant = Filter {
-        shard_id: options.shard,
-        kind: options.kind,
-        application: options.application,
-        failed_from: options.failed_from,
-        failed_before: options.failed_before,
-        key_sha256: options.key_sha256.map(|hash| hash.to_ascii_lowercase()),
     };
     let mut redrive =
         redrive.only(meant).dry_run(options.dry_run).delete_blobs(options.delete_payloads).observe(|outcome| print(&line(outcome)));
@@ -182,7 +220,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         RedriveOptions::command().debug_assert();
-        let options = parse("--from-queue q --to-stream s --failed-from 1769860800 --limit 3 --dry-run --key-sha256 AB").unwrap();
+        let options = parse("--from-queue q --to-stream s --failed-from 1769860800 --limit 3 --dry-run").unwrap();
         assert_eq!(options.failed_from, Some(Timestamp::from_millis(1_769_860_800_000)));
         parse("--from-file letters.jsonl --to-stream s").unwrap();
         for (bad, named) in [
@@ -190,9 +228,26 @@ mod tests {
             ("--from-queue q", "--to-stream"),
             ("--from-queue q --from-file f --to-stream s", "--from-file"),
             ("--from-queue q --to-stream s --failed-before yesterday", "--failed-before"),
+            ("--from-queue q --to-stream s --limit 0", "--limit"),
         ] {
             let error = parse(bad).unwrap_err();
             assert!(error.contains(named), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_that_no_letter_can_meet_are_refused_by_name() {
+        let hash = "AB".repeat(32);
+        let meant = |flags: &str| parse(&format!("--from-queue q --to-stream s {flags}")).unwrap().meant();
+        assert_eq!(meant(&format!("--key-sha256 {hash}")).unwrap().key_sha256, Some(hash.to_ascii_lowercase()));
+        for (flags, named) in [
+            ("--kind poisn", "--kind is \"poisn\": must be one of poison, error"),
+            ("--key-sha256 zz", "--key-sha256 is"),
+            ("--failed-from 7 --failed-before 6", "--failed-before is 6000 ms"),
+            ("--delete-payloads", "--delete-payloads means nothing without --payload-bucket"),
+        ] {
+            let error = meant(flags).unwrap_err().to_string();
+            assert!(error.starts_with(named), "{flags}: {error}");
         }
     }
 }

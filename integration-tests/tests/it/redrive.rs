@@ -183,7 +183,7 @@ async fn the_program_redrives_what_it_is_told_to() {
     assert_eq!(output.status.code(), Some(2));
     let missing = tokio::time::timeout(Duration::from_secs(60), async {
         let mut command = program(&scene.world);
-        command.args(["redrive", "--from-queue", "no-such-queue", "--to-stream", "orders"]);
+        command.args(["redrive", "--from-queue", "no-such-queue", "--to-stream", &scene.world.stream]);
         command.output().await.unwrap()
     });
     let missing = missing.await.unwrap();

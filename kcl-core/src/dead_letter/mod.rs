@@ -102,6 +102,10 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All kinds.
+    pub const ALL: [Self; 7] =
+        [Self::Poison, Self::Error, Self::Panic, Self::Overrun, Self::ProcessDeath, Self::BrokenAggregate, Self::Follows];
+
     /// The kind as the envelope names it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -3,7 +3,8 @@
 use kcl_checkpoint::Timestamp;
 
 use crate::dead_letter::identity::sha256_hex;
-use crate::dead_letter::{Envelope, ToldKey};
+use crate::dead_letter::{Envelope, FailureKind, ToldKey};
+use crate::error::ConfigError;
 
 /// What a letter must be like; each that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +24,31 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Refuses a filter that no letter can pass: a run with it would end well and do nothing.
+    ///
+    /// # Errors
+    /// The setting that makes it so.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(kind) = &self.kind
+            && FailureKind::ALL.iter().all(|known| known.as_str() != kind)
+        {
+            let kinds = FailureKind::ALL.map(FailureKind::as_str).join(", ");
+            return Err(ConfigError::new("kind", kind, format!("must be one of {kinds}")));
+        }
+        if let Some(hash) = &self.key_sha256
+            && !(hash.len() == 64 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            return Err(ConfigError::new("key_sha256", hash, "must be the 64 lower-case hexadecimal digits of a SHA-256"));
+        }
+        if let (Some(from), Some(before)) = (self.failed_from, self.failed_before)
+            && from >= before
+        {
+            let rule = format!("must be later than `failed_from` ({} ms since 1970)", from.as_millis());
+            return Err(ConfigError::new("failed_before", format_args!("{} ms since 1970", before.as_millis()), rule));
+        }
+        Ok(())
+    }
+
     /// Whether the letter is meant.
     #[must_use]
     pub fn matches(&self, letter: &Envelope) -> bool {
@@ -44,6 +70,26 @@ impl Filter {
 mod tests {
     use super::super::plan::tests::letter;
     use super::*;
+
+    #[test]
+    fn a_filter_that_nothing_can_pass_is_refused_by_name() {
+        let text = |text: &str| Some(text.to_owned());
+        let time = |millis| Some(Timestamp::from_millis(millis));
+        let any = Filter::default;
+        for (filter, refused) in [
+            (any(), None),
+            (Filter { kind: text("process_death"), ..any() }, None),
+            (Filter { kind: text("poisn"), ..any() }, Some("kind")),
+            (Filter { key_sha256: Some(sha256_hex("key")), ..any() }, None),
+            (Filter { key_sha256: text("zz"), ..any() }, Some("key_sha256")),
+            (Filter { key_sha256: Some(sha256_hex("key").to_uppercase()), ..any() }, Some("key_sha256")),
+            (Filter { failed_from: time(1), failed_before: time(2), ..any() }, None),
+            (Filter { failed_from: time(2), failed_before: time(2), ..any() }, Some("failed_before")),
+            (Filter { failed_from: time(3), failed_before: time(2), ..any() }, Some("failed_before")),
+        ] {
+            assert_eq!(filter.validate().err().map(|error| error.setting), refused, "{filter:?}");
+        }
+    }
 
     #[test]
     fn each_thing_that_is_asked_for_must_be_so() {

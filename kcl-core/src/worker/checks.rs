@@ -157,7 +157,7 @@ impl WorkerBuilder {
             }
             let now = Instant::now();
             if deadline.is_none() {
-                tracing::info!(stream = stream.arn, "the stream is being made; the start waits");
+                tracing::info!(stream = stream.arn, "the stream is being made; waiting");
             }
             if now >= *deadline.get_or_insert(now + STREAM_READY) {
                 let message = format!("it is still being made after {STREAM_READY:?}");
