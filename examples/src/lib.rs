@@ -2,5 +2,6 @@
 
 pub mod consumer;
 pub mod exactly_once;
+pub mod flags;
 pub mod quickstart;
 pub mod retrieval;

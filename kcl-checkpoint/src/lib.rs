@@ -1,6 +1,6 @@
 //! Where reading of a shard stands.
 //!
-//! This crate knows positions in a shard and nothing of AWS: it compares sequence numbers, tracks which delivered
+//! This crate knows positions in a shard, and of AWS only words for errors: it compares sequence numbers, tracks which delivered
 //! records are finished, and hands users a [`Checkpointer`] that can only move forward and never past what was delivered.
 //!
 //! | module | owns |
@@ -9,6 +9,7 @@
 //! | [`position`] | what a lease's checkpoint can say, in the documented order, and where a new shard starts |
 //! | [`acked_prefix`] | the contiguous prefix of records finished in any order |
 //! | [`finished_beyond`] | what is finished beyond that prefix, in a few bytes that are kept with the lease |
+//! | [`advice`] | what to do about AWS errors that mean wrong credentials or a wrong endpoint, for all crates above |
 //! | [`checkpointer`] | the handle that users checkpoint with, in one phase or two, the engine's half of it, and the port for the fenced write |
 //!
 //! ```
@@ -27,6 +28,7 @@
 //! ```
 
 pub mod acked_prefix;
+pub mod advice;
 pub mod checkpointer;
 pub mod finished_beyond;
 #[doc(hidden)]

@@ -60,6 +60,18 @@ pub enum WorkerError {
         /// The stream.
         stream: String,
     },
+    /// The stream was deleted and made anew while the worker ran, and the worker may adopt it. A
+    /// start does that: it deletes the leases of the old stream and begins at the initial position.
+    #[error(
+        "stream `{stream}` was deleted and made anew while application `{application}` read it: start the worker again, and it adopts the new \
+         stream as configured"
+    )]
+    StreamReplaced {
+        /// The application.
+        application: String,
+        /// The stream.
+        stream: String,
+    },
     /// Kinesis did not answer as needed.
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -99,6 +111,12 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// The leases are of another stream than the one that is read. Only a start may adopt it.
+    pub(crate) fn other_stream(application: &str, stream: &str, adopt: bool) -> Self {
+        let (application, stream) = (application.to_owned(), stream.to_owned());
+        if adopt { Self::StreamReplaced { application, stream } } else { Self::StreamRecreated { application, stream } }
+    }
+
     /// Whether the same start may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -106,7 +124,8 @@ impl WorkerError {
             Self::Stream(error) => error.is_retryable(),
             Self::FanOut(error) => error.is_retryable(),
             Self::Table(error) => error.is_retryable(),
-            Self::DeadLetter(error) => matches!(error, DeadLetterError::Unavailable { .. }),
+            Self::DeadLetter(error) => error.is_retryable(),
+            Self::StreamReplaced { .. } => true,
             Self::LeaseThread(_) => true,
             _ => false,
         }

@@ -50,6 +50,7 @@
 //! | [`redrive`] | dead letters back into a stream, or through a handler |
 //! | [`seek`] | an application begins elsewhere: at a time, at a record, at the oldest or the latest |
 //! | [`stops`] | shards that are stopped beyond the process, and how to resume them from outside |
+//! | [`health`] | the standing of a worker as a whole |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -61,6 +62,7 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod error;
 pub mod handler;
+pub mod health;
 pub mod interruption;
 mod metrics;
 pub mod processor;
@@ -109,6 +111,7 @@ pub use self::dead_letter::{
 };
 pub use self::error::{ConfigError, WorkerError};
 pub use self::handler::{Json, MessageHandler, RecordHandler};
+pub use self::health::{LastError, WorkerHealth, WorkerState};
 pub use self::interruption::Interruption;
 pub use self::processor::{
     FailedRecord, Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo,

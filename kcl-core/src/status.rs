@@ -10,6 +10,8 @@ use std::time::Duration;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
 use kcl_lease::{Clock, ShardId, WorkerId};
 
+use crate::health::WorkerHealth;
+
 /// The time in a call of the processor after which its shard counts as stuck.
 const LONG_CALL: Duration = Duration::from_secs(60);
 /// The time in a state that should pass by itself after which the shard counts as stuck.
@@ -161,6 +163,8 @@ impl ShardStatus {
 pub struct WorkerStatus {
     /// The worker.
     pub worker: WorkerId,
+    /// The health of the worker as a whole.
+    pub health: WorkerHealth,
     /// The shards that it owns.
     pub shards: BTreeMap<ShardId, ShardStatus>,
 }

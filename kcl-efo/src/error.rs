@@ -131,6 +131,27 @@ pub enum FanOutError {
 }
 
 impl FanOutError {
+    /// Returns the class of the failure in two or three words, for logs.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::ConsumerLimit { .. } => "no room for another consumer",
+            Self::ConsumerCreating { .. } => "consumer in creation",
+            Self::ConsumerNotFound { .. } | Self::NotFound { .. } => "not found",
+            Self::InUse { .. } => "in use",
+            Self::Throttled { .. } => "throttled",
+            Self::AccessDenied { .. } => "access denied",
+            Self::Kms { .. } => "key unusable",
+            Self::Unavailable { .. } | Self::Silent(_) => "no answer",
+            Self::NotAConsumerArn { .. }
+            | Self::OtherStream { .. }
+            | Self::InvalidName { .. }
+            | Self::Unsupported { .. }
+            | Self::ConsumerDeleting { .. }
+            | Self::InvalidArgument { .. } => "refused",
+        }
+    }
+
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

@@ -61,7 +61,9 @@ impl FanOut {
 
     /// Finds the consumer, or registers it. It may still be in creation then: subscribers wait for it by themselves.
     ///
-    /// What may pass is tried again for some seconds.
+    /// One attempt: whoever calls repeats what [may pass](FanOutError::is_retryable), and for a few
+    /// seconds [`FanOutError::ConsumerLimit`], which also stands for the limit of consumers in creation.
+    /// Calls within a second of a failed one answer the same without asking the service.
     ///
     /// # Errors
     /// There is no such consumer and none can be registered, or it is being deleted, or the service gives no answer.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use kcl_checkpoint::advice;
 
 /// A failed request by its kind. Texts are the service's own words, or what is known of the failure; never a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,21 +40,24 @@ impl Refusal {
                 let refusal = refusal.err();
                 match refusal.code() {
                     Some(code) => Self::of_code(code, refusal.message().unwrap_or(code)),
-                    None => Self::Unavailable(chain(error)),
+                    None => Self::Unavailable(format!("what answers at the endpoint may be another service ({})", chain(error))),
                 }
             }
             _ if is_misconfigured(error) => {
-                let how = "the AWS configuration has no usable credentials or no region; set them by the standard AWS environment or configuration";
-                Self::AccessDenied(format!("{how} ({})", chain(error)))
+                let texts = chain(error);
+                Self::AccessDenied(match advice::for_failure(&texts) {
+                    Some(advice) => format!("{advice} ({texts})"),
+                    None => format!("the AWS configuration has no usable credentials or no region ({texts})"),
+                })
             }
-            _ => Self::Unavailable(chain(error)),
+            _ => Self::Unavailable(advice::unanswered(chain(error))),
         }
     }
 
     /// The kind of the service's error of this code.
     #[must_use]
     pub fn of_code(code: &str, message: &str) -> Self {
-        let said = message.to_owned();
+        let said = advice::refused(code, message);
         match code {
             "ResourceNotFoundException" => Self::NotFound(said),
             "AccessDeniedException"
@@ -86,7 +90,7 @@ impl Refusal {
             }
             "ResourceInUseException" => Self::InUse(said),
             kms if kms.starts_with("KMS") => Self::Kms(said),
-            other => Self::Unavailable(format!("{other}: {message}")),
+            other => Self::Unavailable(format!("{other}: {said}")),
         }
     }
 }

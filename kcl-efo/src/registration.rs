@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use crate::api::{Consumer, ConsumerStatus, FanOutApi};
 use crate::error::FanOutError;
 
 /// Between two looks at a consumer that can't be used yet, of all shards together.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// How often [`Registration::establish`] tries what may pass.
-const ATTEMPTS: u32 = 5;
 const LONGEST_NAME: usize = 128;
 
 /// Which consumer reads.
@@ -123,19 +121,11 @@ impl Registration {
         &self.asker.stream_arn
     }
 
-    /// Finds the consumer, or registers it. It may still be in creation then.
+    /// Finds the consumer, or registers it, with one look. It may still be in creation then.
     pub(crate) async fn establish(&self) -> Result<(), FanOutError> {
-        let mut failures = 0;
-        loop {
-            match self.active().await {
-                Ok(_) | Err(FanOutError::ConsumerCreating { .. }) => return Ok(()),
-                // The limits of consumers in creation and of calls pass; that of consumers does not.
-                Err(error) if failures < ATTEMPTS && (error.is_retryable() || matches!(error, FanOutError::ConsumerLimit { .. })) => {
-                    failures += 1;
-                    sleep(BETWEEN_LOOKS).await;
-                }
-                Err(error) => return Err(error),
-            }
+        match self.active().await {
+            Ok(_) | Err(FanOutError::ConsumerCreating { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -81,10 +81,17 @@ impl KinesisFanOut {
 impl FanOutApi for KinesisFanOut {
     async fn register(&self, stream_arn: &str, name: &str) -> Result<Consumer, FanOutError> {
         let request = self.client.register_stream_consumer().stream_arn(stream_arn).consumer_name(name);
-        let answer = request.send().await.map_err(|error| match Refusal::of(&error) {
-            // The service has one error for "too many consumers", "too many in creation" and "too many calls".
-            Refusal::Throttled(message) => FanOutError::ConsumerLimit { consumer: name.to_owned(), stream: stream_arn.to_owned(), message },
-            refusal => failed(REGISTER, refusal),
+        let answer = request.send().await.map_err(|error| {
+            // The service has one code for "too many consumers", "too many in creation" and "too many
+            // calls"; its words tell the last one from the others.
+            let limit = error.code() == Some("LimitExceededException");
+            match Refusal::of(&error) {
+                Refusal::Throttled(message) if limit && !is_rate(&message) => {
+                    let (consumer, stream) = (name.to_owned(), stream_arn.to_owned());
+                    FanOutError::ConsumerLimit { consumer, stream, message }
+                }
+                refusal => failed(REGISTER, refusal),
+            }
         })?;
         let consumer = answer.consumer.ok_or_else(|| malformed(REGISTER, "no consumer"))?;
         usable(REGISTER, consumer.consumer_arn, &consumer.consumer_status)
@@ -194,6 +201,12 @@ fn usable(operation: &'static str, arn: String, status: &types::ConsumerStatus) 
         return Err(malformed(operation, "no consumer ARN"));
     }
     Ok(Consumer { arn, status })
+}
+
+/// Returns whether the words of a LimitExceededException speak of a rate of calls.
+fn is_rate(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("rate exceeded") || message.contains("too many requests")
 }
 
 fn malformed(operation: &'static str, problem: impl std::fmt::Display) -> FanOutError {

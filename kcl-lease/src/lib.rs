@@ -15,6 +15,7 @@
 //! | [`seek`] | what becomes of the leases when an application begins elsewhere |
 //! | [`term`] | one worker's hold on one lease: validity, fencing token, the one task that writes its row |
 //! | [`clock`], [`entropy`], [`backoff`] | time, randomness and pacing, injected |
+//! | [`outages`] | which failures of a service are worth a line in the log |
 //!
 //! Decisions are functions of plain data; effects go through [`table::LeaseTable`], [`clock::Clock`] and
 //! [`entropy::Entropy`].
@@ -30,6 +31,7 @@ pub mod entropy;
 pub mod lease;
 pub mod liveness;
 pub mod memory;
+pub mod outages;
 pub mod seek;
 pub mod shard_sync;
 pub mod table;
@@ -42,6 +44,7 @@ pub use dynamodb::{DynamoDbLeaseTable, TableOptions};
 pub use entropy::Entropy;
 pub use lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
 pub use memory::{InMemoryItems, InMemoryLeaseTable};
+pub use outages::{Cause, OutageLog};
 pub use table::{LeaseListing, LeaseTable, TableError, UnreadableLease, WriteOutcome};
 pub use transaction::{RefusedItem, TransactItems, TransactItemsError, TransactOutcome};
 pub use write::{Change, LeaseWrite, NewStart, WriteId};

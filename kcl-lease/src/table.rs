@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::lease::{Lease, ShardId};
+use crate::outages::Cause;
 use crate::transaction::{TransactItems, TransactOutcome};
 use crate::write::LeaseWrite;
 
@@ -56,7 +57,7 @@ pub enum TableError {
         reason: String,
     },
     /// The credentials do not allow the operation.
-    #[error("{operation} on lease table `{table}` is not allowed: {message}; see the README for the permissions a worker needs")]
+    #[error("{operation} on lease table `{table}` is not allowed: {message}")]
     AccessDenied {
         /// The table's name.
         table: String,
@@ -96,10 +97,27 @@ pub enum TableError {
 }
 
 impl TableError {
+    /// The lease table's name in the log of outages.
+    pub const SERVICE: &'static str = "lease table";
+
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Throttled { .. } | Self::Unavailable { .. })
+    }
+
+    /// Returns the class of the failure, for the log of outages.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        let class = match self {
+            Self::NotFound { .. } => "not found",
+            Self::NotALeaseTable { .. } => "no lease table",
+            Self::AccessDenied { .. } => "access denied",
+            Self::Throttled { .. } => "throttled",
+            Self::Unavailable { .. } => "no answer",
+            Self::Rejected { .. } => "refused",
+        };
+        Cause { service: Self::SERVICE, class }
     }
 
     /// Whether retrying is pointless until somebody changes the table, its permissions, or this program.

@@ -20,8 +20,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::pin::pin;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use kcl_core::{WorkerHandle, shutdown_signal};
+use kcl_core::{WorkerError, WorkerHandle, shutdown_signal};
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +29,7 @@ use self::options::{LogFormat, Options};
 use self::redrive::RedriveOptions;
 use self::seek::SeekOptions;
 use self::service::Service;
+use crate::flags::{UsageError, parse};
 
 /// What is logged unless `RUST_LOG` says otherwise. That there is no metadata service outside of EC2 is no news.
 const LOGGED: &str = "info,aws_config::imds=error";
@@ -47,11 +47,11 @@ pub fn main() -> ExitCode {
     }
     if arguments.get(1).is_some_and(|first| first == "seek") {
         arguments.remove(1);
-        let options = SeekOptions::parse_from(arguments);
+        let options: SeekOptions = parse(arguments);
         log_to_standard_error(options.common.log_format);
         return in_a_runtime(seek::seek(options));
     }
-    let options = Options::parse();
+    let options: Options = parse(arguments);
     log_to_standard_error(options.log_format);
     in_a_runtime(run(&options))
 }
@@ -68,7 +68,7 @@ fn in_a_runtime(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
         Err(error) => {
             // Not `eprintln!`: it panics where standard error is closed.
             let _ = writeln!(io::stderr(), "consumer: {}", on_one_line(&error.to_string()));
-            ExitCode::FAILURE
+            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -94,34 +94,41 @@ fn log_to_standard_error(format: LogFormat) {
 }
 
 async fn run(options: &Options) -> anyhow::Result<()> {
+    options.check()?;
     let mut signal = pin!(shutdown_signal());
     let service = Service::new(options.print)?;
-    // The signal comes first: its handlers are then in place before anything is waited for.
-    let worker = tokio::select! {
-        biased;
-        () = &mut signal => {
-            tracing::info!("asked to stop before the worker was ready");
-            return Ok(());
-        }
-        worker = options.worker(&service) => worker?,
-    };
-    let handle = worker.handle();
-    let stop = async {
-        tokio::select! {
+    loop {
+        // The signal comes first: its handlers are then in place before anything is waited for.
+        let worker = tokio::select! {
             biased;
-            () = &mut signal => {}
-            () = service.output_closed() => {}
-            () = until_idle(options, &handle, &service) => {}
-            () = service.tell_progress() => {}
+            () = &mut signal => {
+                tracing::info!("asked to stop before the worker was ready");
+                return Ok(());
+            }
+            worker = options.worker(&service) => worker?,
+        };
+        let handle = worker.handle();
+        let stop = async {
+            tokio::select! {
+                biased;
+                () = shutdown_signal() => {}
+                () = service.output_closed() => {}
+                () = until_idle(options, &handle, &service) => {}
+                () = service.tell_progress() => {}
+            }
+        };
+        let result = worker.run_until(stop).await;
+        if let Err(WorkerError::StreamReplaced { stream, .. }) = &result {
+            tracing::warn!(stream, "the stream was made anew: the worker starts again and adopts it");
+            continue;
         }
-    };
-    let result = worker.run_until(stop).await;
-    service.tell_total();
-    anyhow::ensure!(
-        !service.is_output_closed(),
-        "standard output was closed by its reader: the records that it did not take are delivered again at the next start"
-    );
-    Ok(result?)
+        service.tell_total();
+        anyhow::ensure!(
+            !service.is_output_closed(),
+            "standard output was closed by its reader: the records that it did not take are delivered again at the next start"
+        );
+        return Ok(result?);
+    }
 }
 
 /// Completes when the worker has been idle for as long as `--until-idle` says; without it, never.

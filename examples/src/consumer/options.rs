@@ -7,11 +7,12 @@ use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{ArgAction, Args, Parser, ValueEnum};
 use kcl_core::aws_config::{self, BehaviorVersion, Region, SdkConfig};
 use kcl_core::{
-    Backlog, ConsumerChoice, FanOutConfig, FileDeadLetterQueue, InitialPosition, PartitionKeys, ReadUntil, RetryPolicy, S3BlobStore,
-    ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError,
+    Backlog, ConsumerChoice, FanOutConfig, FanOutError, FileDeadLetterQueue, InitialPosition, PartitionKeys, ReadUntil, RetryPolicy,
+    S3BlobStore, ShardContext, SqsDeadLetterQueue, Timestamp, TrimmedData, Worker, WorkerError,
 };
 
 use super::service::Service;
+use crate::flags::UsageError;
 use crate::retrieval::Retrieval;
 
 /// Consumes a Kinesis stream, together with all other processes that are started with the same application name.
@@ -19,9 +20,9 @@ use crate::retrieval::Retrieval;
 /// Each process is one worker; shards are shared evenly, and those of a process that ends go to the others. Region, credentials and endpoint
 /// come from the standard AWS environment and configuration files. Flags win over the environment.
 ///
-/// SIGTERM and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards. Logs go to standard error,
-/// by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1 if it can't start or go on, 2 for flags it
-/// can't use.
+/// SIGTERM, SIGHUP and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards; a second SIGTERM
+/// or Ctrl-C ends it at once. Logs go to standard error, by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1
+/// if it can't start or go on, 2 for flags it can't use, 143 or 130 after a second signal. An empty variable counts as not set.
 ///
 /// `consumer redrive --help` tells how dead letters are put back into the stream, `consumer seek --help` how an application begins elsewhere.
 #[derive(Debug, Parser)]
@@ -90,6 +91,10 @@ pub(super) struct Options {
     /// How long a shutdown may take, up to 1h; keep it below the time after which your supervisor kills
     #[arg(long, value_name = "DURATION", env = "KCL_SHUTDOWN_TIMEOUT", default_value = "25s", value_parser = humantime::parse_duration)]
     pub(super) shutdown_timeout: Duration,
+
+    /// How long a start repeats calls that are throttled or get no answer, up to 1h
+    #[arg(long, value_name = "DURATION", env = "KCL_START_PATIENCE", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(super) start_patience: Duration,
 
     /// When records were trimmed before they were read: stop the shard and say so, or skip them and log the gap
     #[arg(long, value_name = "WHAT", env = "KCL_TRIMMED_DATA", default_value = "block")]
@@ -162,8 +167,9 @@ impl Options {
     /// Builds the worker that runs this service.
     ///
     /// # Errors
-    /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build).
-    pub(super) async fn worker(&self, service: &Service) -> Result<Worker, WorkerError> {
+    /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build); a [`UsageError`] for settings that
+    /// have a flag.
+    pub(super) async fn worker(&self, service: &Service) -> anyhow::Result<Worker> {
         let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await, service.clone());
         let mut builder = Worker::builder(&self.application, &self.stream)
             .aws_config(&aws)
@@ -173,6 +179,7 @@ impl Options {
             .lease_duration(self.lease_duration)
             .worker_name(&self.worker_name)
             .shutdown_timeout(self.shutdown_timeout)
+            .start_patience(self.start_patience)
             .trimmed_data(match self.trimmed_data {
                 OnTrimmed::Block => TrimmedData::Block,
                 OnTrimmed::Skip => TrimmedData::SkipAndAudit,
@@ -201,7 +208,73 @@ impl Options {
             }
             builder = builder.dead_letter_queue(queue);
         }
-        builder.build().await
+        builder.build().await.map_err(by_flag)
+    }
+
+    /// Refuses flags that the others leave without a meaning.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub(super) fn check(&self) -> Result<(), UsageError> {
+        let queue = self.dead_letter_queue.is_some();
+        let letters = queue || self.dead_letter_file.is_some();
+        let without_queue = "means nothing without --dead-letter-queue";
+        let hidden_keys = !matches!(self.dead_letter_keys, TellKeys::Clear);
+        let polling = self.retrieval == Retrieval::Polling;
+        for (void, flag, variable, wrong) in [
+            (self.require_encryption && !queue, "--require-encryption", "KCL_REQUIRE_ENCRYPTION", without_queue),
+            (self.payload_bucket.is_some() && !queue, "--payload-bucket", "KCL_PAYLOAD_BUCKET", without_queue),
+            (
+                hidden_keys && !letters,
+                "--dead-letter-keys",
+                "KCL_DEAD_LETTER_KEYS",
+                "means nothing without --dead-letter-queue or --dead-letter-file",
+            ),
+            (
+                self.fan_out_consumer.is_some() && polling,
+                "--fan-out-consumer",
+                "KCL_FAN_OUT_CONSUMER",
+                "means nothing without --retrieval fan-out or --retrieval auto",
+            ),
+        ] {
+            if void {
+                return Err(UsageError::new(flag, Some(variable), wrong));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The flag, and the variable in its place, that a setting of the library comes from.
+fn flag_of(setting: &str) -> Option<(&'static str, &'static str)> {
+    Some(match setting {
+        "application" => ("--application", "KCL_APPLICATION"),
+        "stream" => ("--stream", "KCL_STREAM"),
+        "initial_position" => ("--initial-position", "KCL_INITIAL_POSITION"),
+        "retrieval" => ("--retrieval", "KCL_RETRIEVAL"),
+        "fan_out" => ("--fan-out-consumer", "KCL_FAN_OUT_CONSUMER"),
+        "lease_duration" => ("--lease-duration", "KCL_LEASE_DURATION"),
+        "worker_name" => ("--worker-name", "KCL_WORKER_NAME"),
+        "max_leases" => ("--max-leases", "KCL_MAX_LEASES"),
+        "shutdown_timeout" => ("--shutdown-timeout", "KCL_SHUTDOWN_TIMEOUT"),
+        "start_patience" => ("--start-patience", "KCL_START_PATIENCE"),
+        "read_until" => ("--until", "KCL_UNTIL"),
+        backlog if backlog.starts_with("backlog") => ("--skip-beyond", "KCL_SKIP_BEYOND"),
+        _ => return None,
+    })
+}
+
+/// The error in terms of the command line, where it is about a flag.
+fn by_flag(error: WorkerError) -> anyhow::Error {
+    match &error {
+        WorkerError::Config(config) => match flag_of(config.setting) {
+            Some((flag, variable)) => UsageError::new(flag, Some(variable), format_args!("is {}: {}", config.value, config.rule)).into(),
+            None => error.into(),
+        },
+        WorkerError::FanOut(
+            wrong @ (FanOutError::InvalidName { .. } | FanOutError::NotAConsumerArn { .. } | FanOutError::OtherStream { .. }),
+        ) => UsageError::new("--fan-out-consumer", Some("KCL_FAN_OUT_CONSUMER"), format_args!("can't be used: {wrong}")).into(),
+        _ => error.into(),
     }
 }
 
@@ -350,6 +423,45 @@ mod tests {
         ] {
             let error = position(bad).unwrap_err();
             assert!(error.contains(said), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_that_the_others_make_void_are_refused_by_name() {
+        for (flags, void) in [
+            ("--require-encryption", Some("--require-encryption (or KCL_REQUIRE_ENCRYPTION)")),
+            ("--require-encryption --dead-letter-file letters.jsonl", Some("--require-encryption")),
+            ("--require-encryption --dead-letter-queue letters", None),
+            ("--payload-bucket payloads", Some("--payload-bucket (or KCL_PAYLOAD_BUCKET)")),
+            ("--payload-bucket payloads --dead-letter-queue letters", None),
+            ("--dead-letter-keys hashed", Some("--dead-letter-keys")),
+            ("--dead-letter-keys hashed --dead-letter-file letters.jsonl", None),
+            ("--fan-out-consumer orders-efo", Some("--fan-out-consumer (or KCL_FAN_OUT_CONSUMER)")),
+            ("--fan-out-consumer orders-efo --retrieval auto", None),
+            ("", None),
+        ] {
+            let checked = parse(flags).unwrap().check().map_err(|error| error.to_string());
+            match void {
+                Some(named) => assert!(checked.as_ref().is_err_and(|said| said.starts_with(named)), "{flags}: {checked:?}"),
+                None => assert_eq!(checked, Ok(()), "{flags}"),
+            }
+        }
+    }
+
+    #[test]
+    fn settings_of_the_library_are_named_by_their_flags() {
+        let config = |setting| kcl_core::ConfigError { setting, value: "0".into(), rule: "must be more".into() };
+        let said = |setting| by_flag(WorkerError::Config(config(setting))).to_string();
+        assert_eq!(said("max_leases"), "--max-leases (or KCL_MAX_LEASES) is 0: must be more");
+        assert_eq!(said("backlog.beyond"), "--skip-beyond (or KCL_SKIP_BEYOND) is 0: must be more");
+        assert_eq!(said("aws_config"), "setting `aws_config` is 0: must be more");
+        let usage = by_flag(WorkerError::FanOut(FanOutError::InvalidName { name: "a b".into() }));
+        assert!(usage.is::<UsageError>() && usage.to_string().starts_with("--fan-out-consumer"), "{usage}");
+        for argument in Options::command().get_arguments() {
+            let (Some(flag), Some(variable)) = (argument.get_long(), argument.get_env()) else { continue };
+            if let Some((named, from)) = flag_of(&flag.replace('-', "_")) {
+                assert_eq!((named, from), (format!("--{flag}").as_str(), variable.to_str().unwrap()));
+            }
         }
     }
 

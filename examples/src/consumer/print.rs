@@ -13,6 +13,8 @@ use kcl_core::{Record, ShardId};
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify};
 
+use crate::flags::UsageError;
+
 /// A record's line.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -47,9 +49,11 @@ pub(super) struct Unprinted {
 
 impl Printer {
     /// # Errors
-    /// If there is no standard output.
-    pub(super) fn to_standard_output() -> io::Result<Self> {
-        Ok(Self { sink: Arc::new(Mutex::new(Sink::new(standard_output()?))), closed: Arc::default() })
+    /// If there is no standard output, or it can't be written to: records would be dropped unseen.
+    pub(super) fn to_standard_output() -> Result<Self, UsageError> {
+        let refused = |error: io::Error| UsageError::new("--print", Some("KCL_PRINT"), format_args!("can't print: {error}"));
+        let output = standard_output().and_then(|output| usable(&output).map(|()| output)).map_err(refused)?;
+        Ok(Self { sink: Arc::new(Mutex::new(Sink::new(output))), closed: Arc::default() })
     }
 
     /// Prints records of a shard. When it returns, the operating system has them all.
@@ -92,6 +96,51 @@ fn standard_output() -> io::Result<Output> {
 #[cfg(not(unix))]
 fn standard_output() -> io::Result<Output> {
     Ok(io::stdout())
+}
+
+/// Refuses a standard output that takes nothing, where that can be found out (Linux).
+///
+/// A descriptor that is closed when a program starts is opened again by Rust's runtime, as /dev/null for
+/// reading and writing. A redirection to /dev/null opens it for writing alone.
+#[cfg(target_os = "linux")]
+fn usable(output: &Output) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::MetadataExt as _;
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", output.as_raw_fd())).unwrap_or_default();
+    let is_null = || Ok::<_, io::Error>(output.metadata()?.rdev() == std::fs::metadata("/dev/null")?.rdev());
+    match access(&about) {
+        Some(Access::Read) => Err(io::Error::other("standard output is not open for writing")),
+        Some(Access::Both) if is_null().unwrap_or(false) => {
+            Err(io::Error::other("standard output is closed; to drop what is printed, redirect it: > /dev/null"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn usable(_: &Output) -> io::Result<()> {
+    Ok(())
+}
+
+/// What a descriptor is open for.
+#[cfg(target_os = "linux")]
+#[derive(Debug, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
+    Both,
+}
+
+/// Reads what the kernel says about a descriptor: `flags`, in octal (proc(5)).
+#[cfg(target_os = "linux")]
+fn access(about: &str) -> Option<Access> {
+    let flags = about.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    match u64::from_str_radix(flags.trim(), 8).ok()? & 3 {
+        0 => Some(Access::Read),
+        1 => Some(Access::Write),
+        2 => Some(Access::Both),
+        _ => None,
+    }
 }
 
 /// Lines to be written, with the place where each ends.
@@ -191,6 +240,20 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_kernel_says_what_a_descriptor_is_open_for() {
+        for (about, expected) in [
+            ("pos:\t0\nflags:\t0100000\nmnt_id:\t26\n", Some(Access::Read)),
+            ("pos:\t0\nflags:\t0100001\nmnt_id:\t26\n", Some(Access::Write)),
+            ("pos:\t0\nflags:\t02100002\nmnt_id:\t26\n", Some(Access::Both)),
+            ("pos:\t0\n", None),
+            ("flags:\tx\n", None),
+        ] {
+            assert_eq!(access(about), expected, "{about:?}");
         }
     }
 

@@ -100,6 +100,10 @@ impl RedriveOptions {
             let rule = "--failed-from must be before --failed-before: no letter has failed between the two";
             return Err(Self::command().error(ErrorKind::ValueValidation, rule));
         }
+        if options.delete_payloads && options.payload_bucket.is_none() {
+            let rule = "--delete-payloads means nothing without --payload-bucket";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, rule));
+        }
         Ok(options)
     }
 }

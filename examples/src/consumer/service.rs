@@ -1,6 +1,5 @@
 //! What the service does with records: it prints them, if it is to, and counts them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
 
 use super::print::{Printer, Unprinted};
+use crate::flags::UsageError;
 
 /// How often progress is told, if there was any.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ impl Service {
     ///
     /// # Errors
     /// If there is no standard output to print to.
-    pub(super) fn new(print: bool) -> io::Result<Self> {
+    pub(super) fn new(print: bool) -> Result<Self, UsageError> {
         let printer = if print { Some(Printer::to_standard_output()?) } else { None };
         Ok(Self { printer, tally: Arc::default() })
     }

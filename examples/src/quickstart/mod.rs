@@ -25,13 +25,15 @@ pub mod site;
 pub mod source;
 
 use std::pin::pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kcl_core::ShardId;
+use kcl_core::{ShardId, shutdown_signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing_subscriber::EnvFilter;
 
 use self::display::{Display, Scene, thousands};
 use self::fleet::{Fleet, Recipe};
@@ -42,6 +44,7 @@ use self::publisher::Pace;
 use self::report::Report;
 use self::site::Site;
 use self::source::Source;
+use crate::flags::parse;
 
 /// How long records without an owner's or a queue's word are waited for, after the last sign of any progress.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +70,37 @@ impl Schedule {
     }
 }
 
+/// The program: reads the command line, runs, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options: Options = parse(std::env::args_os());
+    // Off unless asked for: a kill makes for warnings, as it should, and they would spoil the picture.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let source = match options.prepare() {
+        Ok(source) => source,
+        Err(error) => {
+            eprintln!("quickstart: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("quickstart: the runtime can't be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&options, source)) {
+        Ok(report) if report.is_clean() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("quickstart: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs the whole thing and returns its reconciliation, which is printed and written already.
 ///
 /// # Errors
@@ -79,9 +113,12 @@ pub async fn run(options: &Options, source: Source) -> anyhow::Result<Report> {
     display.say(&introduction(options, &source, &site, schedule));
     let outcome = tokio::select! {
         biased;
-        signal = tokio::signal::ctrl_c() => Err(signal.map_or_else(anyhow::Error::new, |()| anyhow!("interrupted"))),
+        () = shutdown_signal() => Err(anyhow!("interrupted")),
         outcome = consume(options, &source, &site, schedule, &ledger, &mut display) => outcome,
     };
+    if outcome.is_err() && !site.is_embedded() {
+        display.say(&format!("deleting {}\n", site.inventory()));
+    }
     for left in site.clear().await {
         eprintln!("could not be deleted, and may still be there: {left}");
     }

@@ -43,7 +43,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
 
-    /// The lines are JSON objects: key each by this field of it. Without --key, and where a line has no such field, by the line's hash
+    /// The lines are JSON objects: key each by this field of it, or by a field in a field, as customer.id. Without --key, and where a line
+    /// has no such field, by the line's hash
     #[arg(long, value_name = "FIELD", requires = "input")]
     pub key: Option<String>,
 

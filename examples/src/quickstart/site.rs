@@ -5,14 +5,19 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
+use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_types::SdkConfig;
 use aws_types::region::Region;
 use kcl_core::{Entropy, aws_config};
 use kcl_local::LocalAws;
 use kcl_local::kinesis::KinesisConfig;
+use tokio::time::Instant;
 
 use super::options::Options;
 use super::reshard;
+
+/// How long something may be in the making before it can be deleted.
+const IN_THE_MAKING: Duration = Duration::from_secs(60);
 
 /// The place of a run, and the names of what is made there.
 #[derive(Debug)]
@@ -104,17 +109,14 @@ impl Site {
             return Vec::new();
         }
         let kinesis = aws_sdk_kinesis::Client::new(&self.aws);
-        let stream = kinesis.delete_stream().stream_name(&self.stream).enforce_consumer_deletion(true).send().await;
-        let stream = stream.map(drop).or_else(|error| match error.as_service_error() {
-            Some(refusal) if refusal.is_resource_not_found_exception() => Ok(()),
-            _ => Err(format!("stream {}: {:#}", self.stream, anyhow::Error::new(error))),
+        let stream = deleted(async || {
+            let call = kinesis.delete_stream().stream_name(&self.stream).enforce_consumer_deletion(true);
+            call.send().await.map(drop)
         });
         let dynamodb = aws_sdk_dynamodb::Client::new(&self.aws);
-        let table = dynamodb.delete_table().table_name(&self.application).send().await;
-        let table = table.map(drop).or_else(|error| match error.as_service_error() {
-            Some(refusal) if refusal.is_resource_not_found_exception() => Ok(()),
-            _ => Err(format!("table {}: {:#}", self.application, anyhow::Error::new(error))),
-        });
+        let table = deleted(async || dynamodb.delete_table().table_name(&self.application).send().await.map(drop));
+        let stream = stream.await.map_err(|error| format!("stream {}: {error:#}", self.stream));
+        let table = table.await.map_err(|error| format!("table {}: {error:#}", self.application));
         let queue = self.delete_queue().await.map_err(|error| format!("queue {}: {error:#}", self.queue));
         [stream, table, queue].into_iter().filter_map(Result::err).collect()
     }
@@ -128,6 +130,24 @@ impl Site {
         };
         sqs.delete_queue().queue_url(url).send().await?;
         Ok(())
+    }
+}
+
+/// Deletes something, which may be in the making still: a signal comes at any time.
+async fn deleted<E>(delete: impl AsyncFn() -> Result<(), E>) -> anyhow::Result<()>
+where
+    E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+{
+    let deadline = Instant::now() + IN_THE_MAKING;
+    loop {
+        match delete().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.code() == Some("ResourceNotFoundException") => return Ok(()),
+            Err(error) if error.code() == Some("ResourceInUseException") && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{bail, ensure};
 use kcl_core::Bytes;
 use md5::{Digest as _, Md5};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Largest record that a stream takes unless it is set to take larger ones: data and partition key, in bytes (AWS limit).
 const LARGEST_RECORD: usize = 1 << 20;
@@ -67,7 +67,8 @@ impl Source {
     /// The lines of a file, keyed by a field of each or by their hash. The data is not copied.
     ///
     /// # Errors
-    /// A file without lines; a line that is larger than a record may be, by its number.
+    /// A file without lines, or without any line that has the field; a line that is larger than a
+    /// record may be, by its number.
     pub fn lines(content: Bytes, key: Option<&str>, seed: u64) -> anyhow::Result<Self> {
         let mut source = Builder::default();
         for (number, line) in (1_u64..).zip(content.split(|byte| *byte == b'\n')) {
@@ -75,16 +76,21 @@ impl Source {
                 source.empty += 1;
                 continue;
             }
-            let (key, own) = key_of(line, key);
+            let (partition_key, own) = key_of(line, key);
             source.unkeyed += usize::from(!own);
-            let size = line.len() + key.len();
+            let size = line.len() + partition_key.len();
             ensure!(size <= LARGEST_RECORD, "line {number} makes a record of {size} bytes with its key; a stream takes {LARGEST_RECORD}");
-            source.push(key, content.slice_ref(line));
+            source.push(partition_key, content.slice_ref(line));
         }
         // What follows the last line break is no line.
         source.empty -= usize::from(content.is_empty() || content.ends_with(b"\n"));
         if source.events.is_empty() {
             bail!("it has no lines to publish");
+        }
+        if let Some(field) = key
+            && source.unkeyed == source.events.len()
+        {
+            bail!("none of its {} lines is a JSON object with a value in the field `{field}` that --key names", source.unkeyed);
         }
         Ok(source.finish(&mut fastrand::Rng::with_seed(seed)))
     }
@@ -112,8 +118,8 @@ impl fmt::Debug for Event {
 /// The partition key of a line, and whether it is what was asked for. Without a field to key by: the line's hash.
 fn key_of(line: &[u8], field: Option<&str>) -> (String, bool) {
     let Some(field) = field else { return (hash(line), true) };
-    let object: Option<BTreeMap<String, Value>> = serde_json::from_slice(line).ok();
-    let key = match object.and_then(|mut object| object.remove(field)) {
+    let object: Option<Map<String, Value>> = serde_json::from_slice(line).ok();
+    let key = match object.as_ref().and_then(|object| value_of(object, field)).cloned() {
         None | Some(Value::Null) => return (hash(line), false),
         Some(Value::String(key)) => key,
         Some(other) => other.to_string(),
@@ -121,6 +127,13 @@ fn key_of(line: &[u8], field: Option<&str>) -> (String, bool) {
     // What Kinesis does not take as a key is replaced by its hash: equal values still are one key, and keep their order.
     let fits = !key.is_empty() && key.chars().count() <= LONGEST_KEY;
     (if fits { key } else { hash(key.as_bytes()) }, true)
+}
+
+/// The value of a field: of the one with just this name, or, along the dots in it, of a field in a field.
+fn value_of<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+    object
+        .get(field)
+        .or_else(|| field.match_indices('.').find_map(|(dot, _)| value_of(object.get(&field[..dot])?.as_object()?, &field[dot + 1..])))
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -263,6 +276,32 @@ mod tests {
         assert_eq!(key_of(format!(r#"{{"a":"{long}"}}"#).as_bytes(), Some("a")), own(&long));
         assert_eq!(key_of(format!(r#"{{"a":"{long}x"}}"#).as_bytes(), Some("a")), own(&hash(format!("{long}x").as_bytes())));
         assert_eq!(key_of(b"a", None), own(&hash(b"a")));
+    }
+
+    #[test]
+    fn a_key_may_be_a_field_in_a_field() {
+        for (line, key) in [
+            (r#"{"customer":{"id":7}}"#, Some("7")),
+            (r#"{"customer.id":8,"customer":{"id":7}}"#, Some("8")),
+            (r#"{"customer":{"id":{"x":1}}}"#, Some(r#"{"x":1}"#)),
+            (r#"{"customer":{"id":null}}"#, None),
+            (r#"{"customer":{"name":"x"}}"#, None),
+            (r#"{"customer":"x"}"#, None),
+            (r#"{"customer":[{"id":7}]}"#, None),
+        ] {
+            let (found, own) = key_of(line.as_bytes(), Some("customer.id"));
+            assert_eq!(own.then_some(found.as_str()), key, "{line}");
+        }
+        assert_eq!(key_of(br#"{"a.b":{"c":1}}"#, Some("a.b.c")), ("1".to_owned(), true));
+        assert_eq!(key_of(br#"{"a":{"b.c":1}}"#, Some("a.b.c")), ("1".to_owned(), true));
+    }
+
+    #[test]
+    fn a_key_that_no_line_has_is_an_error() {
+        let content = "{\"id\":1}\nx\n";
+        let error = Source::lines(content.into(), Some("customer.id"), 1).unwrap_err().to_string();
+        assert!(error.contains("`customer.id`") && error.contains("--key"), "{error}");
+        assert_eq!(Source::lines(content.into(), Some("id"), 1).unwrap().unkeyed, 1);
     }
 
     #[test]

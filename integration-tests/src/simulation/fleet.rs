@@ -165,7 +165,11 @@ impl Fleet {
             };
             let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };
             let builder = if plan.handling.queue { builder.dead_letter_queue(host.dead_letter_queue(QUEUE)) } else { builder };
-            let worker = builder.build().await?;
+            let worker = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                worker = builder.build() => worker?,
+            };
             built.send_replace(Some(worker.handle()));
             worker.run_until(stop.cancelled_owned()).await
         }

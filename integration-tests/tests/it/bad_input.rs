@@ -53,6 +53,7 @@ async fn a_setting_that_cannot_be_used_is_named_with_value_and_rule_before_anyth
         (sound().lease_duration(seconds(301)), "lease_duration", "301s", "1s to 300s"),
         (sound().handoff_timeout(Duration::ZERO), "handoff_timeout", "0ns", "1s to 3600s"),
         (sound().shutdown_timeout(seconds(3601)), "shutdown_timeout", "3601s", "0ns to 3600s"),
+        (sound().start_patience(seconds(3601)), "start_patience", "3601s", "0ns to 3600s"),
         (sound().shard_sync_interval(Duration::ZERO), "shard_sync_interval", "0ns", "1s to 3600s"),
         (sound().max_leases(0), "max_leases", "0", "1 to"),
         (sound().prefetch_bytes(1), "prefetch_bytes", "1", "10485760 to 4294967296"),
@@ -289,6 +290,26 @@ async fn a_stream_made_anew_under_the_same_name_is_refused_until_it_is_adopted()
     assert_eq!(new.duplicates(), []);
     // Adopted once, the new stream is the application's own.
     Running::start(world.worker("d", &new)).await.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_adopt_says_to_start_it_again_and_adopts_then() {
+    let world = World::with_shards(2).await;
+    let ledger = Ledger::default();
+    let start = || {
+        let builder = world.worker("a", &ledger).adopt_recreated_stream(true);
+        Running::start(builder.shard_sync_interval(Duration::from_secs(1)))
+    };
+    let worker = start().await;
+    ledger.has_all(&world.publish(20, 0, 100).await).await;
+    recreate(&world, 2).await;
+    let error = worker.end().await.unwrap_err();
+    assert!(matches!(error, WorkerError::StreamReplaced { .. }) && error.is_retryable(), "{error:?}");
+    let words = error.to_string();
+    assert!(words.contains("start the worker again") && !words.contains("adopt_recreated_stream"), "{words}");
+    let worker = start().await;
+    ledger.has_all(&world.publish(20, 1000, 100).await).await;
+    worker.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,5 +14,6 @@ mod processes;
 #[cfg(unix)]
 mod redrive;
 mod shutdown;
+mod start;
 mod support;
 mod trimmed;

@@ -151,7 +151,7 @@ impl ShardConsumer {
                 Ok(()) => break,
                 Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
                 Err(error) => {
-                    tracing::warn!(%error, "the record in work can't be noted yet; trying again");
+                    tracing::debug!(%error, "the record in work can't be noted yet; trying again");
                     self.hold.pause(backoff.next_wait()).await?;
                 }
             }

@@ -190,7 +190,7 @@ impl ShardConsumer {
             Ok(()) => {}
             Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
             Err(error) => {
-                tracing::warn!(%error, "the release is not confirmed yet; waiting");
+                tracing::debug!(%error, "the release is not confirmed yet; waiting");
                 while !matches!(term.status(), TermStatus::Ended(_)) {
                     term.status_other_than(term.status()).await;
                 }

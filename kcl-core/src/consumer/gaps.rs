@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_lease::{Clock as _, Lease};
+use kcl_lease::{Cause, Clock as _, Lease};
 use tokio::time::Instant;
 
 use super::deliver::REMINDER;
@@ -68,7 +68,8 @@ impl ShardConsumer {
         if failing < REMINDER {
             return Ok(());
         }
-        tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
+        let cause = Cause { service: StreamError::SERVICE, class: "no answer" };
+        self.hold.failing(cause, &format_args!("nothing could be read for {REMINDER:?}"));
         self.work.read_failing = true;
         self.not_cut_off()
     }
@@ -94,7 +95,7 @@ impl ShardConsumer {
             }
         }
         // The reader paces itself; the shard is never ended because something was not found.
-        tracing::error!(%error, "the shard can't be read; trying again");
+        self.hold.failing(error.cause(), error);
         self.work.read_failing = true;
         self.not_cut_off()
     }

@@ -7,6 +7,7 @@ use kcl_checkpoint::CheckpointControl;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermStatus};
+use kcl_lease::{Cause, Clock as _, TableError};
 
 use super::call::CallFailure;
 use super::{Shared, Stop};
@@ -61,11 +62,24 @@ impl Hold {
         }
     }
 
-    /// Says that nothing can be delivered now.
+    /// Shows that nothing can be delivered now.
     pub(super) fn suspended(&self) {
         if self.state(ShardState::Suspended) {
-            tracing::warn!("the lease could not be renewed in time; nothing is delivered until it is");
+            // The shard's keeper ends it, with the next write that is answered.
+            let cause = Cause { service: TableError::SERVICE, class: "not renewed in time" };
+            self.failing(cause, &"the lease could not be renewed in time; nothing is delivered until it is");
         }
+    }
+
+    /// Reports a call that failed and is repeated: one line for each cause, however many shards.
+    pub(super) fn failing(&self, cause: Cause, error: &dyn std::fmt::Display) {
+        let shard = self.shard.shard_id().as_str();
+        self.shared.outages.failed(cause, shard, self.shared.clock.boot_time(), error);
+    }
+
+    /// Reports that a service has answered.
+    pub(super) fn answered(&self, service: &'static str) {
+        self.shared.outages.succeeded(service, self.shard.shard_id().as_str(), self.shared.clock.boot_time());
     }
 
     /// Waits, unless something asks to stop.

@@ -16,7 +16,7 @@ use super::{ShardConsumer, Stop};
 use crate::dead_letter::{Condition, FailureKind};
 use crate::record::Record;
 use crate::retrieval::Fetched;
-use crate::stream::ChildShard;
+use crate::stream::{ChildShard, StreamError};
 
 /// A pause in reading after which nothing is taken for granted: below the five minutes for which an iterator lives, and below the margin
 /// within which records count as trimmed.
@@ -31,6 +31,7 @@ impl ShardConsumer {
         let Answer { asked, fetched } = answer;
         if fetched.is_ok() {
             self.work.read_failing = false;
+            self.hold.answered(StreamError::SERVICE);
             if self.paused_for_long() {
                 // What was just read is put away, and read again with what comes before it.
                 self.work.reopen = true;

@@ -91,10 +91,13 @@ impl ShardConsumer {
             }
         }
         match refused {
-            None => self.work.send.succeeded(),
+            None => {
+                self.work.send.succeeded();
+                self.hold.answered(DeadLetterError::SERVICE);
+            }
             Some(error) => {
-                let wait = self.work.send.failed(Instant::now());
-                tracing::error!(%error, ?wait, "dead letters were not accepted; their records wait");
+                self.work.send.failed(Instant::now());
+                self.hold.failing(error.cause(), &error);
             }
         }
     }

@@ -57,7 +57,7 @@ use std::time::Duration;
 
 use kcl_checkpoint::{AckedPrefix, Checkpoint, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::term::{Term, TermEnd, TermStatus};
-use kcl_lease::{Clock, Entropy, LeaseTable, ShardId, WorkerId};
+use kcl_lease::{Clock, Entropy, LeaseTable, OutageLog, ShardId, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -77,6 +77,7 @@ pub use self::valve::SafetyValve;
 use self::work::Work;
 use crate::commit::Committer;
 use crate::dead_letter::DeadLetterQueue;
+use crate::health::HealthBoard;
 use crate::interruption::Signals;
 use crate::metrics::Metrics;
 use crate::processor::{ShardContext, ShardInfo};
@@ -142,6 +143,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Cancelled when the worker lets go of all its shards.
     pub(crate) let_go: CancellationToken,
+    pub(crate) outages: OutageLog,
+    pub(crate) health: HealthBoard,
     /// Shards of which calls were cut off since.
     pub(crate) cut_off: CutOff,
     pub(crate) lease_duration: Duration,
@@ -355,7 +358,8 @@ async fn checkpoint_as_acked(
         match checkpointer.checkpoint_at(target).await {
             Ok(()) => shared.status.update(&shard, |status| status.checkpoint = Checkpoint::At(target)),
             Err(error) if error.is_retryable() => {
-                tracing::warn!(%shard, %error, "checkpoint not confirmed; it will be tried again");
+                // The keeper, whose writes these are, reports the outage.
+                tracing::debug!(%shard, %error, "checkpoint not confirmed; it will be tried again");
             }
             // The delivering future sees the end of the term.
             Err(error) if error.is_lease_lost() => return std::future::pending().await,

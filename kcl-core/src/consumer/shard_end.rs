@@ -177,7 +177,7 @@ impl ShardConsumer {
                     return Ok(());
                 }
                 Err(error @ TableError::NotFound { .. }) => tracing::error!(%error, "the child's lease can't be created"),
-                Err(error) => tracing::warn!(child = %lease.shard_id, %error, "the child's lease could not be created; trying again"),
+                Err(error) => self.hold.failing(error.cause(), &error),
             }
             self.hold.pause(backoff.next_wait()).await?;
         }

@@ -37,7 +37,7 @@ impl ShardConsumer {
             if let Some(Checkpoint::At(acked)) = self.final_checkpoint() {
                 let checkpointer = &self.hold.shard.checkpointer;
                 if let Err(error) = checkpointer.checkpoint_at(acked).await {
-                    tracing::warn!(%error, "what is finished is not checkpointed yet; trying again");
+                    tracing::debug!(%error, "what is finished is not checkpointed yet; trying again");
                     self.hold.pause(backoff.next_wait()).await?;
                     continue;
                 }
@@ -72,7 +72,7 @@ impl ShardConsumer {
                 // This write, or an earlier one, may have been in effect before the lease was lost.
                 Err(CheckpointWriteError::LeaseLost) => return Err(self.skip_in_doubt(tried, Stop::Ended)),
                 Err(error) => {
-                    tracing::warn!(%error, "the new start is not confirmed yet; trying again");
+                    tracing::debug!(%error, "the new start is not confirmed yet; trying again");
                     self.hold.pause(backoff.next_wait()).await.map_err(|stop| self.skip_in_doubt(tried, stop))?;
                 }
             }

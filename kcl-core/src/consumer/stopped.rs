@@ -96,7 +96,7 @@ impl ShardConsumer {
             Err(CheckpointWriteError::LeaseLost) => return Err(Stop::Ended),
             Err(error) => {
                 note.not_before = Some(Instant::now() + self.hold.shared.retry.max_backoff);
-                tracing::warn!(%error, "the shard's stop is not noted in its lease yet; trying again");
+                tracing::debug!(%error, "the shard's stop is not noted in its lease yet; trying again");
             }
         }
         Ok(())

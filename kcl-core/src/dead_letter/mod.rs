@@ -38,7 +38,7 @@ use std::str::FromStr;
 use async_trait::async_trait;
 use futures::future::join_all;
 use kcl_checkpoint::Timestamp;
-use kcl_lease::{ShardId, WorkerId};
+use kcl_lease::{Cause, ShardId, WorkerId};
 
 use self::batches::{Plan, Settled};
 pub use self::blobs::{BlobAddress, BlobError, BlobStore, LARGEST_BLOB, PayloadLocation};
@@ -235,6 +235,32 @@ pub enum DeadLetterError {
         /// What is known of the failure.
         message: String,
     },
+}
+
+impl DeadLetterError {
+    /// The dead-letter queue in the log of outages.
+    pub const SERVICE: &'static str = "dead-letter queue";
+
+    /// Returns the class of the failure, for the log of outages.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        let class = match self {
+            Self::NotFound { .. } => "not found",
+            Self::AccessDenied { .. } => "access denied",
+            Self::TooLarge { .. } => "too large",
+            Self::NotEncrypted { .. } => "not encrypted",
+            Self::Payload { .. } => "payload not stored",
+            Self::Unavailable { .. } => "no answer",
+            Self::FeedsItsSource { .. } => "feeds its source",
+        };
+        Cause { service: Self::SERVICE, class }
+    }
+
+    /// Returns whether the same call may succeed later without anybody doing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
 }
 
 /// The most letters that are sent at once (SQS: SendMessageBatch).

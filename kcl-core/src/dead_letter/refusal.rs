@@ -5,6 +5,8 @@ use std::fmt;
 
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 
+use kcl_checkpoint::advice;
+
 use super::DeadLetterError;
 
 /// Codes by which AWS services refuse credentials, or what these may do.
@@ -48,7 +50,10 @@ where
             let words = refused.message().map_or_else(|| refused.to_string(), str::to_owned);
             by_code(queue, operation, refused.code().unwrap_or_default(), words)
         }
-        None => DeadLetterError::Unavailable { queue: queue.to_owned(), message: format!("{operation}: {}", with_causes(error)) },
+        None => DeadLetterError::Unavailable {
+            queue: queue.to_owned(),
+            message: format!("{operation}: {}", advice::unanswered(with_causes(error))),
+        },
     }
 }
 
@@ -63,7 +68,7 @@ pub(super) fn by_code(queue: &str, operation: &'static str, code: &str, message:
     if MISSING.contains(&bare) || impossible {
         DeadLetterError::NotFound { queue, message }
     } else if is_denied(code) {
-        DeadLetterError::AccessDenied { queue, operation, message }
+        DeadLetterError::AccessDenied { queue, operation, message: advice::refused(code, &message) }
     } else {
         DeadLetterError::Unavailable { queue, message: format!("{operation}: {code}: {message}") }
     }

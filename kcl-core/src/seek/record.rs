@@ -12,7 +12,7 @@ use kcl_lease::ShardId;
 use super::SeekError;
 use crate::record::Record;
 use crate::stream::{StartingPosition, StreamApi, StreamError};
-use crate::worker::patiently;
+use crate::worker::retry_briefly;
 
 /// How far back of the record's arrival the search begins, try by try; then at the oldest record.
 const BACK: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(60), Duration::from_secs(3600)];
@@ -98,9 +98,9 @@ async fn read(
     limit: u32,
     mut more: impl FnMut(Record) -> bool,
 ) -> Result<(), StreamError> {
-    let mut iterator = patiently(|| stream.shard_iterator(shard, start), StreamError::is_retryable).await?;
+    let mut iterator = retry_briefly(|| stream.shard_iterator(shard, start), StreamError::is_retryable).await?;
     loop {
-        let page = patiently(|| stream.get_records(&iterator, limit), StreamError::is_retryable).await?;
+        let page = retry_briefly(|| stream.get_records(&iterator, limit), StreamError::is_retryable).await?;
         let at_tip = page.records.is_empty() && page.millis_behind_latest == Some(0);
         for record in page.records {
             if !more(record) {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Seek, SeekError, SeekMove, SeekReport, SeekTo, record};
 use crate::error::ConfigError;
 use crate::stream::{KinesisStream, ServiceClock, ShardFilter, StreamApi, StreamDescription, StreamError};
-use crate::worker::{patiently, settings, usable};
+use crate::worker::{retry_briefly, settings, usable};
 
 /// How often leases and shards are compared: more than one time only if owners wrote in between.
 const ROUNDS: u32 = 10;
@@ -46,7 +46,7 @@ impl Seek {
         settings::table_name("application", &self.application)?;
         let (stream, table) = self.ports()?;
         let clock = ServiceClock::new(Arc::clone(&self.clock));
-        let described = patiently(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
+        let described = retry_briefly(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
         let holder = WorkerId::from(format!("seek-{}", self.entropy.uuid()));
         let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: BTreeMap::new() };
@@ -105,7 +105,7 @@ impl Seek {
                 SeekTo::Time(time) => ShardFilter::AtTimestamp(time),
                 SeekTo::Record(_) | SeekTo::AfterRecord(_) => return Err(SeekError::ShardNeeded),
             };
-            let shards = patiently(|| stream.list_shards(filter), StreamError::is_retryable).await?;
+            let shards = retry_briefly(|| stream.list_shards(filter), StreamError::is_retryable).await?;
             tiles_key_space(shards.iter().map(|shard| shard.hash_range))?;
             let start = match self.to {
                 SeekTo::Time(time) => NewStart::at_timestamp(time),
@@ -115,9 +115,9 @@ impl Seek {
             };
             return Ok((shards.into_iter().map(|shard| (shard.shard_id, start)).collect(), true));
         };
-        let listed = patiently(|| stream.list_shards(ShardFilter::All), StreamError::is_retryable).await?;
+        let listed = retry_briefly(|| stream.list_shards(ShardFilter::All), StreamError::is_retryable).await?;
         let is_known = listed.iter().any(|listed| listed.shard_id == *shard)
-            || patiently(|| table.get(shard), TableError::is_retryable).await?.is_some();
+            || retry_briefly(|| table.get(shard), TableError::is_retryable).await?.is_some();
         if !is_known {
             return Err(SeekError::NoSuchShard { stream: described.arn.clone(), shard: shard.clone() });
         }
@@ -159,9 +159,9 @@ struct Run<'a> {
 impl Run<'_> {
     /// What is to be done, parents first.
     async fn planned(&self) -> Result<Vec<Move>, SeekError> {
-        let shards = patiently(|| self.stream.list_shards(ShardFilter::All), StreamError::is_retryable).await?;
+        let shards = retry_briefly(|| self.stream.list_shards(ShardFilter::All), StreamError::is_retryable).await?;
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
-        let listing = patiently(|| self.table.list(), TableError::is_retryable).await?;
+        let listing = retry_briefly(|| self.table.list(), TableError::is_retryable).await?;
         Ok(plan(&shards, &self.checked(listing)?, &self.roots, self.whole))
     }
 
@@ -228,13 +228,13 @@ impl Run<'_> {
         let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end() && !is_planted(Bug::SoughtIsFree));
         if moved.is_new {
             let lease = Lease { owner: holder, ..moved.lease.clone() };
-            let created = patiently(|| self.table.create(&lease), TableError::is_retryable).await?;
+            let created = retry_briefly(|| self.table.create(&lease), TableError::is_retryable).await?;
             return Ok(created.then(|| (moved.clone(), lease)));
         }
         let mut seen = moved.lease.clone();
         for _ in 0..RACES {
             let write = LeaseWrite::seek(&seen, holder.as_ref(), moved.start, moved.children.clone(), self.write_id());
-            match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
+            match retry_briefly(|| self.table.write(&write), TableError::is_retryable).await? {
                 WriteOutcome::Applied(row) => return Ok(Some((Move { lease: seen, ..moved.clone() }, *row))),
                 WriteOutcome::Refused(None) => break,
                 // It has ended since: its children may be read by now, and are to be moved before it.
@@ -269,7 +269,7 @@ impl Run<'_> {
         let shard = row.shard_id.clone();
         while row.actual_owner() == Some(&self.holder) {
             let write = LeaseWrite::renew(&row, self.write_id());
-            match patiently(|| self.table.write(&write), TableError::is_retryable).await? {
+            match retry_briefly(|| self.table.write(&write), TableError::is_retryable).await? {
                 WriteOutcome::Applied(row) => return Ok((shard, Some(*row))),
                 // A worker has asked for it, and gets it when it expires.
                 WriteOutcome::Refused(Some(changed)) => row = *changed,

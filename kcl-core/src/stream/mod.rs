@@ -9,8 +9,8 @@ use async_trait::async_trait;
 pub use kcl_checkpoint::StartingPosition;
 use kcl_checkpoint::Timestamp;
 use kcl_efo::FanOutError;
-use kcl_lease::ShardId;
 pub use kcl_lease::shard_sync::{ChildShard, Shard};
+use kcl_lease::{Cause, ShardId};
 
 pub use self::sdk::KinesisStream;
 pub(crate) use self::sdk::child;
@@ -176,6 +176,26 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// Kinesis in the log of outages.
+    pub const SERVICE: &'static str = "Kinesis";
+
+    /// Returns the class of the failure, for the log of outages.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        let class = match self {
+            Self::NotFound { .. } => "not found",
+            Self::AccessDenied { .. } => "access denied",
+            Self::Kms { .. } => "key unusable",
+            Self::Throttled { .. } => "throttled",
+            Self::ExpiredIterator { .. } => "expired iterator",
+            Self::InvalidArgument { .. } | Self::StartRefused { .. } => "refused",
+            Self::NotReady { .. } => "not ready",
+            Self::FanOut(error) => error.class(),
+            Self::Unavailable { .. } => "no answer",
+        };
+        Cause { service: Self::SERVICE, class }
+    }
+
     /// Whether the same call may succeed later without anybody doing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

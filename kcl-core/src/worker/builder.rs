@@ -11,25 +11,28 @@ use kcl_efo::FanOutApi;
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{LeaseTiming, TermContext};
-use kcl_lease::{Clock, Entropy, LeaseTable, SystemClock, TableError, WorkerId};
+use kcl_lease::{Clock, Entropy, LeaseTable, OutageLog, SystemClock, WorkerId};
 use opentelemetry::metrics::Meter;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
-use super::checks::patiently;
 use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
 use super::shard_sync::ShardSync;
+use super::start_retry::{START_PATIENCE, StartRetry};
+use super::taking::Asked;
+use super::unowned::UnownedLeases;
 use crate::blocking::{BlockingHandler, BlockingProcessor};
 use crate::consumer::{
     Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing,
     ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::guarded::GuardedQueue;
-use crate::dead_letter::{DeadLetterError, DeadLetterQueue, refuse_own_source};
+use crate::dead_letter::{DeadLetterQueue, refuse_own_source};
 use crate::error::{ConfigError, WorkerError};
 use crate::handler::RecordHandler;
+use crate::health::HealthBoard;
 use crate::metrics::Metrics;
 use crate::processor::{RecordProcessorFactory, ShardContext};
 use crate::retrieval::{FanOutConfig, Polling, PollingConfig, RetrievalMode};
@@ -53,6 +56,7 @@ pub struct WorkerBuilder {
     pub(super) lease_duration: Duration,
     pub(super) handoff_timeout: Duration,
     pub(super) shutdown_timeout: Duration,
+    pub(super) start_patience: Duration,
     pub(super) shard_sync_interval: Duration,
     pub(super) max_leases: usize,
     pub(super) checkpointing: Option<Checkpointing>,
@@ -100,6 +104,7 @@ impl WorkerBuilder {
             lease_duration: Duration::from_secs(10),
             handoff_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(25),
+            start_patience: START_PATIENCE,
             shard_sync_interval: Duration::from_secs(60),
             max_leases: usize::MAX,
             checkpointing: None,
@@ -213,6 +218,16 @@ impl WorkerBuilder {
     /// Kubernetes. Up to 1 h; default 25 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// The longest time for which [`build`](Self::build) repeats a call that is throttled or gets no
+    /// answer, counted for each call anew. 0 s (give up at the first failure) to 1 h; default 5 min.
+    ///
+    /// Fleets that start together are throttled by limits of the whole account; a start that gives up
+    /// leaves them to a supervisor that starts all of them again at once.
+    pub fn start_patience(mut self, patience: Duration) -> Self {
+        self.start_patience = patience;
         self
     }
 
@@ -344,8 +359,11 @@ impl WorkerBuilder {
         self
     }
 
-    /// Whether leases of another stream of the same name are deleted and this stream is begun at the initial position. Otherwise the worker
-    /// refuses to start. Default: no.
+    /// Deletes leases of another stream of the same name at the start, and begins this stream at the
+    /// initial position. Otherwise the worker refuses to start. Default: no.
+    ///
+    /// A worker whose stream is made anew while it runs ends with [`WorkerError::StreamReplaced`];
+    /// started again, it adopts the new stream.
     pub fn adopt_recreated_stream(mut self, adopt: bool) -> Self {
         self.adopt = adopt;
         self
@@ -398,6 +416,9 @@ impl WorkerBuilder {
 
     /// Checks the settings, the stream, the stream consumer (which is registered if need be), the dead-letter queue, and the lease table, which is made if there is none.
     ///
+    /// Calls that are throttled or get no answer are repeated for up to the
+    /// [`start_patience`](Self::start_patience), with growing jittered pauses, and that is logged.
+    ///
     /// # Errors
     /// [`WorkerError`] saying what is wrong with which of them. Nothing was read and no lease was taken.
     ///
@@ -414,22 +435,27 @@ impl WorkerBuilder {
         })?;
 
         let clock = Arc::new(ServiceClock::new(Arc::clone(&self.clock)));
-        let stream = self.wait_for_stream(stream_api.as_ref(), &clock).await?;
+        let retry = StartRetry::new(self.start_patience, &entropy);
+        let stream = self.wait_for_stream(stream_api.as_ref(), &clock, &retry).await?;
+        self.check_initial_position(&clock)?;
         let bound = self.bound(&clock);
         let intended = self.intended_retrieval(&stream, &entropy)?;
+        self.check_listing(stream_api.as_ref(), &retry).await?;
         if let Some(queue) = &self.dead_letter_queue {
-            patiently(|| queue.check(), |error| matches!(error, DeadLetterError::Unavailable { .. })).await?;
+            retry.call("checking the dead-letter queue", || queue.check()).await?;
             refuse_own_source(queue.as_ref(), &stream.arn, &stream.name)?;
         }
-        patiently(|| table.ensure(), TableError::is_retryable).await?;
-        self.check_identity(table.as_ref(), &stream).await?;
+        retry.call("making sure of the lease table", || table.ensure()).await?;
+        self.check_identity(table.as_ref(), &stream, &retry).await?;
 
         let as_clock: Arc<dyn Clock> = Arc::<ServiceClock>::clone(&clock);
         let polling = Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&as_clock), entropy.clone());
         // Last: nothing is registered for a worker that can't start.
-        let (retrieval, fan_out) = intended.establish(polling).await?;
+        let (retrieval, fan_out) = intended.establish(polling, &retry).await?;
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
+        let outages = OutageLog::default();
+        let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration);
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&meter, &self.application, &stream.name),
             application: self.application,
@@ -454,6 +480,8 @@ impl WorkerBuilder {
             budget: PrefetchBudget::new(self.prefetch_bytes),
             reading: Arc::new(Reading::default()),
             let_go: CancellationToken::new(),
+            outages: outages.clone(),
+            health: health.clone(),
             cut_off: CutOff::default(),
             lease_duration: timing.lease_duration,
             handoff_timeout: timing.handoff_timeout,
@@ -464,7 +492,15 @@ impl WorkerBuilder {
         let (held, look_again) = (Held::default(), Arc::new(Notify::new()));
         // A few takes may be ahead of the worker that starts them; more would only wait in memory.
         let (start, started) = mpsc::channel(16);
-        let terms = TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) };
+        let terms = TermContext {
+            table,
+            clock: as_clock,
+            entropy,
+            worker,
+            timing,
+            stream_created: Some(shared.stream.created),
+            outages: outages.clone(),
+        };
         let lease_terms = TermContext { table: lease_table, ..terms.clone() };
         let coordinator = Coordinator {
             terms,
@@ -480,11 +516,17 @@ impl WorkerBuilder {
             bound,
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
+            adopt: self.adopt,
+            asked: Asked::default(),
+            health,
+            unowned: UnownedLeases::new(self.lease_duration),
         };
         let shard_sync = ShardSync {
             shared: Arc::clone(&shared),
             look_again: Arc::clone(&look_again),
             interval: self.shard_sync_interval,
+            outages,
+            adopt: self.adopt,
             suspected: std::collections::BTreeSet::new(),
             going: std::collections::BTreeMap::new(),
         };

@@ -10,18 +10,20 @@ use kcl_checkpoint::{InitialPosition, Timestamp};
 use kcl_efo::{FanOutApi, KinesisFanOut};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::term::LeaseTiming;
-use kcl_lease::{Clock as _, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, TableError};
+use kcl_lease::{Clock as _, DynamoDbLeaseTable, Entropy, Lease, LeaseTable};
+use tokio::time::Instant;
 
 use super::builder::WorkerBuilder;
 use super::settings::{self, within};
+use super::start_retry::StartRetry;
 use crate::consumer::{Backlog, Checkpointing, ReadUntil};
 use crate::error::{ConfigError, WorkerError};
 use crate::retrieval::LARGEST_ANSWER;
 use crate::retrieval::polling::PollingConfigError;
-use crate::retrieval::{Intended, RetrievalMode};
-use crate::stream::{KinesisStream, ServiceClock, StreamApi, StreamDescription, StreamError, StreamStatus};
+use crate::retrieval::{FanOutConfig, Intended, RetrievalMode};
+use crate::stream::{KinesisStream, ServiceClock, ShardFilter, StreamApi, StreamDescription, StreamError, StreamStatus};
 
-/// How often a call is repeated that fails before the worker has started.
+/// Repetitions of a failed call of a command that somebody waits for.
 const HICCUPS: u32 = 5;
 /// How long a stream that is being made is waited for.
 const STREAM_READY: Duration = Duration::from_secs(120);
@@ -43,6 +45,7 @@ impl WorkerBuilder {
         within("lease_duration", self.lease_duration, &settings::LEASE_DURATION)?;
         within("handoff_timeout", self.handoff_timeout, &settings::HANDOFF_TIMEOUT)?;
         within("shutdown_timeout", self.shutdown_timeout, &settings::SHUTDOWN_TIMEOUT)?;
+        within("start_patience", self.start_patience, &settings::START_PATIENCE)?;
         within("shard_sync_interval", self.shard_sync_interval, &settings::SHARD_SYNC_INTERVAL)?;
         within("max_leases", self.max_leases, &settings::MAX_LEASES)?;
         if let Some(Checkpointing::Automatic { interval }) = self.checkpointing {
@@ -68,7 +71,22 @@ impl WorkerBuilder {
             let rule = "must be 1 with manual checkpoints: records finish out of order, and no processor sees all of them";
             return Err(ConfigError::new("lanes.lanes", self.processing.lanes.lanes, rule));
         }
+        self.refuse_void_settings()?;
         self.polling.validate().map_err(polling_rule)
+    }
+
+    /// Refuses settings that the others leave without a meaning. Whoever made them believes that
+    /// something is in force which is not.
+    fn refuse_void_settings(&self) -> Result<(), ConfigError> {
+        if self.retrieval == RetrievalMode::Polling && self.fan_out != FanOutConfig::default() {
+            let rule = "means nothing while `retrieval` is Polling: set that to FanOut or Auto too";
+            return Err(ConfigError::new("fan_out", &self.fan_out, rule));
+        }
+        if let (Some(name), Some(_)) = (&self.table_name, &self.lease_table) {
+            let rule = "means nothing beside `lease_table`: that table has its own name";
+            return Err(ConfigError::new("lease_table_name", name, rule));
+        }
+        Ok(())
     }
 
     fn region(&self) -> Option<String> {
@@ -117,42 +135,77 @@ impl WorkerBuilder {
     }
 
     /// Describes the stream, and waits for one that is being made.
-    pub(super) async fn wait_for_stream(&self, api: &dyn StreamApi, clock: &ServiceClock) -> Result<StreamDescription, WorkerError> {
-        let deadline = tokio::time::Instant::now() + STREAM_READY;
-        let mut failures = 0;
+    pub(super) async fn wait_for_stream(
+        &self,
+        api: &dyn StreamApi,
+        clock: &ServiceClock,
+        retry: &StartRetry,
+    ) -> Result<StreamDescription, WorkerError> {
+        let mut deadline = None;
         loop {
-            let overdue = tokio::time::Instant::now() >= deadline;
-            match clock.describe(api).await {
-                Ok(stream) => match stream.status {
-                    StreamStatus::Active => return Ok(stream),
-                    StreamStatus::Deleting => return Err(WorkerError::StreamDeleting { stream: stream.arn }),
-                    StreamStatus::Creating if overdue => {
-                        let message = format!("it is still being made after {STREAM_READY:?}");
-                        return Err(
-                            StreamError::NotReady { stream: stream.arn, operation: "kinesis:DescribeStreamSummary", message }.into()
-                        );
-                    }
-                    StreamStatus::Creating => tracing::info!(stream = stream.arn, "the stream is being made; waiting"),
-                },
+            let stream = match retry.call("looking up the stream", || clock.describe(api)).await {
+                Ok(stream) => stream,
                 Err(StreamError::NotFound { .. }) => {
                     let region = self.region().unwrap_or_else(|| "unknown".to_owned());
                     return Err(WorkerError::StreamNotFound { stream: self.stream.clone(), region });
                 }
-                // A hiccup is no reason to refuse; an endpoint that never answers is.
-                Err(error) if error.is_retryable() && failures < HICCUPS && !overdue => failures += 1,
                 Err(error) => return Err(error.into()),
+            };
+            match stream.status {
+                StreamStatus::Active => return Ok(stream),
+                StreamStatus::Deleting => return Err(WorkerError::StreamDeleting { stream: stream.arn }),
+                StreamStatus::Creating => {}
+            }
+            let now = Instant::now();
+            if deadline.is_none() {
+                tracing::info!(stream = stream.arn, "the stream is being made; waiting");
+            }
+            if now >= *deadline.get_or_insert(now + STREAM_READY) {
+                let message = format!("it is still being made after {STREAM_READY:?}");
+                let operation = "kinesis:DescribeStreamSummary";
+                return Err(StreamError::NotReady { stream: stream.arn, operation, message }.into());
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 
+    /// Refuses an initial position that the stream has not reached yet: nothing could be read from
+    /// there, and the service refuses to list shards for it.
+    pub(super) fn check_initial_position(&self, clock: &ServiceClock) -> Result<(), ConfigError> {
+        let now = clock.wall_time();
+        match self.initial {
+            InitialPosition::AtTimestamp(start) if start.as_millis() > now.as_millis().saturating_add(TIP_MARGIN) => {
+                let rule = format!(
+                    "must not be in the future (the service's time is {} ms since 1970): start the \
+                     worker then, or give an earlier time",
+                    now.as_millis()
+                );
+                Err(ConfigError::new("initial_position", format_args!("{} ms since 1970", start.as_millis()), rule))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lists the stream's open shards once. A worker that must not do this would never get a lease,
+    /// and look healthy.
+    pub(super) async fn check_listing(&self, api: &dyn StreamApi, retry: &StartRetry) -> Result<(), WorkerError> {
+        match retry.call("listing the shards", || api.list_shards(ShardFilter::AtLatest)).await {
+            // Another worker's matter, or that of a later listing: this one only asks for permission.
+            Ok(_) | Err(StreamError::NotFound { .. } | StreamError::InvalidArgument { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Refuses leases that another stream of the same name has left, or deletes them if that is allowed.
-    pub(super) async fn check_identity(&self, table: &dyn LeaseTable, stream: &StreamDescription) -> Result<(), WorkerError> {
-        let strangers: Vec<Lease> = {
-            let listing = patiently(|| table.list(), TableError::is_retryable).await?;
-            let strange = |lease: &Lease| lease.stream_created.is_some_and(|created| created != stream.created);
-            listing.leases.into_iter().filter(strange).collect()
-        };
+    pub(super) async fn check_identity(
+        &self,
+        table: &dyn LeaseTable,
+        stream: &StreamDescription,
+        retry: &StartRetry,
+    ) -> Result<(), WorkerError> {
+        let listing = retry.call("reading the leases", || table.list()).await?;
+        let strange = |lease: &Lease| lease.stream_created.is_some_and(|created| created != stream.created);
+        let strangers: Vec<Lease> = listing.leases.into_iter().filter(strange).collect();
         if is_planted(Bug::IdentityNotChecked) {
             return Ok(());
         }
@@ -160,7 +213,7 @@ impl WorkerBuilder {
             return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: stream.arn.clone() });
         }
         for lease in strangers {
-            let deleted = table.delete(&lease).await?;
+            let deleted = retry.call("deleting leases of another stream", || table.delete(&lease)).await?;
             tracing::error!(
                 target: "kcl::audit",
                 shard = %lease.shard_id, checkpoint = %lease.checkpoint, deleted,
@@ -186,8 +239,12 @@ pub(crate) fn usable(aws: Option<&SdkConfig>) -> Result<&SdkConfig, ConfigError>
     Ok(aws)
 }
 
-/// Makes a call, and again some times if that may help: a hiccup is no reason to refuse.
-pub(crate) async fn patiently<'a, T, E>(call: impl Fn() -> BoxFuture<'a, Result<T, E>>, is_retryable: impl Fn(&E) -> bool) -> Result<T, E> {
+/// Makes a call, and repeats it a few times within seconds if that may help: for commands that
+/// somebody waits for.
+pub(crate) async fn retry_briefly<'a, T, E>(
+    call: impl Fn() -> BoxFuture<'a, Result<T, E>>,
+    is_retryable: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let mut failures = 0;
     loop {
         match call().await {

@@ -20,8 +20,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::lease_keepers::{LeaseKeepers, Taken};
+use super::taking::Asked;
+use super::unowned::{Line, UnownedLeases};
 use crate::consumer::Reading;
 use crate::error::WorkerError;
+use crate::health::{Call, HealthBoard};
 use crate::retrieval::Retrieval;
 
 /// Takes and requests that are under way at once.
@@ -78,7 +81,15 @@ pub(super) struct Coordinator {
     pub(super) outrun: AtomicBool,
     /// The items that could not be read when the table was last looked at, each told once.
     pub(super) unreadable: Vec<UnreadableLease>,
+    /// Whether leases of another stream of the same name may be replaced, at the next start.
+    pub(super) adopt: bool,
+    pub(super) asked: Asked,
+    pub(super) health: HealthBoard,
+    pub(super) unowned: UnownedLeases,
 }
+
+/// The coordinator in the log of outages: its calls that concern no single shard.
+const CALLER: &str = "the worker's look at all leases";
 
 /// What a round leaves to wait for.
 #[derive(Default)]
@@ -105,10 +116,17 @@ impl Coordinator {
             };
             let round = async {
                 match self.terms.table.list().await {
-                    Ok(listing) => self.round(&keepers, listing).await.map(Some),
+                    Ok(listing) => {
+                        let now = self.terms.clock.boot_time();
+                        self.terms.outages.succeeded(TableError::SERVICE, CALLER, now);
+                        self.health.succeeded(Call::TableRead);
+                        self.round(&keepers, listing).await.map(Some)
+                    }
                     Err(error @ TableError::NotFound { .. }) => Err(error.into()),
                     Err(error) => {
-                        tracing::warn!(%error, "the leases can't be read; trying again");
+                        let now = self.terms.clock.boot_time();
+                        self.terms.outages.failed(error.cause(), CALLER, now, &error);
+                        self.health.failed(Call::TableRead, &error);
                         Ok(None)
                     }
                 }
@@ -135,7 +153,7 @@ impl Coordinator {
         self.report_unreadable(listing.unreadable);
         let stranger = |lease: &Lease| lease.stream_created.is_some() && lease.stream_created != self.terms.stream_created;
         if !is_planted(Bug::IdentityNotChecked) && listing.leases.iter().any(stranger) {
-            return Err(WorkerError::StreamRecreated { application: self.application.clone(), stream: self.stream.clone() });
+            return Err(WorkerError::other_stream(&self.application, &self.stream, self.adopt));
         }
         if self.bound.is_some_and(|bound| shard_sync::is_read_until(&listing.leases, bound)) && self.unreadable.is_empty() {
             return Ok(Pending { all_read: true, ..Pending::default() });
@@ -160,6 +178,11 @@ impl Coordinator {
         );
         self.retrieval.share(plan.workers);
         self.reading.share(plan.workers);
+        self.report_unowned(plan.left, now);
+        let unfinished = listing.leases.iter().filter(|lease| !lease.is_finished()).count();
+        self.health.seen(plan.workers, unfinished, plan.left);
+        self.asked.observe(&listing.leases, &self.terms.worker);
+        plan.request.iter().for_each(|lease| self.asked.ask(lease));
         self.carry_out(keepers, &plan).await?;
         let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
         let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());
@@ -185,6 +208,13 @@ impl Coordinator {
         self.held.insert(&lease.shard_id);
         match keepers.take(lease).await {
             Taken::Yes(term) => {
+                let (previous_owner, reason) = self.asked.explain(lease, &self.terms.worker);
+                tracing::info!(
+                    shard = %lease.shard_id,
+                    previous_owner = previous_owner.map(tracing::field::display),
+                    reason = reason.as_str(),
+                    "lease taken"
+                );
                 if self.started.send(term).await.is_err() {
                     self.held.remove(&lease.shard_id);
                 }
@@ -210,7 +240,7 @@ impl Coordinator {
             }
             Ok(WriteOutcome::Refused(_)) => tracing::debug!(shard = %lease.shard_id, "the lease has changed; not asked for"),
             // The next round sees whether it took effect.
-            Err(error) => tracing::warn!(shard = %lease.shard_id, %error, "asking for the shard failed"),
+            Err(error) => self.write_failed(lease, &error),
         }
     }
 
@@ -221,7 +251,33 @@ impl Coordinator {
             Ok(WriteOutcome::Applied(_)) => tracing::info!(shard = %lease.shard_id, "handed over without having been begun"),
             Ok(WriteOutcome::Refused(_)) => {}
             // The next round sees whether it took effect.
-            Err(error) => tracing::warn!(shard = %lease.shard_id, %error, "handing over failed"),
+            Err(error) => self.write_failed(lease, &error),
+        }
+    }
+
+    /// Notes a write that failed and that the next round decides on anew. It is the coordinator's
+    /// failure, since a shard that this worker does not own may never be written by it again.
+    fn write_failed(&self, lease: &Lease, error: &TableError) {
+        tracing::debug!(shard = %lease.shard_id, %error, "a lease was not written");
+        self.terms.outages.failed(error.cause(), CALLER, self.terms.clock.boot_time(), error);
+    }
+
+    /// Reports leases that have been free for long: no worker takes them.
+    fn report_unowned(&mut self, left: usize, now: Duration) {
+        match self.unowned.left(left, now) {
+            Some(Line::Unowned(leases, since)) => {
+                let max_leases = Some(self.max_leases).filter(|most| *most < usize::MAX);
+                tracing::warn!(
+                    leases,
+                    ?since,
+                    max_leases,
+                    "shards are not read: no worker takes their leases; start more workers, or raise their max_leases"
+                );
+            }
+            Some(Line::Ended(duration)) => {
+                tracing::info!(?duration, "all leases that can be owned have owners");
+            }
+            None => {}
         }
     }
 

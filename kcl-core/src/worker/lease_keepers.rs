@@ -292,6 +292,7 @@ mod tests {
             worker: "worker".into(),
             timing: LeaseTiming { lease_duration: LEASE, handoff_timeout: LEASE },
             stream_created: None,
+            outages: kcl_lease::OutageLog::default(),
         };
         (table, lease, LeaseKeepers::start(terms, &Machine::default()).unwrap())
     }

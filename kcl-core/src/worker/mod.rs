@@ -18,6 +18,9 @@ mod machine;
 mod relapses;
 pub(crate) mod settings;
 mod shard_sync;
+pub(crate) mod start_retry;
+mod taking;
+mod unowned;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -33,15 +36,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::builder::WorkerBuilder;
-pub(crate) use self::checks::{patiently, usable};
+pub(crate) use self::checks::{retry_briefly, usable};
 use self::coordinator::{Coordinator, Held};
 use self::lease_keepers::LeaseKeepers;
 pub(crate) use self::machine::Machine;
 use self::relapses::Relapses;
 use self::shard_sync::ShardSync;
-use crate::consumer::{Flow, ShardConsumer, Shared};
+use crate::consumer::{ShardConsumer, Shared};
 use crate::error::WorkerError;
-use crate::status::{ShardState, StatusBoard, WorkerStatus};
+use crate::status::{ShardState, WorkerStatus};
 
 /// Time between two signs that this process runs.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -79,10 +82,8 @@ pub struct Worker {
 /// Watches and stops a worker from elsewhere. Clones are of the same worker.
 #[derive(Clone, Debug)]
 pub struct WorkerHandle {
-    worker: WorkerId,
-    status: StatusBoard,
+    shared: Arc<Shared>,
     asked_to_stop: CancellationToken,
-    flow: Flow,
 }
 
 impl WorkerHandle {
@@ -90,7 +91,9 @@ impl WorkerHandle {
     /// threads of the worker's runtime are blocked.
     #[must_use]
     pub fn status(&self) -> WorkerStatus {
-        WorkerStatus { worker: self.worker.clone(), shards: self.status.read() }
+        let Shared { worker, status, health, reading, clock, let_go, .. } = &*self.shared;
+        let health = health.read(let_go.is_cancelled(), reading.rests(clock.boot_time()));
+        WorkerStatus { worker: worker.clone(), health, shards: status.read() }
     }
 
     /// Asks the worker to let go of its shards and end, as the signal given to [`Worker::run_until`] does.
@@ -101,22 +104,22 @@ impl WorkerHandle {
     /// Pauses all shards of this worker: calls that are under way end, and no other is made. Leases are kept, so that no other worker takes the
     /// shards. Shards that the worker gets later are paused as well.
     pub fn pause(&self) {
-        self.flow.pause_all();
+        self.shared.flow.pause_all();
     }
 
     /// Ends what [`pause`](Self::pause) began. Shards that were paused, or have stopped, each for itself stay so.
     pub fn resume(&self) {
-        self.flow.resume_all();
+        self.shared.flow.resume_all();
     }
 
     /// Pauses one shard, as long as this worker has it and whenever it gets it again.
     pub fn pause_shard(&self, shard: &ShardId) {
-        self.flow.pause_shard(shard);
+        self.shared.flow.pause_shard(shard);
     }
 
     /// Lets a shard go on that was paused, that its processor has stopped, or that the safety valve has stopped; the valve begins to count anew.
     pub fn resume_shard(&self, shard: &ShardId) {
-        self.flow.resume_shard(shard);
+        self.shared.flow.resume_shard(shard);
     }
 }
 
@@ -135,12 +138,7 @@ impl Worker {
     /// A handle to watch and stop the worker.
     #[must_use]
     pub fn handle(&self) -> WorkerHandle {
-        WorkerHandle {
-            worker: self.shared.worker.clone(),
-            status: self.shared.status.clone(),
-            asked_to_stop: self.asked_to_stop.clone(),
-            flow: self.shared.flow.clone(),
-        }
+        WorkerHandle { shared: Arc::clone(&self.shared), asked_to_stop: self.asked_to_stop.clone() }
     }
 
     /// Runs until a [handle](WorkerHandle::shutdown) stops it. See [`run_until`](Self::run_until).

@@ -14,6 +14,8 @@ pub(super) const LEASE_DURATION: RangeInclusive<Duration> = SECOND..=Duration::f
 pub(super) const HANDOFF_TIMEOUT: RangeInclusive<Duration> = SECOND..=Duration::from_secs(3600);
 /// The shutdown timeout: 0 s to 1 h.
 pub(super) const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// The patience of a start: 0 s to 1 h.
+pub(super) const START_PATIENCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 /// The time between two comparisons of shards and leases: 1 s to 1 h.
 pub(super) const SHARD_SYNC_INTERVAL: RangeInclusive<Duration> = SECOND..=Duration::from_secs(3600);
 /// The time between two automatic checkpoints: 10 ms to 1 h.

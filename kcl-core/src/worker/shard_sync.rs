@@ -12,16 +12,20 @@ use std::time::Duration;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, InitialPosition, Timestamp};
 use kcl_lease::backoff::Backoff;
-use kcl_lease::{Clock, Lease, LeaseListing, ShardId, TableError, WorkerId, cleanup, shard_sync};
+use kcl_lease::{Clock, Lease, LeaseListing, OutageLog, ShardId, TableError, WorkerId, cleanup, shard_sync};
 use tokio::sync::Notify;
 
 use crate::consumer::Shared;
 use crate::error::WorkerError;
-use crate::stream::ShardFilter;
+use crate::health::Call;
+use crate::stream::{ShardFilter, StreamError};
 
 /// While a listing of shards asks for leases that are not confirmed by another one, and after a first sync that somebody else was
 /// faster with: time to the next look.
 const CONFIRM_AFTER: Duration = Duration::from_secs(5);
+
+/// The comparison in the log of outages.
+const CALLER: &str = "the comparison of shards and leases";
 
 /// The longest wait after a comparison that failed.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -44,6 +48,10 @@ pub(super) struct ShardSync {
     /// Wakes the coordinator when there are new leases.
     pub(super) look_again: Arc<Notify>,
     pub(super) interval: Duration,
+    /// The account of failed calls, shared with the keepers and the coordinator.
+    pub(super) outages: OutageLog,
+    /// Whether another stream of the same name may be adopted, at the next start.
+    pub(super) adopt: bool,
     /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created. Whoever suspects that some
     /// are missing follows it up, whoever leads by then: the leader may have died or changed in between.
     pub(super) suspected: BTreeSet<ShardId>,
@@ -66,16 +74,36 @@ impl ShardSync {
             let wait = match self.sync().await {
                 Ok(wait) => {
                     backoff.reset();
+                    self.shared.health.succeeded(Call::ShardSync);
+                    let now = self.shared.clock.boot_time();
+                    self.outages.succeeded(StreamError::SERVICE, CALLER, now);
+                    self.outages.succeeded(TableError::SERVICE, CALLER, now);
                     wait
                 }
-                Err(error @ WorkerError::StreamRecreated { .. }) => return Err(error),
+                Err(error @ (WorkerError::StreamRecreated { .. } | WorkerError::StreamReplaced { .. })) => {
+                    return Err(error);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "shards and leases could not be compared; trying again");
+                    self.shared.health.failed(Call::ShardSync, &error);
+                    self.failed(&error);
                     backoff.next_wait()
                 }
             };
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Notes a comparison that failed and is made again.
+    fn failed(&self, error: &WorkerError) {
+        let cause = match error {
+            WorkerError::Stream(error) => error.cause(),
+            WorkerError::Table(error) => error.cause(),
+            error => {
+                tracing::warn!(%error, "shards and leases could not be compared; trying again");
+                return;
+            }
+        };
+        self.outages.failed(cause, CALLER, self.shared.clock.boot_time(), error);
     }
 
     /// One comparison; returns the time until the next.
@@ -89,7 +117,7 @@ impl ShardSync {
             }
         };
         if stream.created != self.shared.stream.created && !is_planted(Bug::IdentityNotChecked) {
-            return Err(WorkerError::StreamRecreated { application: self.shared.application.clone(), stream: stream.arn });
+            return Err(WorkerError::other_stream(&self.shared.application, &stream.arn, self.adopt));
         }
         self.shared.reading.reached(self.shared.clock.boot_time());
         self.shared.retention_hours.store(stream.retention_hours, Ordering::Relaxed);

@@ -22,7 +22,7 @@ impl RecordProcessor for Nothing {
     }
 }
 
-/// A stream that is only ever described.
+/// A stream that is described, and listed to see whether that is allowed; nothing is read of it.
 #[derive(Debug)]
 struct Described(&'static str);
 
@@ -41,7 +41,7 @@ impl StreamApi for Described {
     }
 
     async fn list_shards(&self, _: ShardFilter) -> Result<Vec<Shard>, StreamError> {
-        unreachable!("nothing is read")
+        Ok(Vec::new())
     }
 
     async fn shard_iterator(&self, _: &ShardId, _: StartingPosition) -> Result<ShardIterator, StreamError> {

@@ -744,39 +744,34 @@ async fn an_absence_in_the_middle_of_an_attempt_makes_no_second_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_pass_is_tried_a_few_times_to_establish_a_consumer() {
-    let passing = [Failure::Limit, Failure::Throttled, Failure::Unavailable];
+async fn a_consumer_is_established_by_one_look_and_the_caller_repeats_what_may_pass() {
     for failing in [Operation::Register, Operation::Describe] {
         for failure in FAILURES {
-            // No consumer means that one is registered; of one in creation the readers take care; who was quicker is seen at the next look.
+            // No consumer means that one is registered; of one in creation the readers take care.
             if failure == Failure::Creating || (failing, failure) == (Operation::Describe, Failure::Missing) {
                 continue;
             }
-            for lasts in [2, u32::MAX] {
-                let (fake, left) = (Fake::new(0), AtomicU32::new(lasts));
-                fake.script().answer = Box::new(move |operation| {
-                    let fails = operation == failing && left.load(Ordering::Relaxed) > 0;
-                    if fails {
-                        left.fetch_sub(1, Ordering::Relaxed);
-                    }
-                    if fails { Answer::Refused(error(failure)) } else { Answer::Served }
-                });
-                let began = Instant::now();
-                let established = fake.named(0).establish().await;
-                let context = format!("{failure:?} at {failing:?}, {lasts} times: {established:?}");
-                let quicker = (failing, failure) == (Operation::Register, Failure::InUse);
-                let mended = passing.contains(&failure) || failure == Failure::InUse;
-                let (ends_well, calls) = match (quicker, mended, lasts) {
-                    (true, ..) => (true, 1),
-                    (_, true, 2) => (true, 3),
-                    (_, true, _) => (false, 6),
-                    (_, false, _) => (false, 1),
-                };
-                assert_eq!(established, if ends_well { Ok(()) } else { Err(error(failure)) }, "{context}");
-                assert_eq!(fake.count(failing), calls, "{context}");
-                assert!(began.elapsed() < SECOND * 6, "{context}");
-                fake.assert_within_budget(&context);
-            }
+            let (fake, left) = (Fake::new(0), AtomicU32::new(2));
+            fake.script().answer = Box::new(move |operation| {
+                let fails = operation == failing && left.load(Ordering::Relaxed) > 0;
+                if fails {
+                    left.fetch_sub(1, Ordering::Relaxed);
+                }
+                if fails { Answer::Refused(error(failure)) } else { Answer::Served }
+            });
+            let fan_out = fake.named(0);
+            // Another worker was quicker: its consumer is found by the readers.
+            let quicker = (failing, failure) == (Operation::Register, Failure::InUse);
+            let expected = if quicker { Ok(()) } else { Err(error(failure)) };
+            let context = format!("{failure:?} at {failing:?}");
+            assert_eq!(fan_out.establish().await, expected, "{context}");
+            assert_eq!(fan_out.establish().await, expected, "at once: {context}");
+            assert_eq!(fake.count(failing), 1, "the service is not asked again within a second: {context}");
+            sleep(SECOND).await;
+            assert_eq!(fan_out.establish().await, expected, "{context}");
+            sleep(SECOND).await;
+            assert_eq!(fan_out.establish().await, Ok(()), "{context}");
+            fake.assert_within_budget(&context);
         }
     }
 }

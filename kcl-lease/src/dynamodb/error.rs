@@ -4,6 +4,8 @@ use std::error::Error;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
+use kcl_checkpoint::advice;
+
 use crate::table::TableError;
 
 /// What a failed call means for the table's users.
@@ -16,8 +18,8 @@ where
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or("an error without a code");
             let message = match service.err().message() {
-                Some(words) => format!("{code}: {words}"),
-                None => code.to_owned(),
+                Some(words) => format!("{code}: {}", advice::refused(code, words)),
+                None => advice::refused(code, code),
             };
             match kind(code, service.raw().status().as_u16()) {
                 Kind::NotFound => TableError::NotFound { table },
@@ -27,9 +29,9 @@ where
                 Kind::Rejected => TableError::Rejected { table, operation, message },
             }
         }
-        SdkError::ConstructionFailure(_) => TableError::Rejected { table, operation, message: chain(error) },
+        SdkError::ConstructionFailure(_) => TableError::Rejected { table, operation, message: advice::unanswered(chain(error)) },
         // A timeout, a connection that failed, credentials that could not be had, an answer that can't be read.
-        _ => TableError::Unavailable { table, operation, message: chain(error) },
+        _ => TableError::Unavailable { table, operation, message: advice::unanswered(chain(error)) },
     }
 }
 

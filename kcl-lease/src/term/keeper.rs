@@ -319,7 +319,10 @@ pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Resu
     let mut write = write.clone();
     loop {
         match context.table.write(&write).await {
-            Ok(outcome) => return Ok(outcome),
+            Ok(outcome) => {
+                context.answered(&write.shard_id);
+                return Ok(outcome);
+            }
             // Credentials that expire or a policy being changed must not cost the lease: nothing is delivered meanwhile, since
             // the validity runs out.
             Err(error @ (TableError::NotFound { .. } | TableError::NotALeaseTable { .. } | TableError::Rejected { .. })) => {
@@ -327,7 +330,7 @@ pub(super) async fn carry_out(context: &TermContext, write: &LeaseWrite) -> Resu
             }
             Err(error) => {
                 let wait = backoff.next_wait();
-                tracing::warn!(shard = %write.shard_id, %error, attempts = backoff.failures(), ?wait, "lease write failed; repeating it");
+                context.failed(&write.shard_id, &error);
                 tokio::time::sleep(wait).await;
                 if is_planted(Bug::OtherWriteAfterLostAnswer) {
                     write.write_id = write.write_id.map(|_| context.write_id());

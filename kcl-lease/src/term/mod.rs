@@ -25,6 +25,7 @@ use self::transact::Transaction;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
+use crate::outages::OutageLog;
 use crate::table::{LeaseTable, TableError, WriteOutcome};
 use crate::write::{LeaseWrite, NewStart, WriteId};
 
@@ -74,11 +75,23 @@ pub struct TermContext {
     pub timing: LeaseTiming,
     /// When the stream was created, to be noted in rows that do not say.
     pub stream_created: Option<Timestamp>,
+    /// The account of failed calls, shared by all terms of the worker.
+    pub outages: OutageLog,
 }
 
 impl TermContext {
     fn write_id(&self) -> WriteId {
         WriteId(self.entropy.u64())
+    }
+
+    /// Notes a call to the table that failed for this shard and is repeated.
+    fn failed(&self, shard: &ShardId, error: &TableError) {
+        self.outages.failed(error.cause(), shard.as_str(), self.clock.boot_time(), error);
+    }
+
+    /// Notes a call to the table that was answered for this shard.
+    fn answered(&self, shard: &ShardId) {
+        self.outages.succeeded(TableError::SERVICE, shard.as_str(), self.clock.boot_time());
     }
 }
 

@@ -156,6 +156,7 @@ impl World {
             worker: worker.into(),
             timing: LeaseTiming { lease_duration: DURATION, handoff_timeout: Duration::from_secs(30) },
             stream_created: None,
+            outages: OutageLog::default(),
         }
     }
 

@@ -24,9 +24,13 @@ use super::keeper::{Intent, TermKeeper, after_refusal, carry_out};
 use super::{Command, Term, TermEnd};
 use crate::backoff::Backoff;
 use crate::lease::Lease;
+use crate::outages::Cause;
 use crate::table::{TableError, WriteOutcome};
 use crate::transaction::{RefusedItem, TransactItems, TransactOutcome};
 use crate::write::LeaseWrite;
+
+/// Transactions in the log of outages: they fail with the users' tables too, not only with ours.
+const SERVICE: &str = "transactions";
 
 /// Why a transaction is not, or not known to be, in effect.
 #[derive(Debug, thiserror::Error)]
@@ -158,14 +162,21 @@ impl TermKeeper {
     /// Repeats the identical transaction until its answer is definite, a renewal is due, or nobody waits for it any more.
     async fn attempt(&self, write: &LeaseWrite, transaction: &Transaction, backoff: &mut Backoff) -> Attempted {
         loop {
-            match self.context.table.transact(write, &transaction.items).await {
+            let answer = self.context.table.transact(write, &transaction.items).await;
+            if answer.is_ok() {
+                let now = self.context.clock.boot_time();
+                self.context.outages.succeeded(SERVICE, write.shard_id.as_str(), now);
+            }
+            match answer {
                 Ok(TransactOutcome::Applied) => return Attempted::InEffect(None),
                 Ok(TransactOutcome::Recognised(row)) => return Attempted::InEffect(Some(row)),
                 Ok(TransactOutcome::LeaseRefused(row)) => return Attempted::LeaseRefused(row),
                 Ok(TransactOutcome::ItemsRefused(items)) => return Attempted::Open(Why::Refused(items)),
                 Err(error) if error.is_retryable() => {
                     let wait = backoff.next_wait();
-                    tracing::warn!(shard = %write.shard_id, %error, attempts = backoff.failures(), ?wait, "transaction failed; repeating it");
+                    let (shard, now) = (write.shard_id.as_str(), self.context.clock.boot_time());
+                    let cause = Cause { service: SERVICE, ..error.cause() };
+                    self.context.outages.failed(cause, shard, now, &error);
                     // Its items may be throttled for as long as they like: the lease is renewed in time all the same.
                     if transaction.reply.is_closed() || Instant::now() + wait >= self.next_renewal {
                         return Attempted::Open(Why::NoAnswer);

@@ -13,4 +13,5 @@ mod output;
 mod publisher;
 mod restart;
 mod seek;
+mod signals;
 mod stop;

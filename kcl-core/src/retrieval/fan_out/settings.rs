@@ -9,9 +9,13 @@ use kcl_lease::Entropy;
 
 use super::FanOutRetrieval;
 use crate::retrieval::{Polling, Retrieval};
+use crate::worker::start_retry::StartRetry;
 
 /// How long a consumer in creation is waited for if nothing else can read meanwhile. The service takes some seconds.
 const CREATION: Duration = Duration::from_secs(120);
+
+/// How long an automatic choice waits for the service before it begins to poll.
+const AUTO_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a worker reads its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -83,23 +87,30 @@ impl Intended {
     }
 
     /// Finds or registers the consumer. The consumer is given too if there is one.
-    pub(crate) async fn establish(self, polling: Polling) -> Result<(Arc<dyn Retrieval>, Option<FanOut>), FanOutError> {
+    ///
+    /// An automatic choice never fails for want of a consumer. While the consumer can't be had for a
+    /// reason that may pass, its shards are polled by the bridge until it can.
+    pub(crate) async fn establish(self, polling: Polling, retry: &StartRetry) -> Result<(Arc<dyn Retrieval>, Option<FanOut>), FanOutError> {
         let Some(fan_out) = self.fan_out else { return Ok((Arc::new(polling), None)) };
-        let mut established = fan_out.establish().await;
+        let retry = if self.or_poll { retry.at_most(AUTO_PATIENCE) } else { retry.clone() };
+        let mut established = retry.call("finding the stream consumer", || fan_out.establish()).await;
         if established.is_ok() && !self.bridge {
             established = fan_out.active(CREATION).await;
         }
         match established {
-            Ok(()) => {
-                tracing::info!(stream = fan_out.stream_arn(), "the stream is read by enhanced fan-out");
-                Ok((Arc::new(FanOutRetrieval::new(fan_out.clone(), polling, self.bridge)), Some(fan_out)))
-            }
-            // A hiccup is no reason to poll for as long as the worker lives.
-            Err(error) if self.or_poll && !error.is_retryable() => {
+            Err(error) if self.or_poll && !(self.bridge && error.is_retryable()) => {
                 tracing::warn!(%error, "no enhanced fan-out: the stream is read by polling");
-                Ok((Arc::new(polling), None))
+                return Ok((Arc::new(polling), None));
             }
-            Err(error) => Err(error),
+            Err(error) if self.or_poll => {
+                tracing::warn!(%error, "no stream consumer yet: shards are polled until there is one");
+            }
+            Err(error) => return Err(error),
+            Ok(()) => {
+                let stream = fan_out.stream_arn();
+                tracing::info!(stream, "the stream is read by enhanced fan-out");
+            }
         }
+        Ok((Arc::new(FanOutRetrieval::new(fan_out.clone(), polling, self.bridge)), Some(fan_out)))
     }
 }

@@ -1,0 +1,264 @@
+//! The log of outages: one line when calls to a service begin to fail, a summary a minute, one line
+//! when the service answers again.
+//!
+//! A worker has dozens of shards, and each of them repeats its calls. Without a common account an
+//! outage of a minute writes thousands of lines that all say the same. [`OutageLedger`] decides as
+//! plain data what is worth a line; [`OutageLog`] writes it. Time is given by the caller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Time between two summaries of one outage.
+pub const SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// An outage ends only when nothing has failed for this long. A service that fails every second call
+/// has one outage, not hundreds.
+pub const QUIET: Duration = Duration::from_secs(10);
+
+/// A caller that has neither failed nor succeeded for this long is gone (its shard went to another
+/// worker), so the end of an outage does not wait for it.
+pub const GONE: Duration = Duration::from_secs(120);
+
+/// The kind of a failure: failures of one cause are reported together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cause {
+    /// The service that fails, as a reader of the log knows it: "lease table", "Kinesis".
+    pub service: &'static str,
+    /// The class of its error: "throttled", "no answer", "access denied".
+    pub class: &'static str,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.service, self.class)
+    }
+}
+
+/// The line that a failure deserves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The first failure of this cause: a warning.
+    Began,
+    /// The outage goes on and no line was written for [`SUMMARY_INTERVAL`]: a warning.
+    GoesOn(Extent),
+    /// Nothing that is not known yet: debug.
+    Known,
+}
+
+/// The size of an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Callers (shards, and the worker's own tasks) that have failed in this outage.
+    pub affected: usize,
+    /// Calls that have failed in this outage.
+    pub failures: u64,
+    /// Time from the first failure to the last.
+    pub duration: Duration,
+}
+
+/// An outage that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its cause.
+    pub cause: Cause,
+    /// Its size.
+    pub extent: Extent,
+}
+
+/// The outages that a worker sees, as plain data. Times are of any clock that never goes backwards.
+#[derive(Debug, Default)]
+pub struct OutageLedger {
+    outages: BTreeMap<Cause, Outage>,
+}
+
+#[derive(Debug)]
+struct Outage {
+    began: Duration,
+    last_failure: Duration,
+    last_line: Duration,
+    failures: u64,
+    affected: BTreeSet<String>,
+    /// Callers whose last call failed, and when.
+    failing: BTreeMap<String, Duration>,
+}
+
+impl Outage {
+    fn extent(&self) -> Extent {
+        Extent { affected: self.affected.len(), failures: self.failures, duration: self.last_failure.saturating_sub(self.began) }
+    }
+
+    fn is_over(&self, now: Duration) -> bool {
+        self.failing.is_empty() && now.saturating_sub(self.last_failure) >= QUIET
+    }
+}
+
+impl OutageLedger {
+    /// Notes that a call of `caller` failed, and returns the line that this deserves.
+    pub fn failed(&mut self, cause: Cause, caller: &str, now: Duration) -> Report {
+        let mut report = Report::Known;
+        let outage = self.outages.entry(cause).or_insert_with(|| {
+            report = Report::Began;
+            Outage { began: now, last_failure: now, last_line: now, failures: 0, affected: BTreeSet::new(), failing: BTreeMap::new() }
+        });
+        outage.failures += 1;
+        outage.last_failure = now;
+        if !outage.affected.contains(caller) {
+            outage.affected.insert(caller.to_owned());
+        }
+        outage.failing.insert(caller.to_owned(), now);
+        if now.saturating_sub(outage.last_line) >= SUMMARY_INTERVAL {
+            outage.last_line = now;
+            report = Report::GoesOn(outage.extent());
+        }
+        report
+    }
+
+    /// Notes that a call of `caller` to `service` was answered, and returns the outages of the
+    /// service that are over by that.
+    pub fn succeeded(&mut self, service: &str, caller: &str, now: Duration) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        self.outages.retain(|cause, outage| {
+            if cause.service != service {
+                return true;
+            }
+            outage.failing.remove(caller);
+            outage.failing.retain(|_, failed| now.saturating_sub(*failed) < GONE);
+            if outage.is_over(now) {
+                ended.push(Ended { cause: *cause, extent: outage.extent() });
+            }
+            !outage.is_over(now)
+        });
+        ended
+    }
+
+    /// The causes of the outages that are not over, in order.
+    pub fn causes(&self) -> impl Iterator<Item = Cause> {
+        self.outages.keys().copied()
+    }
+}
+
+/// The outages of a worker, written to its log. Clones share one ledger.
+#[derive(Clone, Debug, Default)]
+pub struct OutageLog(Arc<Mutex<OutageLedger>>);
+
+impl OutageLog {
+    /// Notes and logs a failed call. `caller` is the shard, or the worker's task, that repeats it;
+    /// `now` is boot time.
+    pub fn failed(&self, cause: Cause, caller: &str, now: Duration, error: &dyn fmt::Display) {
+        let Cause { service, class } = cause;
+        match self.lock().failed(cause, caller, now) {
+            Report::Began => tracing::warn!(
+                service, class, caller, %error,
+                "calls fail and are repeated; failures of this cause are summed up once a minute"
+            ),
+            Report::GoesOn(Extent { affected, failures, duration }) => tracing::warn!(
+                service, class, affected, failures, ?duration, %error,
+                "calls still fail and are repeated"
+            ),
+            Report::Known => {
+                tracing::debug!(service, class, caller, %error, "call failed; it is repeated");
+            }
+        }
+    }
+
+    /// Notes a call to `service` that was answered, and logs the outages that are over by that.
+    pub fn succeeded(&self, service: &'static str, caller: &str, now: Duration) {
+        for Ended { cause, extent } in self.lock().succeeded(service, caller, now) {
+            let Extent { affected, failures, duration } = extent;
+            let class = cause.class;
+            tracing::info!(service, class, affected, failures, ?duration, "calls are answered again");
+        }
+    }
+
+    /// The causes of the outages that are not over.
+    #[must_use]
+    pub fn causes(&self) -> Vec<Cause> {
+        self.lock().causes().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OutageLedger> {
+        // An account for people: one that a panic left half changed does no harm.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AWAY: Cause = Cause { service: "lease table", class: "no answer" };
+    const THROTTLED: Cause = Cause { service: "lease table", class: "throttled" };
+    const STREAM: Cause = Cause { service: "Kinesis", class: "no answer" };
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn extent(affected: usize, failures: u64, seconds: u64) -> Extent {
+        Extent { affected, failures, duration: at(seconds) }
+    }
+
+    #[test]
+    fn an_outage_of_many_shards_is_one_line_and_then_one_a_minute() {
+        let mut ledger = OutageLedger::default();
+        let mut lines = Vec::new();
+        for second in 0..=125 {
+            for shard in ["a", "b", "c", "d"] {
+                match ledger.failed(AWAY, shard, at(second)) {
+                    Report::Known => {}
+                    report => lines.push((second, shard, report)),
+                }
+            }
+        }
+        let summary = |shards, failures, second| (second, "a", Report::GoesOn(extent(shards, failures, second)));
+        assert_eq!(lines, [(0, "a", Report::Began), summary(4, 241, 60), summary(4, 481, 120)]);
+    }
+
+    #[test]
+    fn it_is_over_when_all_have_succeeded_and_nothing_has_failed_for_a_while() {
+        let mut ledger = OutageLedger::default();
+        ledger.failed(AWAY, "a", at(100));
+        ledger.failed(AWAY, "b", at(103));
+        assert_eq!(ledger.succeeded("lease table", "a", at(104)), [], "b still fails");
+        assert_eq!(ledger.succeeded("lease table", "b", at(105)), [], "too soon to tell");
+        assert_eq!(ledger.succeeded("Kinesis", "a", at(120)), [], "another service");
+        let ended = Ended { cause: AWAY, extent: extent(2, 2, 3) };
+        assert_eq!(ledger.succeeded("lease table", "a", at(113)), [ended]);
+        assert_eq!(ledger.succeeded("lease table", "a", at(114)), [], "said once");
+        assert_eq!(ledger.failed(AWAY, "a", at(200)), Report::Began, "another outage");
+    }
+
+    #[test]
+    fn a_service_that_fails_now_and_then_has_one_outage() {
+        let mut ledger = OutageLedger::default();
+        let mut lines = 0;
+        for second in 0..300 {
+            let report = ledger.failed(THROTTLED, "a", at(second));
+            lines += usize::from(report != Report::Known);
+            lines += ledger.succeeded("lease table", "a", at(second)).len();
+        }
+        assert_eq!(lines, 5, "the beginning, and a summary each minute");
+    }
+
+    #[test]
+    fn who_still_fails_keeps_it_open_until_it_is_gone() {
+        let mut ledger = OutageLedger::default();
+        ledger.failed(THROTTLED, "hot", at(0));
+        ledger.failed(THROTTLED, "a", at(0));
+        assert_eq!(ledger.succeeded("lease table", "a", at(119)), []);
+        assert_eq!(ledger.succeeded("lease table", "a", at(120)).len(), 1, "its shard is elsewhere");
+    }
+
+    #[test]
+    fn causes_are_told_apart() {
+        let mut ledger = OutageLedger::default();
+        for cause in [AWAY, THROTTLED, STREAM] {
+            assert_eq!(ledger.failed(cause, "a", at(0)), Report::Began);
+        }
+        assert_eq!(ledger.causes().collect::<Vec<_>>(), [STREAM, AWAY, THROTTLED]);
+        let ended = ledger.succeeded("lease table", "a", at(10));
+        assert_eq!(ended.iter().map(|ended| ended.cause).collect::<Vec<_>>(), [AWAY, THROTTLED]);
+    }
+}
