@@ -7,7 +7,7 @@ use kcl_checkpoint::CheckpointControl;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermStatus};
-use kcl_lease::{Cause, Clock as _, TableError};
+use kcl_lease::{Cause, Clock as _};
 
 use super::call::CallFailure;
 use super::{Shared, Stop};
@@ -65,9 +65,8 @@ impl Hold {
     /// Shows that nothing can be delivered now.
     pub(super) fn suspended(&self) {
         if self.state(ShardState::Suspended) {
-            // The shard's keeper ends it, with the next write that is answered.
-            let cause = Cause { service: TableError::SERVICE, class: "not renewed in time" };
-            self.failing(cause, &"the lease could not be renewed in time; nothing is delivered until it is");
+            // The shard's keeper reports what keeps it from renewing.
+            tracing::debug!("the lease could not be renewed in time; nothing is delivered until it is");
         }
     }
 
