@@ -168,7 +168,12 @@ impl Simulation {
             if let Some(most) = demands.repeated
                 && oracle.repeated() > most
             {
-                oracle.violated("duplicates", format!("{} records were finished again, at most {most} are right", oracle.repeated()));
+                oracle.violated("duplicates", format!("{} records were delivered again, at most {most} are right", oracle.repeated()));
+            }
+            if let Some(most) = demands.good_letters
+                && oracle.good_letters() > most
+            {
+                oracle.violated("letters", format!("{} good records were dead-lettered, at most {most} are right", oracle.good_letters()));
             }
             if let Some(most) = demands.always_within
                 && oracle.slowest() > most

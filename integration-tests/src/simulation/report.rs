@@ -62,7 +62,7 @@ pub struct Totals {
     pub faults: BTreeMap<&'static str, u64>,
     /// States of interest that were reached.
     pub states: BTreeMap<&'static str, u64>,
-    /// Records that were finished more than once.
+    /// Records that came again although they were finished and their shard was released in order.
     pub repeated: u64,
     /// Runs that failed.
     pub failed: u64,

@@ -62,6 +62,10 @@ impl Oracle {
         self.repeated
     }
 
+    pub(in crate::simulation) fn good_letters(&self) -> u64 {
+        self.good_letters
+    }
+
     pub(in crate::simulation) fn slowest(&self) -> Duration {
         self.slowest
     }

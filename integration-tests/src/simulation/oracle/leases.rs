@@ -29,6 +29,12 @@ impl Oracle {
             format_args!("{host} {kind} {shard} counter {} owner {:?} checkpoint {}", after.counter, after.owner, after.checkpoint),
         );
         self.rows.insert(shard.clone(), after.clone());
+        if let Change::Set(suspect) = &write.suspect
+            && let Some(token) = self.terms.get(shard).and_then(|terms| terms.last()).map(|term| term.token)
+            && let Some(entry) = self.log.find_mut(shard, suspect.record)
+        {
+            entry.tried_in.insert(token);
+        }
         if matches!(write.suspect, Change::Set(_)) {
             self.limits.excuse(host, "dynamodb:UpdateItem", shard.as_str());
             self.reached("record tried alone");
@@ -69,6 +75,7 @@ impl Oracle {
             gave_up = last.host == host && before.checkpoint_owner.is_none();
             taken_over = last.host != host;
             last.open = false;
+            self.died.insert((shard.clone(), last.token));
         }
         terms.push(Term {
             token: after.counter,
@@ -77,6 +84,8 @@ impl Oracle {
             first,
             next: first,
             open: true,
+            released: false,
+            calls: 0,
             fenced: false,
             in_work: BTreeSet::new(),
         });
@@ -114,8 +123,14 @@ impl Oracle {
             }
         }
         if kind == "release" {
+            let mut calls = 0;
             if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
                 term.open = false;
+                term.released = of_term;
+                calls = if of_term { term.calls } else { 0 };
+            }
+            if calls > 0 {
+                self.violated("S6", format!("{host} has released {shard} while {calls} calls with its records are under way"));
             }
             self.limits.holds(host, false);
             self.reached(if after.owner.is_some() { "handed over" } else { "released" });
