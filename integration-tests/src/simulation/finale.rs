@@ -13,6 +13,7 @@ use super::run::{Due, Simulation};
 impl Simulation {
     /// Ends the disturbance as the plan has it.
     pub(super) fn calm(&mut self) {
+        self.judge.calms_down();
         self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded));
         self.next_record = None;
         self.aws.set_write_budget(super::oracle::APPLICATION, None);
@@ -120,6 +121,9 @@ impl Simulation {
         if moves > 0 {
             self.judge.with(|oracle, _| oracle.violated("L3", format!("{moves} leases moved although they were even")));
             return false;
+        }
+        if !self.plan.handling.manual {
+            self.judge.with(|oracle, _| oracle.all_is_checkpointed());
         }
         self.judge.violation().is_none()
     }

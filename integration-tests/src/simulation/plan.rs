@@ -231,6 +231,8 @@ pub struct Demands {
     pub neighbours: Option<Duration>,
     /// All records are finished within this time of their arrival, at all times.
     pub always_within: Option<Duration>,
+    /// Calls end within this time of the end of their term, on machines that run.
+    pub calls_end: Option<Duration>,
     /// Processes that are killed by a record: at most so many.
     pub deaths: Option<u64>,
 }

@@ -283,6 +283,9 @@ impl Simulation {
                 });
             }
         }
+        if let Some(within) = demands.calls_end {
+            self.judge.with(|oracle, now| oracle.calls_end_with_their_terms(now, within));
+        }
         if let Some(from) = demands.no_growth_after
             && now >= from
         {

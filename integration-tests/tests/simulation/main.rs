@@ -7,6 +7,7 @@ mod commits;
 mod crash_points;
 mod delays;
 mod fleet;
+mod naive;
 mod processing;
 mod runs;
 mod seek;

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
 use kcl_lease::ShardId;
 use kcl_lease::term::TermStatus;
@@ -27,6 +28,9 @@ const FAREWELL: f64 = 0.9;
 
 /// The time that calls have once their term is over.
 fn grace(lease_duration: Duration) -> Duration {
+    if is_planted(Bug::HungCallKeepsShard) {
+        return Duration::from_secs(24 * 3600);
+    }
     (lease_duration / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
 }
 
@@ -74,7 +78,7 @@ impl ShardConsumer {
         }
         let mut by = self.calls_by(stop);
         let mut is_over = matches!(stop, Stop::Ended);
-        while !self.work.lanes.is_idle() {
+        while !self.work.lanes.is_idle() && !(is_planted(Bug::HandoffDuringCall) && matches!(stop, Stop::LetGo)) {
             self.show_call();
             let gather_until = self.work.gather_until;
             tokio::select! {
@@ -123,7 +127,13 @@ impl ShardConsumer {
     /// Tells the processors that the shard is not theirs any more.
     pub(super) async fn lease_lost(&mut self) {
         let deadline = self.hold.shared.processing.callbacks.lease_lost;
+        if is_planted(Bug::FarewellForgotten) {
+            return;
+        }
         self.tell_all(Callback::LeaseLost, deadline, Instant::now() + deadline).await;
+        if is_planted(Bug::FarewellTwice) {
+            self.tell_all(Callback::LeaseLost, deadline, Instant::now() + deadline).await;
+        }
     }
 
     /// Makes a last call on all lanes at once, and cuts off those that have not ended by then.

@@ -101,6 +101,18 @@ impl Oracle {
         }
     }
 
+    /// While nothing happens, all that is finished is checkpointed.
+    pub(in crate::simulation) fn all_is_checkpointed(&mut self) {
+        let behind = self.rows.values().find_map(|row| {
+            let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.processed)?;
+            let last = Checkpoint::At(last.position());
+            (row.checkpoint < last).then(|| format!("{} is finished up to {last}, and its checkpoint is {}", row.shard_id, row.checkpoint))
+        });
+        if let Some(message) = behind {
+            self.violated("L9", message);
+        }
+    }
+
     /// Every jump over trimmed records was told in the audit log.
     pub(in crate::simulation) fn skips_are_audited(&mut self) {
         if self.skipped_unread > 0 && self.audits == 0 {

@@ -55,10 +55,14 @@ impl Oracle {
             self.reached("handoff requested");
             self.requests.push(now);
         } else {
-            self.written_by_owner(host, sent, kind, before, after);
+            self.written_by_owner(host, sent, kind, before, after, now);
         }
         if after.checkpoint != before.checkpoint {
-            self.checkpointed(host, shard, after.checkpoint, now);
+            // Items that were written with it are told of next.
+            self.to_judge = Some((host.to_owned(), shard.clone(), after.checkpoint));
+            if !self.commits {
+                self.judge_checkpoint(now);
+            }
         }
     }
 
@@ -75,6 +79,7 @@ impl Oracle {
             gave_up = last.host == host && before.checkpoint_owner.is_none();
             taken_over = last.host != host;
             last.open = false;
+            last.ended_at = Some(now);
             self.died.insert((shard.clone(), last.token));
         }
         terms.push(Term {
@@ -84,6 +89,7 @@ impl Oracle {
             first,
             next: first,
             open: true,
+            ended_at: None,
             released: false,
             calls: 0,
             fenced: false,
@@ -111,7 +117,7 @@ impl Oracle {
         }
     }
 
-    fn written_by_owner(&mut self, host: &str, sent: Duration, kind: &str, before: &Lease, after: &Lease) {
+    fn written_by_owner(&mut self, host: &str, sent: Duration, kind: &str, before: &Lease, after: &Lease, now: Duration) {
         let shard = &after.shard_id;
         let term = self.terms.get(shard).and_then(|terms| terms.last());
         let of_term = term.is_some_and(|term| term.host == host && term.taken_at <= sent && term.open);
@@ -126,6 +132,7 @@ impl Oracle {
             let mut calls = 0;
             if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
                 term.open = false;
+                term.ended_at = Some(now);
                 term.released = of_term;
                 calls = if of_term { term.calls } else { 0 };
             }
@@ -141,6 +148,13 @@ impl Oracle {
             {
                 self.reached("handed over inside an aggregate");
             }
+        }
+    }
+
+    /// Judges the checkpoint that was written last, if it was not judged yet.
+    pub(super) fn judge_checkpoint(&mut self, now: Duration) {
+        if let Some((host, shard, checkpoint)) = self.to_judge.take() {
+            self.checkpointed(&host, &shard, checkpoint, now);
         }
     }
 

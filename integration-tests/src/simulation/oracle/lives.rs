@@ -2,6 +2,7 @@
 //! call after one that has cost it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kcl_core::ShardContext;
 
@@ -122,6 +123,15 @@ impl Oracle {
         }
         if matches!(end, CallEnd::Panicked | CallEnd::Dropped) {
             self.reached("processor lost");
+        }
+    }
+
+    /// A call of a term that is over has a grace, and not for ever: else its worker never takes the shard again.
+    pub(in crate::simulation) fn calls_end_with_their_terms(&mut self, now: Duration, within: Duration) {
+        let outlives = |term: &&super::Term| term.calls > 0 && term.ended_at.is_some_and(|at| at + within < now);
+        let found = self.terms.iter().find_map(|(shard, terms)| Some((shard, terms.iter().find(outlives)?)));
+        if let Some(message) = found.map(|(shard, term)| format!("a call of {shard} goes on after the end of {term:?}")) {
+            self.violated("life", message);
         }
     }
 

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kcl_core::test_util::{Event, SimulatedAws};
-use kcl_core::{ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
 use kcl_lease::{Lease, TransactItems};
 use tokio::sync::Notify;
 
@@ -79,6 +79,7 @@ struct Term {
     next: usize,
     /// Not released and not taken by another.
     open: bool,
+    ended_at: Option<Duration>,
     /// Released in order, by its owner.
     released: bool,
     /// Calls with records that are under way.
@@ -97,11 +98,17 @@ pub(super) struct Oracle {
     keeps_order: bool,
     /// Failures of a record before it may go to the dead-letter queue.
     max_attempts: u32,
+    /// The disturbance is over.
+    calm: bool,
     /// The run has ended, and everything is dropped.
     over: bool,
     lives: Lives,
     /// Terms that ended without a release.
     died: BTreeSet<(ShardId, u64)>,
+    /// Checkpoints may be written together with items.
+    commits: bool,
+    /// A checkpoint that is not judged yet: who wrote it, and of which shard it is.
+    to_judge: Option<(String, ShardId, Checkpoint)>,
     /// Records that are to be committed, by the names of their items.
     to_commit: BTreeMap<String, (ShardId, ExtendedSequenceNumber)>,
     /// Good records in the dead-letter queue.
@@ -175,9 +182,12 @@ impl Judge {
                 lanes: plan.handling.lanes > 1,
                 keeps_order: keeps_order(plan),
                 max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
+                calm: false,
                 over: false,
                 lives: Lives::default(),
                 died: BTreeSet::new(),
+                commits: plan.handling.way == Way::Commits,
+                to_judge: None,
                 to_commit: BTreeMap::new(),
                 good_letters: 0,
                 manual: plan.handling.manual,
@@ -287,6 +297,16 @@ impl Judge {
         self.lock().over
     }
 
+    /// The disturbance is over.
+    pub(super) fn is_calm(&self) -> bool {
+        self.lock().calm
+    }
+
+    /// See [`is_calm`](Self::is_calm).
+    pub(super) fn calms_down(&self) {
+        self.lock().calm = true;
+    }
+
     /// See [`is_over`](Self::is_over).
     pub(super) fn ends(&self) {
         self.lock().over = true;
@@ -329,6 +349,9 @@ impl Judge {
 
 impl Oracle {
     fn event(&mut self, event: &Event<'_>, now: Duration) {
+        if !matches!(event, Event::ItemsWritten { .. }) {
+            self.judge_checkpoint(now);
+        }
         match *event {
             Event::Sent { host, service, operation, shard, fault } => {
                 let fault = fault.map_or("", |fault| fault.name());
@@ -355,7 +378,10 @@ impl Oracle {
             Event::LeaseCreated { host, lease } => self.created(host, lease, now),
             Event::LeaseDeleted { host, lease } => self.deleted(host, lease, now),
             Event::DeadLetterAccepted { host, letter } => self.dead_lettered(host, letter, now),
-            Event::ItemsWritten { host, items, .. } => self.committed(host, items, now),
+            Event::ItemsWritten { host, items, .. } => {
+                self.committed(host, items, now);
+                self.judge_checkpoint(now);
+            }
             _ => {}
         }
     }

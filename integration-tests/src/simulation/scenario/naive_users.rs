@@ -29,8 +29,12 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     // Each way has its turn.
     let ways = Way::NAIVE.len() as u64;
     employ(&mut plan, Way::NAIVE[usize::try_from(seed % ways).unwrap_or(0)]);
+    plan.demands.calls_end = Some(Duration::from_secs(120));
     schedule(&mut plan, &dice);
     super::aggregated::draw(&mut plan, 2);
+    if dice.chance(0.3) {
+        at_length(&mut plan);
+    }
     plan
 }
 
@@ -43,6 +47,8 @@ fn handling(plan: &mut Plan, dice: &Dice) {
     if dice.chance(0.3) {
         handling.deadline = Some(dice.seconds(5.0, 20.0));
         handling.hangs = dice.one_of(&[0.0, 0.01]);
+    } else {
+        handling.hangs = dice.one_of(&[0.0, 0.0, 0.002]);
     }
     handling.errors = dice.one_of(&[0.0, 0.01, 0.05]);
     handling.panics = dice.one_of(&[0.0, 0.01, 0.03]);
@@ -51,6 +57,18 @@ fn handling(plan: &mut Plan, dice: &Dice) {
         handling.stall = dice.skewed_seconds(5.0, 60.0);
         handling.stalls = 0.02_f64.min(0.3 * plan.traffic.every.as_secs_f64() / handling.stall.as_secs_f64());
     }
+}
+
+/// Calls that take longer than an iterator lives: whole batches only, or the fleet never gets through.
+fn at_length(plan: &mut Plan) {
+    plan.traffic.every = plan.traffic.every.max(Duration::from_secs(3));
+    plan.traffic.aggregates = None;
+    (plan.traffic.poison, plan.traffic.failing, plan.traffic.killer) = (0, 0, None);
+    let handling = &mut plan.handling;
+    (handling.panics, handling.database.errors, handling.database.lost_answers) = (0.0, 0.0, 0.0);
+    (handling.lanes, handling.batch) = (1, None);
+    handling.slow = Duration::from_secs(1_200);
+    plan.patience = Duration::from_secs(3_600);
 }
 
 fn schedule(plan: &mut Plan, dice: &Dice) {

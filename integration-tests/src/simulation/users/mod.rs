@@ -42,6 +42,9 @@ pub use self::watched::A_BUG_OF_THE_SERVICE;
 /// The longest time from one idle callback to the next, where processors collect records.
 const IDLE: Duration = Duration::from_secs(3);
 
+/// Records of a call from which on a slow call takes no longer with more of them.
+const SLOW_RECORDS: u32 = 20;
+
 /// A way to write a processor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each names the processor of its file")]
@@ -151,8 +154,7 @@ pub(super) fn employ(plan: &mut Plan, way: Way) {
     handling.database.lost_answers = handling.errors / 2.0;
     handling.database.stalls = handling.stalls;
     handling.database.stall = handling.stall;
-    let calls = plan.traffic.every * plan.shards * if handling.lanes > 1 { 2 } else { 20 };
-    handling.slow = calls.clamp(Duration::from_millis(10), Duration::from_secs(600));
+    handling.slow = (plan.traffic.every * plan.shards * SLOW_RECORDS).clamp(Duration::from_millis(20), Duration::from_secs(600));
 }
 
 /// Draws for plans that are not about processors. Apart from the others, so that those of older seeds stay what they were.
@@ -189,9 +191,10 @@ struct Tools {
 }
 
 impl Tools {
-    /// The time of a slow call: now and then a long one.
-    fn slow(&self) -> Duration {
-        let longest = self.plan.handling.slow;
+    /// The time of a slow call with so many records: now and then a long one.
+    fn slow(&self, records: usize) -> Duration {
+        let share = u32::try_from(records).unwrap_or(u32::MAX).min(SLOW_RECORDS);
+        let longest = self.plan.handling.slow * share / SLOW_RECORDS;
         self.entropy.between(Duration::ZERO, longest).mul_f64(self.entropy.fraction())
     }
 
@@ -274,6 +277,7 @@ pub(super) fn serve(builder: WorkerBuilder, judge: &Judge, host: &Host, entropy:
         entropy: entropy.clone(),
         panics: rate(handling.panics),
         hangs: rate(handling.hangs),
+        has_deadline: handling.deadline.is_some(),
         panics_in_drop: rate(handling.panics_in_drop),
     };
     let builder = if handling.hangs > 0.0 {

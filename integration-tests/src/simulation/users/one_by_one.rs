@@ -99,7 +99,7 @@ pub(super) struct ObeysInterruption(pub(super) Tools);
 impl RecordProcessor for ObeysInterruption {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         let records = u32::try_from(batch.len()).unwrap_or(u32::MAX).max(1);
-        let pause = self.0.slow() / records;
+        let pause = self.0.slow(batch.len()) / records;
         for record in batch {
             tokio::select! {
                 biased;

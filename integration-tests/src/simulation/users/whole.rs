@@ -112,7 +112,7 @@ pub(super) struct Slow(pub(super) Tools);
 #[async_trait]
 impl RecordProcessor for Slow {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        let time = self.0.slow();
+        let time = self.0.slow(batch.len());
         tokio::time::sleep(time / 2).await;
         let rows: Vec<_> = batch.records().iter().map(Row::from).collect();
         self.0.database.insert(shard, &rows).await?;
@@ -127,7 +127,7 @@ pub(super) struct BlocksItsThread(pub(super) Tools);
 #[async_trait]
 impl RecordProcessor for BlocksItsThread {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        let time = self.0.slow();
+        let time = self.0.slow(batch.len());
         self.0.block_thread(time).await;
         let rows: Vec<_> = batch.records().iter().map(Row::from).collect();
         self.0.database.insert(shard, &rows).await?;
