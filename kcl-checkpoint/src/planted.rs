@@ -116,6 +116,28 @@ bugs! {
     DescendantsNotSought = "descendants-not-sought",
     /// What a processor that checkpoints for itself had collected is not delivered again when it is lost.
     CollectedIsForgotten = "collected-is-forgotten",
+    /// An error that names no record finishes all records of its batch but the last.
+    ErrorFinishesHanded = "error-finishes-handed",
+    /// Acknowledgements of a call that has cost its processor are forgotten.
+    AckForgottenAtCut = "ack-forgotten-at-cut",
+    /// An acknowledgement after the end of its call is accepted.
+    AckAfterCallCounts = "ack-after-call-counts",
+    /// Automatic checkpoints forget their target when the shard is read anew.
+    CheckpointLoopDropped = "checkpoint-loop-dropped",
+    /// A call that hangs when its lease is lost is waited for.
+    HungCallKeepsShard = "hung-call-keeps-shard",
+    /// A shard is let go while calls with its records are under way.
+    HandoffDuringCall = "handoff-during-call",
+    /// A processor that has panicked or overrun is called again.
+    LostProcessorCalledAgain = "lost-processor-called-again",
+    /// A processor is told twice that its lease is lost.
+    FarewellTwice = "farewell-twice",
+    /// A processor is not told that its lease is lost.
+    FarewellForgotten = "farewell-forgotten",
+    /// A panic of a processor's `Drop` ends the task that drops it.
+    DropPanicEscapes = "drop-panic-escapes",
+    /// Processors that collect records are not called while none come.
+    IdleForgotten = "idle-forgotten",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -13,6 +13,7 @@ use super::run::{Due, Simulation};
 impl Simulation {
     /// Ends the disturbance as the plan has it.
     pub(super) fn calm(&mut self) {
+        self.judge.calms_down();
         self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded));
         self.next_record = None;
         self.aws.set_write_budget(super::oracle::APPLICATION, None);
@@ -121,6 +122,9 @@ impl Simulation {
             self.judge.with(|oracle, _| oracle.violated("L3", format!("{moves} leases moved although they were even")));
             return false;
         }
+        if !self.plan.handling.manual {
+            self.judge.with(|oracle, _| oracle.all_is_checkpointed());
+        }
         self.judge.violation().is_none()
     }
 
@@ -168,7 +172,12 @@ impl Simulation {
             if let Some(most) = demands.repeated
                 && oracle.repeated() > most
             {
-                oracle.violated("duplicates", format!("{} records were finished again, at most {most} are right", oracle.repeated()));
+                oracle.violated("duplicates", format!("{} records were delivered again, at most {most} are right", oracle.repeated()));
+            }
+            if let Some(most) = demands.good_letters
+                && oracle.good_letters() > most
+            {
+                oracle.violated("letters", format!("{} good records were dead-lettered, at most {most} are right", oracle.good_letters()));
             }
             if let Some(most) = demands.always_within
                 && oracle.slowest() > most

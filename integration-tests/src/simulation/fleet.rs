@@ -6,18 +6,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_core::test_util::{Host, SimulatedAws};
-use kcl_core::{Batching, Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, ShardContext, TrimmedData, WorkerError, WorkerHandle};
+use kcl_core::{Batching, Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, TrimmedData, WorkerError, WorkerHandle};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::oracle::{APPLICATION, Judge};
 use super::plan::Plan;
-use super::processor::{Collected, Processor};
 use super::publisher::STREAM;
+use super::users;
 
 /// The dead-letter queue's name in every run.
 pub(super) const QUEUE: &str = "orders-dlq";
+
+fn retry_policy(plan: &Plan) -> RetryPolicy {
+    if plan.handling.default_retries {
+        return RetryPolicy { attempt_deadline: plan.handling.deadline, ..RetryPolicy::default() };
+    }
+    RetryPolicy {
+        max_attempts: MAX_ATTEMPTS,
+        first_backoff: Duration::from_millis(100),
+        max_backoff: Duration::from_secs(5),
+        attempt_deadline: plan.handling.deadline,
+        ..RetryPolicy::default()
+    }
+}
 
 /// How a process ended.
 pub(super) enum Exit {
@@ -58,6 +71,9 @@ pub(super) struct Fleet {
 
 /// What worker settings the machines have that follow from the plan.
 const PREFETCH: usize = 12 << 20;
+
+/// Attempts at a record, where the retry policy is not the library's default.
+pub(super) const MAX_ATTEMPTS: u32 = 3;
 
 /// How long a worker may take to stop.
 pub(super) const SHUTDOWN: Duration = Duration::from_secs(25);
@@ -130,8 +146,6 @@ impl Fleet {
         let (judge, entropy) = (self.judge.clone(), self.entropy.clone());
         let trimmed = if self.mended.load(Ordering::Relaxed) { TrimmedData::SkipAndAudit } else { plan.trimmed };
         async move {
-            let handling = plan.handling.clone();
-            let of_processors = host.clone();
             let builder = host
                 .worker(APPLICATION, STREAM)
                 .lease_duration(plan.lease_duration)
@@ -142,23 +156,10 @@ impl Fleet {
                 .adopt_recreated_stream(true)
                 .prefetch_bytes(PREFETCH)
                 .polling(PollingConfig { idle_interval: plan.idle_interval, ..PollingConfig::default() })
-                .retry_policy(RetryPolicy {
-                    max_attempts: 3,
-                    first_backoff: Duration::from_millis(100),
-                    max_backoff: Duration::from_secs(5),
-                    attempt_deadline: plan.handling.deadline,
-                    ..RetryPolicy::default()
-                })
+                .retry_policy(retry_policy(&plan))
                 .lanes(Lanes::new(plan.handling.lanes))
-                .poisoned_key(plan.handling.poisoned_key)
-                .processor(move |shard: &ShardContext| Processor {
-                    judge: judge.clone(),
-                    host: of_processors.clone(),
-                    handling: handling.clone(),
-                    entropy: entropy.clone(),
-                    collected: Collected::new(judge.clone(), shard.shard_id().clone()),
-                    calls: 0,
-                });
+                .poisoned_key(plan.handling.poisoned_key);
+            let builder = users::serve(builder, &judge, &host, &entropy, &plan);
             let builder = match plan.handling.batch {
                 Some(most) => builder.batching(Batching::up_to(most)),
                 None => builder,

@@ -8,7 +8,8 @@
 //! | `chaos` | what happens to fleet, stream and services, entry by entry of the schedule |
 //! | `finale` | the end of a run, and what must come true in it |
 //! | `fleet` | machines and the processes on them, started again when they end |
-//! | `processor`, `publisher` | what the services of the fleet do, and what feeds them |
+//! | [`users`] | the services of the fleet, as ordinary users write them, and their database |
+//! | `processor`, `publisher` | a model of a service that tells the truth, and what feeds the stream |
 //! | `aggregates` | which records can be put together, and how that goes wrong |
 //! | [`oracle`] | the invariants, checked at every step, and what is demanded at the end |
 //! | [`trace`] | what happened, byte for byte |
@@ -33,9 +34,10 @@ pub mod run;
 pub mod scenario;
 pub mod shrink;
 pub mod trace;
+pub mod users;
 
 pub use self::oracle::Violation;
 pub use self::plan::{Options, Plan};
-pub use self::processor::A_BUG_OF_THE_SERVICE;
 pub use self::run::{Detail, Outcome, run};
 pub use self::scenario::{SCENARIOS, Scenario};
+pub use self::users::A_BUG_OF_THE_SERVICE;

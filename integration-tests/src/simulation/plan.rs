@@ -7,6 +7,8 @@ use std::time::Duration;
 use kcl_core::test_util::{Cut, FaultKind, FaultRates, Service};
 use kcl_core::{Entropy, InitialPosition, PoisonedKey, RetrievalMode, TrimmedData};
 
+use super::users::Way;
+
 /// What can be set from outside; `None`: as the scenario has it.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -84,6 +86,8 @@ pub struct Traffic {
     pub failing: u32,
     /// The record of this number kills each process that has it in work.
     pub killer: Option<u64>,
+    /// The record of this number fails at each attempt.
+    pub bad: Option<u64>,
     /// The largest payload.
     pub largest: usize,
     /// No records before this time.
@@ -147,6 +151,35 @@ pub struct Handling {
     pub manual: bool,
     /// Whether there is a dead-letter queue.
     pub queue: bool,
+    /// The way in which the service is written.
+    pub way: Way,
+    /// The longest time of a slow call, for ways that take one.
+    pub slow: Duration,
+    /// Calls that hang, of whatever kind.
+    pub hangs: f64,
+    /// Processors that panic when they are dropped.
+    pub panics_in_drop: f64,
+    /// The users' database.
+    pub database: UsersDatabase,
+    /// Whether the retry policy is the library's default, and not one with few attempts.
+    pub default_retries: bool,
+}
+
+/// The database that users write to. Rates are probabilities of one insert.
+#[derive(Clone, Debug, Default)]
+pub struct UsersDatabase {
+    /// The longest time of an insert.
+    pub latency: Duration,
+    /// Inserts that take up to `stall` longer.
+    pub stalls: f64,
+    /// The longest time of a stall.
+    pub stall: Duration,
+    /// Inserts that fail without an effect.
+    pub errors: f64,
+    /// Inserts that have their effect and fail.
+    pub lost_answers: f64,
+    /// From when to when it is away.
+    pub outages: Vec<(Duration, Duration)>,
 }
 
 impl Default for Handling {
@@ -164,6 +197,12 @@ impl Default for Handling {
             deadline: None,
             manual: false,
             queue: true,
+            way: Way::Model,
+            slow: Duration::ZERO,
+            hangs: 0.0,
+            panics_in_drop: 0.0,
+            database: UsersDatabase::default(),
+            default_retries: false,
         }
     }
 }
@@ -184,12 +223,16 @@ pub struct Demands {
     pub takes: Option<(Duration, Duration, u64)>,
     /// No growth of tasks and memory from this time on.
     pub no_growth_after: Option<Duration>,
-    /// Records that were finished more than once: at most so many.
+    /// Records that come again although they were finished and their shard was released in order: at most so many.
     pub repeated: Option<u64>,
+    /// Good records in the dead-letter queue: at most so many.
+    pub good_letters: Option<u64>,
     /// While a queue is away, records of shards without bad records are finished within this time.
     pub neighbours: Option<Duration>,
     /// All records are finished within this time of their arrival, at all times.
     pub always_within: Option<Duration>,
+    /// Calls end within this time of the end of their term, on machines that run.
+    pub calls_end: Option<Duration>,
     /// Processes that are killed by a record: at most so many.
     pub deaths: Option<u64>,
 }
@@ -262,6 +305,7 @@ impl Plan {
                 poison: 0,
                 failing: 0,
                 killer: None,
+                bad: None,
                 largest: 40,
                 from: Duration::ZERO,
                 aggregates: None,

@@ -26,22 +26,28 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 17] = [
+    const SEARCHED: [&str; 23] = [
         "random-mix",
+        "naive-users",
         "reshard-storm",
         "random-mix",
+        "naive-users",
         "frozen-worker",
         "random-mix",
+        "naive-users",
         "half-done-aggregates",
+        "naive-users",
         "trimmed-behind",
         "random-mix",
         "half-done-aggregates",
         "recreated-stream",
+        "naive-users",
         "flapping-network",
         "table-outage",
         "dead-letter-queue-down",
         "rolling-deploy",
         "process-killing-poison",
+        "naive-users",
         "slow-keys",
         "seek",
     ];

@@ -1,4 +1,4 @@
-//! What the services of the fleet do with records: process them, late, wrongly or not at all, as the plan has it.
+//! The model of a service: processes records late, wrongly or not at all, as the plan has it, and tells the truth about it.
 
 use std::time::Duration;
 
@@ -11,9 +11,7 @@ use kcl_core::{
 use super::oracle::Judge;
 use super::plan::{Handling, Tells};
 use super::publisher::{Kind, kind_of};
-
-/// What the processors' own panics say.
-pub const A_BUG_OF_THE_SERVICE: &str = "a bug of the service";
+use super::users::A_BUG_OF_THE_SERVICE;
 
 /// A processor of one shard.
 pub(super) struct Processor {
@@ -62,7 +60,7 @@ impl Processor {
         if self.handling.manual {
             self.collected.push(record.position());
         } else {
-            self.judge.finished(self.host.name(), shard.shard_id(), record.position());
+            self.judge.effect(self.host.name(), shard.shard_id(), record.position());
         }
     }
 
@@ -73,7 +71,7 @@ impl Processor {
         }
         self.calls = 0;
         for record in self.collected.take() {
-            self.judge.finished(self.host.name(), shard.shard_id(), record);
+            self.judge.effect(self.host.name(), shard.shard_id(), record);
         }
         shard.checkpointer().checkpoint().await
     }
@@ -160,26 +158,9 @@ impl Processor {
     }
 }
 
-/// A call under way, until it is dropped.
-struct InWork<'a> {
-    judge: &'a Judge,
-    shard: &'a ShardContext,
-    batch: &'a RecordBatch,
-    host: String,
-}
-
-impl Drop for InWork<'_> {
-    fn drop(&mut self) {
-        self.judge.returned(&self.host, self.shard, self.batch.records());
-    }
-}
-
 #[async_trait]
 impl RecordProcessor for Processor {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        self.judge.delivered(self.host.name(), shard, batch.records());
-        let judge = self.judge.clone();
-        let _in_work = InWork { judge: &judge, shard, batch, host: self.host.name().to_owned() };
         self.work(batch, shard).await
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::run::Outcome;
 
 /// States of interest: runs that never reach one of them show nothing about it.
-pub const STATES: [&str; 20] = [
+pub const STATES: [&str; 23] = [
     "broken aggregate set aside",
     "dead letter accepted",
     "gap audited",
@@ -22,6 +22,7 @@ pub const STATES: [&str; 20] = [
     "own write recognised",
     "process killed",
     "process killed by its record",
+    "processor lost",
     "record of an aggregate tried alone",
     "record of another shard delivered",
     "released",
@@ -29,6 +30,8 @@ pub const STATES: [&str; 20] = [
     "taken over",
     "term began inside an aggregate",
     "trimmed records skipped",
+    "users' code hangs",
+    "users' code panics",
     "write refused",
 ];
 
@@ -62,7 +65,7 @@ pub struct Totals {
     pub faults: BTreeMap<&'static str, u64>,
     /// States of interest that were reached.
     pub states: BTreeMap<&'static str, u64>,
-    /// Records that were finished more than once.
+    /// Records that came again although they were finished and their shard was released in order.
     pub repeated: u64,
     /// Runs that failed.
     pub failed: u64,

@@ -46,7 +46,7 @@ pub struct Outcome {
     pub simulated: Duration,
     /// Time that it took.
     pub wall: Duration,
-    /// Records finished more than once.
+    /// Records that came again although they were finished and their shard was released in order.
     pub repeated: u64,
 }
 
@@ -76,6 +76,7 @@ async fn carry_out(plan: &Plan, detail: Detail) -> Outcome {
     let judge = Judge::new(plan, &aws, Trace::new(detail == Detail::All));
     let guard = tracing::subscriber::set_default(Listener::new(judge.clone(), detail != Detail::Little));
     aws.create_stream(STREAM, plan.shards);
+    aws.create_table(super::oracle::COMMITTED, &["id"]);
     judge.resharded(STREAM);
     let mut simulation = Simulation::new(plan, &aws, &judge);
     let violated = judge.clone();
@@ -85,6 +86,7 @@ async fn carry_out(plan: &Plan, detail: Detail) -> Outcome {
         () = simulation.run() => {}
     }
     drop(guard);
+    judge.ends();
     simulation.outcome()
 }
 
@@ -280,6 +282,9 @@ impl Simulation {
                     );
                 });
             }
+        }
+        if let Some(within) = demands.calls_end {
+            self.judge.with(|oracle, now| oracle.calls_end_with_their_terms(now, within));
         }
         if let Some(from) = demands.no_growth_after
             && now >= from

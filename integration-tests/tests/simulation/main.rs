@@ -10,6 +10,7 @@ mod delays;
 mod fleet;
 mod lease_keeping;
 mod log;
+mod naive;
 mod prepared;
 mod processing;
 mod reading;

@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
 use kcl_lease::ShardId;
 use kcl_lease::term::TermStatus;
@@ -32,6 +33,9 @@ const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// The time that calls have once their term is over.
 fn grace(lease_duration: Duration) -> Duration {
+    if is_planted(Bug::HungCallKeepsShard) {
+        return Duration::from_secs(24 * 3600);
+    }
     (lease_duration / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
 }
 
@@ -93,7 +97,7 @@ impl ShardConsumer {
         self.work.sending = None;
         self.work.outbox.give_up_attempt();
         let mut over_by = None;
-        while !self.work.lanes.is_idle() {
+        while !self.work.lanes.is_idle() && !(is_planted(Bug::HandoffDuringCall) && matches!(stop, Stop::LetGo)) {
             self.hold.state(ShardState::LettingGo);
             self.show_call();
             let gather_until = self.work.gather_until;
@@ -151,6 +155,9 @@ impl ShardConsumer {
     /// Tells the processors that the shard is not theirs any more.
     pub(super) async fn lease_lost(&mut self) {
         let deadline = self.hold.shared.processing.callbacks.lease_lost;
+        if is_planted(Bug::FarewellForgotten) {
+            return;
+        }
         let now = Instant::now();
         let by = match self.farewell.filter(|farewell| farewell.is_shutdown) {
             // However late the release was: a call that does not wait is made.
@@ -158,6 +165,9 @@ impl ShardConsumer {
             None => now + deadline,
         };
         self.tell_all(Callback::LeaseLost, deadline, by).await;
+        if is_planted(Bug::FarewellTwice) {
+            self.tell_all(Callback::LeaseLost, deadline, Instant::now() + deadline).await;
+        }
     }
 
     /// Makes a last call on all lanes at once, and cuts off those that have not ended by then.

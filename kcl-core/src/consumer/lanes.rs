@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
@@ -360,7 +361,10 @@ impl Drop for Lanes {
 impl InWork {
     /// Ends the call.
     fn called(mut self, verdict: Option<Verdict>, lost: bool, took: Duration, shard: &ShardContext) -> Called {
-        let acknowledged = self.batch.close();
+        let mut acknowledged = self.batch.close();
+        if lost && is_planted(Bug::AckForgottenAtCut) {
+            acknowledged.fill(false);
+        }
         let checkpoint = shard.checkpointer.last();
         let records = self.batch.records();
         let covered = records.partition_point(|record| is_covered(record.position(), record.is_aggregated(), checkpoint));

@@ -55,6 +55,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{AckedPrefix, Checkpoint, Checkpointer, ExtendedSequenceNumber, InitialPosition, Timestamp};
 use kcl_lease::term::{Term, TermEnd, TermStatus};
 use kcl_lease::{Clock, Entropy, LeaseTable, OutageLog, ShardId, WorkerId};
@@ -312,7 +313,12 @@ impl ShardConsumer {
                 stop => stop,
             };
             match stop {
-                Stop::Reopen(from) => position = from,
+                Stop::Reopen(from) => {
+                    position = from;
+                    if is_planted(Bug::CheckpointLoopDropped) {
+                        self.acked.send_replace(None);
+                    }
+                }
                 stop => return stop,
             }
         }

@@ -263,8 +263,8 @@ impl Slots {
 
     /// A failure that names no record.
     fn somebody_failed(&mut self, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
-        let anything_done = self.is_anything_done();
-        self.finish(|_| false, judged);
+        let (anything_done, last) = (self.is_anything_done(), self.entries.len().saturating_sub(1));
+        self.finish(|index| index < last && is_planted(Bug::ErrorFinishesHanded), judged);
         let mut open: Vec<_> = self.entries.drain(..).flatten().collect();
         judged.stop = failure.advice == Advice::Stop;
         judged.wait = failure.advice == Advice::Retry && !open.is_empty();

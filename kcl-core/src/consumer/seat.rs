@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kcl_checkpoint::ExtendedSequenceNumber;
+use kcl_checkpoint::planted::{Bug, is_planted};
 
 use super::call::{CallFailure, drop_guarded, guarded, guarded_blocking, panicked};
 use super::settings::CallbackDeadlines;
@@ -207,7 +208,7 @@ impl Seat {
 
 /// Keeps the processor, unless the call has left it in an unknown state.
 fn kept<T>(seat: Seat, result: Result<T, CallFailure>) -> Returned<Result<T, CallFailure>> {
-    if result.as_ref().is_err_and(CallFailure::is_fatal_to_processor) {
+    if result.as_ref().is_err_and(CallFailure::is_fatal_to_processor) && !is_planted(Bug::LostProcessorCalledAgain) {
         drop_guarded(seat);
         return (None, result);
     }

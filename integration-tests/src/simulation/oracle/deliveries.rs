@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kcl_core::{Checkpoint, Record, ShardId};
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, Record, ShardId};
 
-use super::Oracle;
+use super::{Oracle, Told};
 use crate::simulation::publisher::{Kind, Published, count_of, partition_key};
 
 impl Oracle {
@@ -30,6 +30,12 @@ impl Oracle {
         self.parents_are_finished(host, shard, now);
         for record in records {
             self.one_delivered(host, shard, record, now);
+            if let Some(entry) = self.log.find_mut(shard, record.position()) {
+                entry.tried_in.insert(token);
+            }
+        }
+        if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
+            term.calls += 1;
         }
         if !self.lanes {
             return;
@@ -50,11 +56,30 @@ impl Oracle {
         entries.is_some_and(|entries| entries.iter().any(|entry| !entry.done))
     }
 
-    pub(super) fn returned(&mut self, host: &str, shard: &ShardId, token: u64, records: &[Record]) {
+    pub(super) fn returned(
+        &mut self,
+        host: &str,
+        shard: &ShardId,
+        token: u64,
+        records: &[Record],
+        told: Vec<(ExtendedSequenceNumber, Told)>,
+    ) {
         let keys = self.keys_of(shard, records);
         let terms = self.terms.get_mut(shard).into_iter().flatten();
         for term in terms.filter(|term| term.host == host && term.token == token) {
             term.in_work.retain(|key| !keys.contains(key));
+            term.calls = term.calls.saturating_sub(1);
+        }
+        if self.old_terms.contains(&(host.to_owned(), shard.clone(), token)) {
+            return;
+        }
+        for (position, told) in told {
+            let Some(entry) = self.log.find_mut(shard, position) else { continue };
+            match told {
+                Told::Finished => entry.told_in = Some((host.to_owned(), token)),
+                Told::Failed => entry.failures += 1,
+                Told::Nothing => {}
+            }
         }
     }
 
@@ -77,7 +102,7 @@ impl Oracle {
         }
         let Published { key, count, elsewhere, .. } = entry.published;
         let again = entry.delivered;
-        let finished_in = entry.finished_in.clone();
+        let told_in = entry.told_in.clone();
         while let Some((at, broken)) = self.log.shards[shard].broken_before(index) {
             // If it was, it counts as skipped from here on.
             if !self.were_trimmed(shard, at, at + 1, now) {
@@ -96,7 +121,14 @@ impl Oracle {
         }
         // What a processor has flushed and not checkpointed comes again if it is lost.
         let settled = !self.manual || self.rows.get(shard).is_some_and(|row| Checkpoint::At(number) <= row.checkpoint);
-        if settled && !self.overruns && finished_in.is_some_and(|(by, term)| by == host && term == token) {
+        if let Some((by, before)) = &told_in
+            && *before != token
+            && !self.manual
+            && self.terms[shard].iter().any(|term| term.host == *by && term.token == *before && term.released)
+        {
+            self.repeated += 1;
+        }
+        if settled && told_in.is_some_and(|(by, term)| by == host && term == token) {
             self.violated("S3", format!("{host} delivers record {number} of {shard} again in the term in which it has finished it"));
         }
         if again {
@@ -108,7 +140,7 @@ impl Oracle {
         if elsewhere {
             self.reached("record of another shard delivered");
         }
-        if let Err(later) = self.log.first_delivery(shard, key, elsewhere, count)
+        if let Err(later) = self.log.first_delivery(shard, number)
             && !self.seeks.under_way
         {
             self.violated("S4", format!("{host} delivers record {count} of key {key} in {shard} after record {later} of the same key"));

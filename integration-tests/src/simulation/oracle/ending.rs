@@ -62,6 +62,10 @@ impl Oracle {
         self.repeated
     }
 
+    pub(in crate::simulation) fn good_letters(&self) -> u64 {
+        self.good_letters
+    }
+
     pub(in crate::simulation) fn slowest(&self) -> Duration {
         self.slowest
     }
@@ -94,6 +98,18 @@ impl Oracle {
         }
         if let Some((invariant, message)) = wrong {
             self.violated(invariant, message);
+        }
+    }
+
+    /// While nothing happens, all that is finished is checkpointed.
+    pub(in crate::simulation) fn all_is_checkpointed(&mut self) {
+        let behind = self.rows.values().find_map(|row| {
+            let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.processed)?;
+            let last = Checkpoint::At(last.position());
+            (row.checkpoint < last).then(|| format!("{} is finished up to {last}, and its checkpoint is {}", row.shard_id, row.checkpoint))
+        });
+        if let Some(message) = behind {
+            self.violated("L9", message);
         }
     }
 

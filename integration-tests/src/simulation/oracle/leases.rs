@@ -31,6 +31,12 @@ impl Oracle {
             format_args!("{host} {kind} {shard} counter {} owner {:?} checkpoint {}", after.counter, after.owner, after.checkpoint),
         );
         self.rows.insert(shard.clone(), after.clone());
+        if let Change::Set(suspect) = &write.suspect
+            && let Some(token) = self.terms.get(shard).and_then(|terms| terms.last()).map(|term| term.token)
+            && let Some(entry) = self.log.find_mut(shard, suspect.record)
+        {
+            entry.tried_in.insert(token);
+        }
         if matches!(write.suspect, Change::Set(_)) {
             self.limits.excuse(host, "dynamodb:UpdateItem", shard.as_str());
             self.reached("record tried alone");
@@ -53,10 +59,14 @@ impl Oracle {
             self.reached("handoff requested");
             self.requests.push(now);
         } else {
-            self.written_by_owner(host, sent, kind, before, after);
+            self.written_by_owner(host, sent, kind, before, after, now);
         }
         if after.checkpoint != before.checkpoint {
-            self.checkpointed(host, shard, after.checkpoint, now);
+            // Items that were written with it are told of next.
+            self.to_judge = Some((host.to_owned(), shard.clone(), after.checkpoint));
+            if !self.commits {
+                self.judge_checkpoint(now);
+            }
         }
     }
 
@@ -73,6 +83,8 @@ impl Oracle {
             gave_up = last.host == host && before.checkpoint_owner.is_none();
             taken_over = last.host != host;
             last.open = false;
+            last.ended_at = Some(now);
+            self.died.insert((shard.clone(), last.token));
         }
         terms.push(Term {
             token: after.counter,
@@ -81,6 +93,9 @@ impl Oracle {
             first,
             next: first,
             open: true,
+            ended_at: None,
+            released: false,
+            calls: 0,
             fenced: false,
             in_work: BTreeSet::new(),
         });
@@ -106,7 +121,7 @@ impl Oracle {
         }
     }
 
-    fn written_by_owner(&mut self, host: &str, sent: Duration, kind: &str, before: &Lease, after: &Lease) {
+    fn written_by_owner(&mut self, host: &str, sent: Duration, kind: &str, before: &Lease, after: &Lease, now: Duration) {
         let shard = &after.shard_id;
         let term = self.terms.get(shard).and_then(|terms| terms.last());
         let of_term = term.is_some_and(|term| term.host == host && term.taken_at <= sent && term.open);
@@ -118,8 +133,15 @@ impl Oracle {
             }
         }
         if kind == "release" {
+            let mut calls = 0;
             if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
                 term.open = false;
+                term.ended_at = Some(now);
+                term.released = of_term;
+                calls = if of_term { term.calls } else { 0 };
+            }
+            if calls > 0 {
+                self.violated("S6", format!("{host} has released {shard} while {calls} calls with its records are under way"));
             }
             self.limits.holds(host, false);
             self.reached(if after.owner.is_some() { "handed over" } else { "released" });
@@ -130,6 +152,13 @@ impl Oracle {
             {
                 self.reached("handed over inside an aggregate");
             }
+        }
+    }
+
+    /// Judges the checkpoint that was written last, if it was not judged yet.
+    pub(super) fn judge_checkpoint(&mut self, now: Duration) {
+        if let Some((host, shard, checkpoint)) = self.to_judge.take() {
+            self.checkpointed(&host, &shard, checkpoint, now);
         }
     }
 

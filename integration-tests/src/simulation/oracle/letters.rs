@@ -9,6 +9,9 @@ use super::Oracle;
 use super::deliveries::is_another;
 use crate::simulation::publisher::Kind;
 
+/// The retry policy's `max_deaths`.
+const DEATHS: usize = 3;
+
 impl Oracle {
     /// The dead-letter queue has accepted a letter.
     pub(super) fn dead_lettered(&mut self, host: &str, letter: &DeadLetter, now: Duration) {
@@ -19,12 +22,26 @@ impl Oracle {
         if let Some(wrong) = self.wrong_with(letter) {
             self.violated("S9", format!("{wrong}: letter of record {position} of {shard} by {host}"));
         }
+        let is_good = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Good);
+        self.good_letters += u64::from(is_good);
         self.finish(host, shard, position, now);
+        self.settled_by_letter(host, shard, position);
         self.not_delivered(host, shard, position);
     }
 
     fn wrong_with(&mut self, letter: &DeadLetter) -> Option<&'static str> {
-        let published = &self.log.find(&letter.shard_id, letter.record.position())?.published;
+        let entry = self.log.find(&letter.shard_id, letter.record.position())?;
+        let published = &entry.published;
+        let deaths = entry.tried_in.iter().filter(|term| self.died.contains(&(letter.shard_id.clone(), **term))).count();
+        match letter.kind {
+            FailureKind::ProcessDeath if deaths < DEATHS => {
+                return Some("no process, or too few, have died with it in work");
+            }
+            FailureKind::Error | FailureKind::Panic | FailureKind::Overrun if entry.failures < self.max_attempts => {
+                return Some("it has not failed so often");
+            }
+            _ => {}
+        }
         let (is_broken, told) = (published.kind == Kind::Broken, letter.kind == FailureKind::BrokenAggregate);
         if is_broken != told {
             return Some(if told {
@@ -42,6 +59,15 @@ impl Oracle {
             return (!is_whole).then_some("a broken aggregate was not dead-lettered whole");
         }
         is_another(published, &letter.record).then_some("it holds another record")
+    }
+
+    /// The record must not come again in this term.
+    fn settled_by_letter(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber) {
+        let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host && !term.fenced);
+        let told_in = term.map(|term| (term.host.clone(), term.token));
+        if let (Some(told_in), Some(entry)) = (told_in, self.log.find_mut(shard, position)) {
+            entry.told_in = Some(told_in);
+        }
     }
 
     /// A record went to the dead-letter queue, perhaps without having been delivered in this term.

@@ -18,8 +18,12 @@ pub(super) struct Entry {
     /// Processed, dead-lettered, skipped as audited, or not asked for.
     pub(super) done: bool,
     pub(super) processed: bool,
-    /// The term in which it was finished last, and the process that had it.
-    pub(super) finished_in: Option<(String, u64)>,
+    /// The term in which a call has said that it is finished, or a letter was accepted, last, and the process that had it.
+    pub(super) told_in: Option<(String, u64)>,
+    /// Calls that have failed with it.
+    pub(super) failures: u32,
+    /// Terms in which it was tried, by their tokens.
+    pub(super) tried_in: BTreeSet<u64>,
     pub(super) delivered: bool,
 }
 
@@ -43,6 +47,33 @@ pub(super) enum Finished {
     Again,
 }
 
+/// The last record of each key; what was put into a shard that is not the key's has an order of its own there.
+#[derive(Debug, Default)]
+struct Order(BTreeMap<(u64, Option<ShardId>), u64>);
+
+impl Order {
+    fn last(&mut self, shard: &ShardId, published: &Published) -> &mut u64 {
+        let Published { key, elsewhere, .. } = published;
+        self.0.entry((*key, elsewhere.then(|| shard.clone()))).or_default()
+    }
+
+    /// Notes a record. `Err`: a later one of its key was there before.
+    fn next(&mut self, shard: &ShardId, published: &Published) -> Result<(), u64> {
+        let last = self.last(shard, published);
+        if *last > published.count {
+            return Err(*last);
+        }
+        *last = published.count;
+        Ok(())
+    }
+
+    /// Records from this one on are asked for again.
+    fn back_to(&mut self, shard: &ShardId, published: &Published) {
+        let last = self.last(shard, published);
+        *last = (*last).min(published.count.saturating_sub(1));
+    }
+}
+
 /// All shards.
 #[derive(Debug, Default)]
 pub(super) struct Log {
@@ -50,8 +81,8 @@ pub(super) struct Log {
     /// Records that arrived before are not asked for.
     scope: Option<Timestamp>,
     undone: usize,
-    /// By key; what was put into a shard that is not the key's has an order of its own there.
-    last_of_key: BTreeMap<(u64, Option<ShardId>), u64>,
+    delivered: Order,
+    effects: Order,
 }
 
 impl ShardLog {
@@ -123,7 +154,17 @@ impl Log {
         if published.kind == Kind::Broken {
             log.broken.insert(log.entries.len());
         }
-        log.entries.push(Entry { published, arrival, put, done, processed: false, finished_in: None, delivered: false });
+        log.entries.push(Entry {
+            published,
+            arrival,
+            put,
+            done,
+            processed: false,
+            told_in: None,
+            failures: 0,
+            tried_in: BTreeSet::new(),
+            delivered: false,
+        });
         log.settle();
         self.undone += usize::from(!done);
     }
@@ -162,15 +203,14 @@ impl Log {
     pub(super) fn recreated(&mut self) {
         self.shards.clear();
         self.undone = 0;
-        self.last_of_key.clear();
+        (self.delivered, self.effects) = (Order::default(), Order::default());
     }
 
     /// `None`: there is no such record.
-    pub(super) fn finish(&mut self, shard: &ShardId, position: ExtendedSequenceNumber, term: Option<(String, u64)>) -> Option<Finished> {
+    pub(super) fn finish(&mut self, shard: &ShardId, position: ExtendedSequenceNumber) -> Option<Finished> {
         let log = self.shards.get_mut(shard)?;
         let (index, _) = log.find(position)?;
         let entry = log.entries.get_mut(index)?;
-        entry.finished_in = term;
         if std::mem::replace(&mut entry.processed, true) {
             return Some(Finished::Again);
         }
@@ -188,10 +228,9 @@ impl Log {
         let Some(log) = self.shards.get_mut(shard) else { return skipped };
         for entry in &mut log.entries[first..] {
             self.undone += usize::from(std::mem::replace(&mut entry.done, false));
-            (entry.processed, entry.delivered, entry.finished_in) = (false, false, None);
-            let Published { key, count, elsewhere, .. } = &entry.published;
-            let last = self.last_of_key.entry((*key, elsewhere.then(|| shard.clone()))).or_default();
-            *last = (*last).min(count.saturating_sub(1));
+            (entry.processed, entry.delivered, entry.told_in) = (false, false, None);
+            self.delivered.back_to(shard, &entry.published);
+            self.effects.back_to(shard, &entry.published);
         }
         log.done_to = log.done_to.min(first);
         skipped
@@ -212,29 +251,41 @@ impl Log {
     }
 
     /// Notes a first delivery. `Err`: a later record of the same key was delivered before.
-    pub(super) fn first_delivery(&mut self, shard: &ShardId, key: u64, elsewhere: bool, count: u64) -> Result<(), u64> {
-        let last = self.last_of_key.entry((key, elsewhere.then(|| shard.clone()))).or_default();
-        if *last > count {
-            return Err(*last);
-        }
-        *last = count;
-        Ok(())
+    pub(super) fn first_delivery(&mut self, shard: &ShardId, position: ExtendedSequenceNumber) -> Result<(), u64> {
+        let found = self.shards.get(shard).and_then(|log| log.find(position));
+        found.map_or(Ok(()), |(_, entry)| self.delivered.next(shard, &entry.published))
+    }
+
+    /// Notes a first effect. `Err`: the record's key and number, and a later record of the key that has had its effect before.
+    pub(super) fn first_effect(&mut self, shard: &ShardId, position: ExtendedSequenceNumber) -> Result<(), (u64, u64, u64)> {
+        let Some((_, entry)) = self.shards.get(shard).and_then(|log| log.find(position)) else { return Ok(()) };
+        let Published { key, count, .. } = entry.published;
+        self.effects.next(shard, &entry.published).map_err(|later| (key, count, later))
     }
 
     /// The last record of each key that was delivered and is not asked for again.
     pub(super) fn order_anew(&mut self) {
-        self.last_of_key.clear();
+        (self.delivered, self.effects) = (Order::default(), Order::default());
         for (shard, log) in &self.shards {
-            for entry in log.entries.iter().filter(|entry| entry.delivered) {
-                let Published { key, count, elsewhere, .. } = &entry.published;
-                let last = self.last_of_key.entry((*key, elsewhere.then(|| shard.clone()))).or_default();
-                *last = (*last).max(*count);
+            for Entry { published, delivered, processed, .. } in &log.entries {
+                for (order, is_there) in [(&mut self.delivered, *delivered), (&mut self.effects, *processed)] {
+                    if is_there {
+                        let last = order.last(shard, published);
+                        *last = (*last).max(published.count);
+                    }
+                }
             }
         }
     }
 
     pub(super) fn find(&self, shard: &ShardId, position: ExtendedSequenceNumber) -> Option<&Entry> {
         self.shards.get(shard)?.find(position).map(|(_, entry)| entry)
+    }
+
+    pub(super) fn find_mut(&mut self, shard: &ShardId, position: ExtendedSequenceNumber) -> Option<&mut Entry> {
+        let log = self.shards.get_mut(shard)?;
+        let (index, _) = log.find(position)?;
+        log.entries.get_mut(index)
     }
 
     /// Records that are not done.

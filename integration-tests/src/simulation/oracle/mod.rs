@@ -6,11 +6,13 @@
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
 //! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
-//! | `letters` | S9 a dead letter is what was put, whole, and no good record is called poison |
+//! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
+//! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
-//! S9 (a dead letter is accepted before the checkpoint passes it) is S1: a record is finished by a processor or by an accepted letter. S10 (no
+//! A record is finished by its effect, which is what the users' database holds, or by an accepted letter; never by what a processor says. So S9 (a
+//! dead letter is accepted before the checkpoint passes it) is S1. S10 (no
 //! payload in any log) is checked where log events are seen. S13 (no safety property reads the wall clock) follows from runs whose wall clocks
 //! are wrong.
 
@@ -19,6 +21,7 @@ mod ending;
 mod leases;
 mod letters;
 mod limits;
+mod lives;
 mod log;
 mod seeks;
 
@@ -28,19 +31,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kcl_core::test_util::{Event, SimulatedAws};
-use kcl_core::{ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
-use kcl_lease::Lease;
+use kcl_core::{Checkpoint, ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
+use kcl_lease::{Lease, TransactItems};
 use tokio::sync::Notify;
 
 use self::limits::Limits;
+use self::lives::Lives;
+pub(super) use self::lives::{Call, CallEnd};
 use self::log::Log;
 use self::seeks::Seeks;
-use super::plan::Plan;
+use super::fleet::MAX_ATTEMPTS;
+use super::plan::{Plan, Tells};
 use super::publisher::Published;
 use super::trace::Trace;
+use super::users::Way;
 
 /// The application's name in every run.
 pub(super) const APPLICATION: &str = "orders-app";
+/// The users' table that items are committed to.
+pub(super) const COMMITTED: &str = "counts";
 /// The machine from which seeks are made.
 pub(super) const OPERATOR: &str = "operator";
 
@@ -70,6 +79,11 @@ struct Term {
     next: usize,
     /// Not released and not taken by another.
     open: bool,
+    ended_at: Option<Duration>,
+    /// Released in order, by its owner.
+    released: bool,
+    /// Calls with records that are under way.
+    calls: usize,
     /// Ended by a seek: its owner may go on until it finds out, or its lease runs out.
     fenced: bool,
     /// Keys of which records are in work, where no key may be twice.
@@ -80,8 +94,25 @@ struct Term {
 pub(super) struct Oracle {
     /// Whether keys are processed beside each other.
     lanes: bool,
-    /// Whether a call may be given up that has done its work.
-    overruns: bool,
+    /// Whether effects of a key are in order, as far as it depends on processors.
+    keeps_order: bool,
+    /// Failures of a record before it may go to the dead-letter queue.
+    max_attempts: u32,
+    /// The disturbance is over.
+    calm: bool,
+    /// The run has ended, and everything is dropped.
+    over: bool,
+    lives: Lives,
+    /// Terms that ended without a release.
+    died: BTreeSet<(ShardId, u64)>,
+    /// Checkpoints may be written together with items.
+    commits: bool,
+    /// A checkpoint that is not judged yet: who wrote it, and of which shard it is.
+    to_judge: Option<(String, ShardId, Checkpoint)>,
+    /// Records that are to be committed, by the names of their items.
+    to_commit: BTreeMap<String, (ShardId, ExtendedSequenceNumber)>,
+    /// Good records in the dead-letter queue.
+    good_letters: u64,
     /// Whether processors collect records, and checkpoint for themselves when they have flushed them.
     manual: bool,
     /// Whether records are delivered one after the other, without a gap.
@@ -115,6 +146,25 @@ pub(super) struct Oracle {
     pub(super) trace: Trace,
 }
 
+/// What a call has said of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It is finished: it must not come again.
+    Finished,
+    /// It, or one of several, has failed.
+    Failed,
+    /// It was not tried.
+    Nothing,
+}
+
+/// Whether effects of a key are in order. Not if a record may be processed before the letter of an earlier one is accepted, or by a model that goes on
+/// after one that has failed.
+fn keeps_order(plan: &Plan) -> bool {
+    let handling = &plan.handling;
+    let goes_on = handling.way == Way::Model && handling.tells == Tells::These;
+    handling.way.keeps_order() && !goes_on && handling.poisoned_key != PoisonedKey::Pass
+}
+
 /// The oracle, as everybody reaches it. Clones share it.
 #[derive(Clone)]
 pub(super) struct Judge {
@@ -130,7 +180,16 @@ impl Judge {
             aws: aws.clone(),
             oracle: Arc::new(Mutex::new(Oracle {
                 lanes: plan.handling.lanes > 1,
-                overruns: plan.handling.deadline.is_some(),
+                keeps_order: keeps_order(plan),
+                max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
+                calm: false,
+                over: false,
+                lives: Lives::default(),
+                died: BTreeSet::new(),
+                commits: plan.handling.way == Way::Commits,
+                to_judge: None,
+                to_commit: BTreeMap::new(),
+                good_letters: 0,
                 manual: plan.handling.manual,
                 contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
@@ -191,17 +250,71 @@ impl Judge {
         self.with(|oracle, now| oracle.delivered(host, shard.shard_id(), shard.fencing_token(), records, now));
     }
 
-    /// A call of a processor has ended, however it did.
-    pub(super) fn returned(&self, host: &str, shard: &ShardContext, records: &[Record]) {
-        self.with(|oracle, _| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records));
+    /// A call of a processor has ended, and said this of its records, or nothing.
+    pub(super) fn returned(&self, host: &str, shard: &ShardContext, records: &[Record], told: Vec<(ExtendedSequenceNumber, Told)>) {
+        self.with(|oracle, _| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records, told));
     }
 
-    /// A processor has finished a record.
-    pub(super) fn finished(&self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber) {
-        self.with(|oracle, now| {
-            oracle.trace.line(now, format_args!("{host} finished {shard} {position}"));
-            oracle.finish(host, shard, position, now);
-        });
+    /// A record has had its effect.
+    pub(super) fn effect(&self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber) {
+        self.with(|oracle, now| oracle.effect(host, shard, position, now));
+    }
+
+    /// A record is to be committed. Returns the name of its item.
+    pub(super) fn will_commit(&self, shard: &ShardId, position: ExtendedSequenceNumber) -> String {
+        let name = format!("{shard} {position}");
+        self.with(|oracle, _| oracle.to_commit.insert(name.clone(), (shard.clone(), position)));
+        name
+    }
+
+    /// A processor was made. Returns its name for the other calls.
+    pub(super) fn made(&self, host: &str, shard: &ShardContext) -> u64 {
+        self.with(|oracle, _| oracle.made(host, shard))
+    }
+
+    /// A call of a processor begins.
+    pub(super) fn call_begins(&self, processor: u64, call: Call) {
+        self.with(|oracle, _| oracle.call_begins(processor, call));
+    }
+
+    /// A call of a processor has ended.
+    pub(super) fn call_ends(&self, processor: u64, call: Call, end: CallEnd) {
+        self.with(|oracle, _| oracle.call_ends(processor, call, end));
+    }
+
+    /// A processor is dropped.
+    pub(super) fn gone(&self, processor: u64, with_its_process: bool) {
+        self.with(|oracle, _| oracle.gone(processor, with_its_process));
+    }
+
+    /// Users' code has seen what must not be.
+    pub(super) fn violated(&self, invariant: &'static str, message: &str) {
+        self.with(|oracle, _| oracle.violated(invariant, message.to_owned()));
+    }
+
+    /// The run has ended: what is dropped from now on says nothing.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// The disturbance is over.
+    pub(super) fn is_calm(&self) -> bool {
+        self.lock().calm
+    }
+
+    /// See [`is_calm`](Self::is_calm).
+    pub(super) fn calms_down(&self) {
+        self.lock().calm = true;
+    }
+
+    /// See [`is_over`](Self::is_over).
+    pub(super) fn ends(&self) {
+        self.lock().over = true;
+    }
+
+    /// The time since the services began.
+    pub(super) fn now(&self) -> Duration {
+        self.aws.elapsed()
     }
 
     /// The tree of shards has changed.
@@ -236,6 +349,9 @@ impl Judge {
 
 impl Oracle {
     fn event(&mut self, event: &Event<'_>, now: Duration) {
+        if !matches!(event, Event::ItemsWritten { .. }) {
+            self.judge_checkpoint(now);
+        }
         match *event {
             Event::Sent { host, service, operation, shard, fault } => {
                 let fault = fault.map_or("", |fault| fault.name());
@@ -262,6 +378,10 @@ impl Oracle {
             Event::LeaseCreated { host, lease } => self.created(host, lease, now),
             Event::LeaseDeleted { host, lease } => self.deleted(host, lease, now),
             Event::DeadLetterAccepted { host, letter } => self.dead_lettered(host, letter, now),
+            Event::ItemsWritten { host, items, .. } => {
+                self.committed(host, items, now);
+                self.judge_checkpoint(now);
+            }
             _ => {}
         }
     }
@@ -289,19 +409,44 @@ impl Oracle {
         self.trimmed_may_be_skipped = true;
     }
 
-    fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) {
+    /// The users' database holds a record from now on.
+    fn effect(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) {
+        self.trace.line(now, format_args!("{host} finished {shard} {position}"));
+        if !self.finish(host, shard, position, now) || !self.keeps_order || self.seeks.under_way {
+            return;
+        }
+        if let Err((key, count, later)) = self.log.first_effect(shard, position) {
+            self.violated(
+                "S4",
+                format!("record {count} of key {key} in {shard} has its effect by {host} after record {later} of the same key"),
+            );
+        }
+    }
+
+    /// Items were written together with a checkpoint: the effects of their records.
+    fn committed(&mut self, host: &str, items: &TransactItems, now: Duration) {
+        for item in items.as_slice() {
+            let name = item.put().and_then(|put| put.item().get("id")).and_then(|id| id.as_s().ok());
+            if let Some((shard, position)) = name.and_then(|name| self.to_commit.remove(name)) {
+                self.effect(host, &shard, position, now);
+            }
+        }
+    }
+
+    /// A record is finished. Returns whether it is for the first time.
+    fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) -> bool {
         let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host);
         if term.is_some_and(|term| term.fenced) {
             // Asked for again since.
-            return;
+            return false;
         }
-        let term = term.map(|term| (term.host.clone(), term.token));
-        match self.log.finish(shard, position, term) {
-            Some(log::Finished::Again) => self.repeated += 1,
+        match self.log.finish(shard, position) {
+            Some(log::Finished::Again) => return false,
             Some(log::Finished::First { put }) => self.slowest = self.slowest.max(now.saturating_sub(put)),
-            None if self.made_anew.is_some() => {}
+            None if self.made_anew.is_some() => return false,
             None => self.violated("S3", format!("record {position} of {shard} was finished and never published")),
         }
+        true
     }
 
     fn is_of_another_stream(&self, lease: &Lease) -> bool {

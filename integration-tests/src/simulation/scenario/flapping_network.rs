@@ -26,5 +26,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         }
         now += dice.between(0.0, 3.0) * lease;
     }
+    crate::simulation::users::draw(&mut plan);
     plan
 }

@@ -20,6 +20,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, Chaos::Freeze(dice.below(plan.workers), plan.lease_duration.mul_f64(around * dice.between(0.9, 1.1))));
         now += dice.between(20.0, 160.0);
     }
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 5);
     if plan.traffic.aggregates.is_some() {
         // Dozens of records a second, and at times one by one, each in a call of its own: those must keep up.

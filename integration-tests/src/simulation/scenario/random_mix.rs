@@ -52,6 +52,7 @@ fn mixed(name: &'static str, seed: u64, options: &Options, workers: usize, shard
     if plan.workers > 1 && dice.chance(0.4) {
         plan.ending = Ending::HealthyCore(1 + dice.below(plan.workers - 1));
     }
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 1);
     plan
 }

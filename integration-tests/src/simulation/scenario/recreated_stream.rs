@@ -19,5 +19,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     }
     plan.at(at, Chaos::Recreate);
     plan.duration = Duration::from_secs_f64(at + 200.0);
+    crate::simulation::users::draw(&mut plan);
     plan
 }

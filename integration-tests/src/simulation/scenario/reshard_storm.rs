@@ -27,6 +27,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, chaos);
         now += dice.skewed_seconds(0.5, 60.0).as_secs_f64();
     }
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 10);
     plan
 }

@@ -49,6 +49,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         plan.at(now, chaos);
         now += dice.between(5.0, 60.0);
     }
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 2);
     plan
 }

@@ -1,0 +1,145 @@
+//! The life of each processor, as `RecordProcessor` documents it: made, initialized once, then calls, one at a time, then exactly one farewell; no
+//! call after one that has cost it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kcl_core::ShardContext;
+
+use super::Oracle;
+
+/// A call of a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::simulation) enum Call {
+    Initialize,
+    Process,
+    Idle,
+    ShardEnded,
+    ShutdownRequested,
+    LeaseLost,
+}
+
+/// The end of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::simulation) enum CallEnd {
+    Done,
+    Failed,
+    Panicked,
+    /// It was dropped at an await.
+    Dropped,
+}
+
+/// A processor.
+#[derive(Debug)]
+struct Life {
+    /// In words: its host, shard and term.
+    name: String,
+    initialized: Option<bool>,
+    under_way: Option<Call>,
+    /// The call that has cost it.
+    lost: Option<(Call, CallEnd)>,
+    shutdown_requested: bool,
+    shard_ended: bool,
+    lease_lost: bool,
+}
+
+/// All processors that are not dropped.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    made: u64,
+    lives: BTreeMap<u64, Life>,
+}
+
+impl Life {
+    /// The reason for which this call must not begin.
+    fn objection(&self, call: Call, by_hand: bool) -> Option<String> {
+        if let Some(other) = self.under_way {
+            return Some(format!("{call:?} begins while {other:?} is under way"));
+        }
+        if let Some((lost, end)) = self.lost {
+            return Some(format!("{call:?} begins although {lost:?} has cost the processor: {end:?}"));
+        }
+        match (call, self.initialized) {
+            (Call::Initialize, None) | (_, Some(true)) => {}
+            (_, initialized) => return Some(format!("{call:?} begins, and it was initialized: {initialized:?}")),
+        }
+        if self.lease_lost {
+            return Some(format!("{call:?} begins after it was told that the lease is lost"));
+        }
+        // Without its checkpoint the end of the shard is told again.
+        if self.shard_ended && !(by_hand && call == Call::ShardEnded) {
+            return Some(format!("{call:?} begins after it was told of the shard's end"));
+        }
+        let may_follow = matches!(call, Call::LeaseLost);
+        (self.shutdown_requested && !may_follow).then(|| format!("{call:?} begins after the shutdown was requested"))
+    }
+
+    fn has_farewell(&self) -> bool {
+        self.initialized != Some(true) || self.lost.is_some() || self.shard_ended || self.lease_lost
+    }
+}
+
+impl Oracle {
+    /// A processor was made. Returns its name for the other calls.
+    pub(super) fn made(&mut self, host: &str, shard: &ShardContext) -> u64 {
+        let lives = &mut self.lives;
+        lives.made += 1;
+        let life = Life {
+            name: format!("processor {} of {host} for {} in term {}", lives.made, shard.shard_id(), shard.fencing_token()),
+            initialized: None,
+            under_way: None,
+            lost: None,
+            shutdown_requested: false,
+            shard_ended: false,
+            lease_lost: false,
+        };
+        lives.lives.insert(lives.made, life);
+        lives.made
+    }
+
+    pub(super) fn call_begins(&mut self, processor: u64, call: Call) {
+        let by_hand = self.manual;
+        let Some(life) = self.lives.lives.get_mut(&processor) else { return };
+        let objection = life.objection(call, by_hand);
+        life.under_way = Some(call);
+        let wrong = objection.map(|objection| format!("{}: {objection}", life.name));
+        if let Some(wrong) = wrong {
+            self.violated("life", wrong);
+        }
+    }
+
+    pub(super) fn call_ends(&mut self, processor: u64, call: Call, end: CallEnd) {
+        let Some(life) = self.lives.lives.get_mut(&processor) else { return };
+        life.under_way = None;
+        if matches!(end, CallEnd::Panicked | CallEnd::Dropped) {
+            life.lost = Some((call, end));
+        }
+        match call {
+            Call::Initialize => life.initialized = Some(end == CallEnd::Done),
+            Call::ShardEnded => life.shard_ended = end == CallEnd::Done,
+            Call::ShutdownRequested => life.shutdown_requested = true,
+            Call::LeaseLost => life.lease_lost = true,
+            Call::Process | Call::Idle => {}
+        }
+        if matches!(end, CallEnd::Panicked | CallEnd::Dropped) {
+            self.reached("processor lost");
+        }
+    }
+
+    /// A call of a term that is over has a grace, and not for ever: else its worker never takes the shard again.
+    pub(in crate::simulation) fn calls_end_with_their_terms(&mut self, now: Duration, within: Duration) {
+        let outlives = |term: &&super::Term| term.calls > 0 && term.ended_at.is_some_and(|at| at + within < now);
+        let found = self.terms.iter().find_map(|(shard, terms)| Some((shard, terms.iter().find(outlives)?)));
+        if let Some(message) = found.map(|(shard, term)| format!("a call of {shard} goes on after the end of {term:?}")) {
+            self.violated("life", message);
+        }
+    }
+
+    /// A processor is dropped. `with_its_process`: which has died, so that nobody could be told.
+    pub(super) fn gone(&mut self, processor: u64, with_its_process: bool) {
+        let Some(life) = self.lives.lives.remove(&processor) else { return };
+        if !with_its_process && !self.over && !life.has_farewell() {
+            self.violated("life", format!("{} was dropped without a farewell", life.name));
+        }
+    }
+}

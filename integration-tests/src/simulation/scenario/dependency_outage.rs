@@ -1,0 +1,45 @@
+//! The users' database is away, for seconds or for half a day, under the default retry policy: no good record goes to the dead-letter queue, all of
+//! them are processed soon after, and the one record that is truly bad is dead-lettered.
+
+use std::time::Duration;
+
+use crate::simulation::plan::{Options, Plan};
+use crate::simulation::users::{Way, employ};
+
+/// Ways that leave the retries to the library.
+const WAYS: [Way; 8] = [
+    Way::GatherThenWrite,
+    Way::WriteInChunks,
+    Way::TryJoinAll,
+    Way::ForEach,
+    Way::AckEach,
+    Way::FailedFrom,
+    Way::StoresRecords,
+    Way::StoresMessages,
+];
+
+pub(super) fn plan(seed: u64, options: &Options) -> Plan {
+    let mut plan = Plan::calm("dependency-outage", seed, options);
+    let dice = plan.dice();
+    plan.workers = options.workers.unwrap_or(1 + dice.below(2));
+    plan.shards = options.shards.unwrap_or(1 + u32::try_from(dice.below(4)).unwrap_or(0));
+    let (from, time) = (dice.seconds(30.0, 60.0), dice.skewed_seconds(2.0, 12.0 * 3600.0));
+    // At most some thousand records wait in the end.
+    plan.traffic.every = (time / 2_000).max(Duration::from_millis(500));
+    plan.idle_interval = Duration::from_secs(5).min(plan.traffic.every * 10);
+    plan.handling.lanes = dice.one_of(&[1, 1, 8]);
+    plan.handling.longest = Duration::from_millis(50);
+    plan.handling.default_retries = true;
+    let until = from + time;
+    let expected = |time: Duration| (time.as_secs_f64() / plan.traffic.every.as_secs_f64()).max(1.0);
+    // Before the outage, in it, or after it.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+    let bad = dice.between(1.0, expected(until)) as u64;
+    plan.traffic.bad = Some(bad);
+    plan.duration = until + Duration::from_secs(120);
+    plan.patience = Duration::from_secs(900);
+    employ(&mut plan, dice.one_of(&WAYS));
+    plan.handling.database.outages.push((from, until));
+    plan.demands.good_letters = Some(0);
+    plan
+}
