@@ -116,6 +116,8 @@ bugs! {
     DescendantsNotSought = "descendants-not-sought",
     /// What a processor that checkpoints for itself had collected is not delivered again when it is lost.
     CollectedIsForgotten = "collected-is-forgotten",
+    /// Attempts alone decide whether a record is given up, whatever becomes of others.
+    OutageIsPoison = "outage-is-poison",
 }
 
 #[cfg(feature = "planted-bugs")]

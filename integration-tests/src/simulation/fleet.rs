@@ -144,6 +144,8 @@ impl Fleet {
                 .polling(PollingConfig { idle_interval: plan.idle_interval, ..PollingConfig::default() })
                 .retry_policy(RetryPolicy {
                     max_attempts: 3,
+                    // A record that fails each time may have no neighbour in its shard.
+                    patience: Duration::from_secs(30),
                     first_backoff: Duration::from_millis(100),
                     max_backoff: Duration::from_secs(5),
                     attempt_deadline: plan.handling.deadline,

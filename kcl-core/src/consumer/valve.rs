@@ -2,13 +2,19 @@
 
 use std::collections::VecDeque;
 
+use crate::dead_letter::FailureKind;
 use crate::error::ConfigError;
 
 /// When a shard stops because too many of its records go to the dead-letter queue.
 ///
-/// Most often all records fail because the program or something that it needs is broken, not because all records are bad. The shard then stops with
-/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve), until [`resume_shard`](crate::WorkerHandle::resume_shard), or until another
-/// worker, or another start of this one, takes the shard; each begins to count anew.
+/// Records that count are those that the processor calls poison, those that were given up although
+/// others succeed or after their patience, and broken aggregates. What fails because something that
+/// the processor needs is away stays in the shard, and does not come here: see
+/// [`RetryPolicy`](crate::RetryPolicy). So many records are refused most often because the program
+/// is broken, not because all are bad. The shard then stops with
+/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve), until
+/// [`resume_shard`](crate::WorkerHandle::resume_shard), or until another worker, or another start of
+/// this one, takes the shard; each begins to count anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SafetyValve {
     /// Of so many records finished last, by shard and term. 10 to 10,000; default 100.
@@ -47,6 +53,12 @@ impl Valve {
     /// `None`: it never closes.
     pub(super) fn new(settings: Option<SafetyValve>) -> Self {
         Self { settings, recent: VecDeque::new(), dead: 0 }
+    }
+
+    /// Returns whether a dead letter of this kind counts: one that only follows another one of its
+    /// key says nothing new of the program.
+    pub(super) fn counts(kind: FailureKind) -> bool {
+        kind != FailureKind::Follows
     }
 
     /// How many more dead letters there may be now.

@@ -23,8 +23,8 @@ use super::machine::Machine;
 use super::shard_sync::ShardSync;
 use crate::blocking::{BlockingHandler, BlockingProcessor};
 use crate::consumer::{
-    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing,
-    ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
+    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, Neighbours, PoisonedKey, PrefetchBudget,
+    Processing, ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
 use crate::error::{ConfigError, WorkerError};
@@ -418,6 +418,7 @@ impl WorkerBuilder {
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
         let shared = Arc::new(Shared {
+            neighbours: Neighbours::default(),
             metrics: Metrics::new(&meter, &self.application, &stream.name),
             application: self.application,
             worker: worker.clone(),
