@@ -14,7 +14,8 @@
 //! world, so that two bad records never shield each other.
 //!
 //! The last of a record's attempts counts only if another record has succeeded in a call that began
-//! after the attempt before it: a success from before an outage must not cost a good record.
+//! after the attempt before it, or after a minute without news: a success from before an outage must
+//! not cost a good record.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};

@@ -15,6 +15,11 @@ use crate::dead_letter::{Condition, FailureKind};
 use crate::error::ConfigError;
 use crate::record::Record;
 
+/// The time from a record's first failure on after which a success of other records is proof although
+/// none was tried since the record's last attempt: had the world failed meanwhile, others would most
+/// likely have failed by then.
+const PROOF: Duration = Duration::from_secs(60);
+
 /// The rules by which failed records are tried again, and given up.
 ///
 /// A failure of the world ([`ProcessError::retry`](crate::ProcessError::retry), a panic, a call that
@@ -22,7 +27,8 @@ use crate::record::Record;
 /// first failure do, those of its shard, or else of the worker's other shards:
 ///
 /// - **Others succeed**: it is the record. Its failures count from now on, and after `max_attempts`
-///   of them it is given up.
+///   of them it is given up; if no other was tried since the last but one of them, not before a
+///   minute has passed.
 /// - **Others fail as well**: it is the world. No record is given up, however long that lasts. The
 ///   shard shows [`DependencyFailing`](crate::ShardState::DependencyFailing), waits with a growing
 ///   backoff, makes one call at a time, and goes on by itself when one succeeds.
@@ -133,11 +139,12 @@ impl RetryPolicy {
                 return exhausted;
             }
         } else {
-            let has_waited = history.waits_since.is_some_and(|since| now.boot.duration_since(since) >= self.patience);
+            let has_waited = |patience| history.waits_since.is_some_and(|since| now.boot.saturating_duration_since(since) >= patience);
+            let is_proven = |fresh| fresh || has_waited(self.patience.min(PROOF));
             match finding {
                 Finding::World => return None,
-                Finding::Record { fresh: true } if history.counted >= self.max_attempts => return exhausted,
-                _ if history.failures >= self.max_attempts && has_waited => return exhausted,
+                Finding::Record { fresh } if history.counted >= self.max_attempts && is_proven(fresh) => return exhausted,
+                _ if history.failures >= self.max_attempts && has_waited(self.patience) => return exhausted,
                 _ => {}
             }
         }
@@ -664,13 +671,19 @@ mod tests {
                 succeeds(others)
             }
         };
-        assert_eq!(failures_until_given_up(&policy, once).await, Some(61), "a success of before the last attempt is no proof");
+        assert_eq!(failures_until_given_up(&policy, once).await, Some(7), "no other since the last attempt: not at once");
+        let then_outage = |attempt: u32, others: &mut Outcomes| match attempt {
+            2 => succeeds(others),
+            5.. => fails(others),
+            _ => {}
+        };
+        assert_eq!(failures_until_given_up(&policy, then_outage).await, None, "a success of before the outage");
         let before_the_last = |attempt: u32, others: &mut Outcomes| {
-            if [2, 7].contains(&attempt) {
+            if [2, 5].contains(&attempt) {
                 succeeds(others)
             }
         };
-        assert_eq!(failures_until_given_up(&policy, before_the_last).await, Some(7));
+        assert_eq!(failures_until_given_up(&policy, before_the_last).await, Some(5));
         let at_last = |attempt: u32, others: &mut Outcomes| {
             if attempt == 30 {
                 fails(others)
