@@ -11,7 +11,7 @@ use crate::range::Sides;
 use crate::rules::Rules;
 use crate::sub_record::SubRecords;
 use crate::survey::survey;
-use crate::tables::Tables;
+use crate::tables::{LONGEST_MESSAGE, Tables};
 
 /// The sub-records of one Kinesis record, all of them known to be readable. A clone is cheap and shares everything.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl Aggregate {
     ///
     /// The first thing that is wrong with it. All of the message is checked, whatever part of it the sub-records refer to.
     pub fn open(message: Bytes, range: Option<&RangeInclusive<u128>>, rules: &Rules) -> Result<Self, BrokenAggregate> {
-        if u32::try_from(message.len()).is_err() {
+        if message.len() > LONGEST_MESSAGE {
             return Err(BrokenAggregate::TooLarge { len: message.len() });
         }
         let survey = survey(&message, rules)?;

@@ -8,7 +8,7 @@ use prost::Message as _;
 use prost::length_delimiter_len;
 
 use crate::envelope::{self, OVERHEAD};
-use crate::keys::check_partition_key;
+use crate::keys::is_valid_partition_key;
 use crate::proto;
 
 /// Longest payload that [`Aggregator::default`] makes: the KPL's own default (`AggregationMaxSize`).
@@ -81,7 +81,9 @@ impl Aggregator {
     ///
     /// The partition key is none, or there is no room: see [`AddError`].
     pub fn add(&mut self, partition_key: &str, explicit_hash_key: Option<u128>, data: impl Into<Bytes>) -> Result<(), AddError> {
-        check_partition_key(partition_key.as_bytes()).map_err(|_| AddError::PartitionKey)?;
+        if !is_valid_partition_key(partition_key) {
+            return Err(AddError::PartitionKey);
+        }
         let explicit_hash_key = explicit_hash_key.map(|key| key.to_string());
         let record = proto::Record {
             partition_key_index: self.partition_keys.index_of(partition_key),

@@ -58,24 +58,6 @@ pub enum BrokenAggregate {
         /// How many there are.
         keys: usize,
     },
-    /// Kinesis accepts no empty partition key.
-    #[error("partition key {key} of the aggregate is empty")]
-    PartitionKeyEmpty {
-        /// Which entry of the table.
-        key: usize,
-    },
-    /// Kinesis accepts no longer ones.
-    #[error("partition key {key} of the aggregate is longer than 256 characters")]
-    PartitionKeyTooLong {
-        /// Which entry of the table.
-        key: usize,
-    },
-    /// The partition key is no text.
-    #[error("partition key {key} of the aggregate is no valid UTF-8")]
-    PartitionKeyNotUtf8 {
-        /// Which entry of the table.
-        key: usize,
-    },
     /// Kinesis accepts no other explicit hash keys.
     #[error("explicit hash key {key} of the aggregate is no decimal number from 0 to 2^128-1")]
     ExplicitHashKey {

@@ -4,29 +4,28 @@ use md5::{Digest as _, Md5};
 
 use crate::lanes::{Block, LANES, Lanes, State};
 
-/// Longest partition key, in characters.
+/// Longest partition key that Kinesis takes, in characters.
 const MAX_PARTITION_KEY_CHARS: usize = 256;
+/// Longest partition key of a sub-record that is told, in bytes: four times what Kinesis takes.
+///
+/// The bound exists because one key is written once and used by any number of sub-records: without
+/// it a record made in bad faith could make a million sub-records carry megabytes each.
+pub const LONGEST_TOLD_KEY: usize = 4096;
 /// 2^128-1 has so many digits. The API's own pattern allows no more either, leading zeros included.
 const MAX_HASH_KEY_DIGITS: usize = 39;
 
-/// Why something is no partition key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeyFault {
-    Empty,
-    TooLong,
-    NotUtf8,
+/// Returns whether Kinesis accepts this partition key in a put: 1 to 256 Unicode characters
+/// (API reference, `PutRecord`).
+///
+/// A sub-record of an aggregate may have another one: nothing checks keys inside of aggregates.
+#[must_use]
+pub fn is_valid_partition_key(key: &str) -> bool {
+    !key.is_empty() && (key.len() <= MAX_PARTITION_KEY_CHARS || key.chars().nth(MAX_PARTITION_KEY_CHARS).is_none())
 }
 
-/// Whether Kinesis would accept this partition key: 1 to 256 Unicode characters (API reference, `PutRecord`).
-pub(crate) fn check_partition_key(key: &[u8]) -> Result<(), KeyFault> {
-    if key.is_empty() {
-        return Err(KeyFault::Empty);
-    }
-    let text = std::str::from_utf8(key).map_err(|_| KeyFault::NotUtf8)?;
-    if text.len() > MAX_PARTITION_KEY_CHARS && text.chars().nth(MAX_PARTITION_KEY_CHARS).is_some() {
-        return Err(KeyFault::TooLong);
-    }
-    Ok(())
+/// Returns whether a sub-record's partition key is told: text of at most [`LONGEST_TOLD_KEY`] bytes.
+pub(crate) fn is_told(key: &[u8]) -> bool {
+    key.len() <= LONGEST_TOLD_KEY && std::str::from_utf8(key).is_ok()
 }
 
 /// The number that an explicit hash key's text stands for: decimal digits, from 0 to 2^128-1 (API reference, `PutRecord`).
@@ -97,22 +96,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partition_keys_have_1_to_256_characters() {
+    fn valid_partition_keys_have_1_to_256_characters() {
         let (one, four) = ("k", "🔑");
         for good in [one.to_owned(), one.repeat(256), four.repeat(256), " ".to_owned()] {
-            assert_eq!(check_partition_key(good.as_bytes()), Ok(()), "{} bytes", good.len());
+            assert!(is_valid_partition_key(&good), "{} bytes", good.len());
         }
-        let table = [
-            (vec![], KeyFault::Empty),
-            (one.repeat(257).into_bytes(), KeyFault::TooLong),
-            (four.repeat(257).into_bytes(), KeyFault::TooLong),
-            (vec![b'a', 0xff], KeyFault::NotUtf8),
-            (vec![0xed, 0xa0, 0x80], KeyFault::NotUtf8), // half of a surrogate pair
-            (vec![0xf0, 0x9f, 0x94], KeyFault::NotUtf8), // cut off
-            (vec![0xc0, 0x80], KeyFault::NotUtf8),       // zero, written too long
+        for bad in [String::new(), one.repeat(257), four.repeat(257)] {
+            assert!(!is_valid_partition_key(&bad), "{} bytes", bad.len());
+        }
+    }
+
+    #[test]
+    fn keys_are_told_if_they_are_text_of_bounded_length() {
+        let table: [(&[u8], bool); 8] = [
+            (b"", true),
+            (&[b'k'; LONGEST_TOLD_KEY], true),
+            (&[b'k'; LONGEST_TOLD_KEY + 1], false),
+            ("🔑".as_bytes(), true),
+            (&[b'a', 0xff], false),
+            (&[0xed, 0xa0, 0x80], false), // half of a surrogate pair
+            (&[0xf0, 0x9f, 0x94], false), // cut off
+            (&[0xc0, 0x80], false),       // zero, written too long
         ];
-        for (key, fault) in table {
-            assert_eq!(check_partition_key(&key), Err(fault), "{:02x?}", &key[..key.len().min(4)]);
+        for (key, expected) in table {
+            assert_eq!(is_told(key), expected, "{:02x?}", &key[..key.len().min(4)]);
         }
     }
 

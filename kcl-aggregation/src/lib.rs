@@ -5,6 +5,10 @@
 //! handed out, so that nothing is ever delivered in part. Whatever arrives, it allocates at most five thirds of the payload's length,
 //! and that only for a payload that is nothing but keys: four bytes for each key, and one more if a range is asked for.
 //!
+//! A partition key concerns its own sub-records alone, whatever it is. One that Kinesis refuses in a
+//! put (empty, longer than 256 characters) is handed out as it is, one that is not UTF-8 or longer
+//! than [`LONGEST_TOLD_KEY`] bytes as `None`. See [`rules`].
+//!
 //! [`disaggregate_all`] does the same for all payloads of an answer of `GetRecords`, at several times the speed.
 //!
 //! [`Aggregator`] packs records as the KPL does, for tests.
@@ -67,7 +71,7 @@ pub use answer::{DisaggregatedAll, disaggregate_all};
 pub use digests::intact;
 pub use envelope::Envelope;
 pub use error::{BrokenAggregate, Malformed};
-pub use keys::hash_of;
+pub use keys::{LONGEST_TOLD_KEY, hash_of, is_valid_partition_key};
 pub use rules::{Rules, Unparsable};
 pub use sub_record::{PartitionKey, SubRecord, SubRecords};
 

@@ -6,14 +6,16 @@
 //! | a message that is no protobuf; a sub-record without partition key index or data | an ordinary record; or broken, see [`Unparsable`] | Java library |
 //! | a field of the format with another wire type | as above | prost; the Java library steps over it, and then mostly misses a required field |
 //! | an index for which there is no key | broken | the Java library logs the payload and loses what follows |
-//! | a partition key that is empty, no UTF-8, or longer than 256 characters | broken | Kinesis accepts none (`PutRecord`) |
+//! | a partition key that is empty or longer than 256 characters | its sub-records are delivered with it | Java library; Kinesis itself accepts none (`PutRecord`) |
+//! | a partition key that is not UTF-8 or longer than [`LONGEST_TOLD_KEY`](crate::LONGEST_TOLD_KEY) bytes | its sub-records are delivered without a key | the Java library delivers them under a key in which U+FFFD replaces what is not UTF-8 |
 //! | an explicit hash key that is no decimal number from 0 to 2^128-1, or longer than 39 digits | broken | Kinesis accepts none (`PutRecord`) |
 //! | no sub-records | broken | the Java library delivers nothing: a record vanishes |
 //! | more sub-records than allowed | broken | ours, see [`DEFAULT_MAX_SUB_RECORDS`] |
 //! | sub-records outside the shard's hash range | delivered, and marked | the Java library delivers nothing of such an aggregate |
 //! | unknown fields, tags, groups up to 32 deep, fields out of order or repeated, keys that nobody uses | read as protobuf says | published format, protobuf |
 //!
-//! The Java library is `AggregatorUtil` of version 3; the published format is `aggregation-format.md` of the KPL. All keys are judged, used or not.
+//! The Java library is `AggregatorUtil` of version 3; the published format is `aggregation-format.md` of the KPL. All explicit hash keys are judged, used or
+//! not. A partition key never makes an aggregate broken: it concerns its own sub-records alone.
 
 /// How many sub-records an aggregate may have if nothing else is said.
 ///

@@ -17,8 +17,10 @@ use crate::wire::{Cursor, Field, Value};
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubRecord {
-    /// Its own partition key, which need not be the Kinesis record's.
-    pub partition_key: PartitionKey,
+    /// Its own partition key, which need not be the Kinesis record's. It may be one that Kinesis
+    /// itself refuses in a put: empty, or longer than 256 characters. `None`: the aggregate's key is
+    /// not UTF-8, or has more than [`LONGEST_TOLD_KEY`](crate::LONGEST_TOLD_KEY) bytes.
+    pub partition_key: Option<PartitionKey>,
     /// The hash key that the producer chose in place of the partition key's hash.
     pub explicit_hash_key: Option<u128>,
     /// The payload; may be empty.
@@ -30,7 +32,8 @@ pub struct SubRecord {
     pub outside_range: bool,
 }
 
-/// A partition key that Kinesis would accept, as a part of the Kinesis record's buffer. Shown by nothing but its own methods.
+/// A partition key, as a part of the Kinesis record's buffer: text of at most
+/// [`LONGEST_TOLD_KEY`](crate::LONGEST_TOLD_KEY) bytes. Shown by nothing but its own methods.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionKey(Bytes);
 
@@ -38,7 +41,7 @@ impl PartitionKey {
     /// The key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).expect("the survey checked that each partition key is UTF-8")
+        std::str::from_utf8(&self.0).expect("only keys that were found to be UTF-8 are told")
     }
 
     /// The key's UTF-8 bytes.
@@ -101,7 +104,7 @@ impl Iterator for SubRecords {
             unreachable!("the survey refuses sub-records without key or data");
         };
         Some(SubRecord {
-            partition_key: PartitionKey(message.slice_ref(tables.partition_key(message, key))),
+            partition_key: tables.told_partition_key(message, key).map(|key| PartitionKey(message.slice_ref(key))),
             explicit_hash_key: raw.explicit_hash_key.map(|index| {
                 parse_explicit_hash_key(tables.explicit_hash_key(message, index)).expect("the survey parsed each explicit hash key")
             }),

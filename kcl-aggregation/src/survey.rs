@@ -4,7 +4,7 @@
 //! memory.
 
 use crate::error::{BrokenAggregate, Malformed};
-use crate::keys::{KeyFault, check_partition_key, parse_explicit_hash_key};
+use crate::keys::{is_told, parse_explicit_hash_key};
 use crate::rules::Rules;
 use crate::wire::{Cursor, Field, Value};
 
@@ -24,6 +24,8 @@ pub(crate) struct Survey {
     pub(crate) partition_keys: usize,
     pub(crate) explicit_hash_keys: usize,
     pub(crate) sub_records: usize,
+    /// Whether all partition keys are told.
+    pub(crate) all_told: bool,
 }
 
 /// A sub-record as it is on the wire. A field that is repeated counts with its last value, as everywhere in protobuf.
@@ -81,7 +83,7 @@ impl Highest {
 /// no aggregate at all.
 pub(crate) fn survey(message: &[u8], rules: &Rules) -> Result<Survey, BrokenAggregate> {
     let mut cursor = Cursor::new(message);
-    let mut seen = Survey::default();
+    let mut seen = Survey { all_told: true, ..Survey::default() };
     let (mut partition_key, mut explicit_hash_key) = (None, None);
     let mut fault: Option<BrokenAggregate> = None;
 
@@ -105,10 +107,8 @@ pub(crate) fn survey(message: &[u8], rules: &Rules) -> Result<Survey, BrokenAggr
                 seen.sub_records += 1;
             }
             (PARTITION_KEY, Value::Bytes(key)) => {
-                let index = seen.partition_keys;
-                if let Err(what) = check_partition_key(key) {
-                    fault.get_or_insert(partition_key_fault(what, index));
-                }
+                // A partition key that is none says nothing against the sub-records of others.
+                seen.all_told &= is_told(key);
                 seen.partition_keys += 1;
             }
             (EXPLICIT_HASH_KEY, Value::Bytes(key)) => {
@@ -140,12 +140,4 @@ pub(crate) fn survey(message: &[u8], rules: &Rules) -> Result<Survey, BrokenAggr
         return Err(BrokenAggregate::ExplicitHashKeyIndex { sub_record, index, keys: seen.explicit_hash_keys });
     }
     Ok(seen)
-}
-
-fn partition_key_fault(what: KeyFault, key: usize) -> BrokenAggregate {
-    match what {
-        KeyFault::Empty => BrokenAggregate::PartitionKeyEmpty { key },
-        KeyFault::TooLong => BrokenAggregate::PartitionKeyTooLong { key },
-        KeyFault::NotUtf8 => BrokenAggregate::PartitionKeyNotUtf8 { key },
-    }
 }

@@ -1,11 +1,26 @@
-//! The checkpointer that users hold, what it accepts, and the port behind which the fenced write is done.
+//! The checkpointer that users hold, the positions that it accepts, and the port behind which the
+//! fenced write is done.
+//!
+//! | module | owns |
+//! |---|---|
+//! | this | the port, and the handle for users |
+//! | `control` | the other half, for the engine that delivers the records |
+//! | `prepared` | checkpoints in two phases: the pending one, and the handle that commits it |
+//! | `error` | why a checkpoint was refused or not written |
+
+mod control;
+mod error;
+mod prepared;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
-use crate::planted::{Bug, is_planted};
+pub use self::control::CheckpointControl;
+pub use self::error::{CheckpointError, CheckpointWriteError};
+pub use self::prepared::{PendingCheckpoint, PreparedCheckpoint};
 use crate::position::Checkpoint;
 use crate::sequence_number::ExtendedSequenceNumber;
 
@@ -13,83 +28,41 @@ use crate::sequence_number::ExtendedSequenceNumber;
 ///
 /// # Contract
 ///
-/// - **Fenced.** The write takes effect only while the term still owns the lease; once another term has begun, no call ever
-///   succeeds again and each answers [`CheckpointWriteError::LeaseLost`].
-/// - **Definite.** `Ok` means durably written. After [`CheckpointWriteError::Unavailable`] the write may still take effect later;
-///   calling again with the same or a later checkpoint is safe.
-/// - **Cancel safety.** Dropping the future leaves the write either done, not done, or to be done; never half done.
+/// - **Fenced.** A write takes effect only while the term still owns the lease. Once another term
+///   has begun, no call ever succeeds again and each answers [`CheckpointWriteError::LeaseLost`].
+/// - **Definite.** `Ok` means durably written. After [`CheckpointWriteError::Unavailable`] the write
+///   may still take effect later; calling again with the same or a later checkpoint is safe.
+/// - **In order.** Calls take effect in the order in which they were made, each as a whole.
+/// - **Cancel safety.** Dropping the future leaves the write either done, not done, or to be done;
+///   never half done.
 #[async_trait]
 pub trait CheckpointWriter: Send + Sync {
-    /// Makes `checkpoint` the lease's checkpoint.
+    /// Makes `checkpoint` the lease's checkpoint. Removes a pending checkpoint that it covers, and
+    /// keeps one that is beyond it.
     async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointWriteError>;
-}
 
-/// Why a checkpoint was not written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckpointWriteError {
-    /// Another worker owns the shard now, or this term was ended. Stop processing: whoever owns it goes on from the last checkpoint.
-    #[error("the lease is lost: another worker goes on from the last checkpoint")]
-    LeaseLost,
-    /// The lease table did not answer in time. Nothing is lost; try again later.
-    #[error("the lease table did not confirm the checkpoint in time; it may still take effect")]
-    Unavailable(#[source] Option<Box<dyn std::error::Error + Send + Sync>>),
-}
-
-/// Why a checkpoint was refused or not written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckpointError {
-    /// The position is below the checkpoint that is already written.
-    #[error("checkpoint {requested} is below the last checkpoint {last}: a checkpoint never moves backwards")]
-    Backwards {
-        /// What was asked for.
-        requested: Checkpoint,
-        /// What is written.
-        last: Checkpoint,
-    },
-    /// The position is beyond the last record that was delivered.
-    #[error("checkpoint {requested} is beyond what was delivered so far ({}): it would skip records", Delivered(*delivered))]
-    BeyondDelivered {
-        /// What was asked for.
-        requested: Checkpoint,
-        /// The last record delivered, if any was.
-        delivered: Option<ExtendedSequenceNumber>,
-    },
-    /// The write itself failed.
-    #[error(transparent)]
-    Write(#[from] CheckpointWriteError),
-}
-
-impl CheckpointError {
-    /// Whether the same call may succeed later.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Write(CheckpointWriteError::Unavailable(_)))
-    }
-
-    /// Whether the shard belongs to another worker now.
-    #[must_use]
-    pub fn is_lease_lost(&self) -> bool {
-        matches!(self, Self::Write(CheckpointWriteError::LeaseLost))
-    }
-}
-
-struct Delivered(Option<ExtendedSequenceNumber>);
-
-impl fmt::Display for Delivered {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(record) => write!(formatter, "up to {record}"),
-            None => formatter.write_str("nothing"),
-        }
-    }
+    /// Makes `pending` the lease's pending checkpoint, in place of an earlier one. The checkpoint
+    /// itself stays where it is.
+    ///
+    /// If the lease's checkpoint covers `pending` already, nothing is noted, and the answer is `Ok`:
+    /// the result is the same as if `pending` had been prepared first.
+    async fn prepare(&self, pending: PendingCheckpoint) -> Result<(), CheckpointWriteError>;
 }
 
 /// Moves the checkpoint of one shard forward, for as long as this worker owns it.
 ///
-/// Clones share their state. A checkpoint is accepted from the last one written up to the last record delivered, and, once the
-/// shard has ended, SHARD_END. What failed, and is to be delivered again, counts as not delivered.
+/// Clones share their state. A checkpoint is accepted from the last one written up to the last
+/// record delivered, and, once the shard has ended, SHARD_END. Records that failed, and are to be
+/// delivered again, count as not delivered.
+///
+/// Only the [`CheckpointControl`] that was made with it says what was delivered, and that the shard
+/// has ended. A processor can't end an open shard:
+///
+/// ```compile_fail,E0599
+/// fn end(checkpointer: kcl_checkpoint::Checkpointer) {
+///     checkpointer.note_shard_end();
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Checkpointer {
     state: Arc<Mutex<State>>,
@@ -102,58 +75,107 @@ struct State {
     ended: bool,
 }
 
-impl Checkpointer {
-    /// A checkpointer for a term that starts at `start`, the checkpoint that its take returned.
-    #[must_use]
-    pub fn new(start: Checkpoint, writer: Arc<dyn CheckpointWriter>) -> Self {
-        Self { state: Arc::new(Mutex::new(State { last: start, delivered: None, ended: false })), writer }
+impl State {
+    /// The checkpoint of everything delivered so far, if it is a step forward.
+    fn everything(&self) -> Option<Checkpoint> {
+        let delivered = || self.delivered.map(Checkpoint::At);
+        // Records delivered before the checkpoint (a partly finished aggregate) are no step back.
+        let target = if self.ended { Some(Checkpoint::ShardEnd) } else { delivered() };
+        target.filter(|target| *target > self.last)
     }
 
-    /// Checkpoints everything delivered so far, or SHARD_END once the shard has ended. With nothing delivered it does nothing.
+    /// Why this checkpoint must not be written, if so.
+    fn refusal(&self, requested: Checkpoint) -> Option<CheckpointError> {
+        if requested < self.last {
+            return Some(CheckpointError::Backwards { requested, last: self.last });
+        }
+        let delivered = self.delivered.is_some_and(|delivered| requested <= Checkpoint::At(delivered));
+        let ended = self.ended && requested.is_shard_end();
+        let allowed = requested == self.last || delivered || ended;
+        (!allowed).then_some(CheckpointError::BeyondDelivered { requested, delivered: self.delivered })
+    }
+}
+
+impl Checkpointer {
+    /// Makes the two halves for a term that starts at `start`, the checkpoint that its take
+    /// returned: the handle for users, and the control for the engine that delivers the records.
+    #[must_use]
+    pub fn pair(start: Checkpoint, writer: Arc<dyn CheckpointWriter>) -> (Self, CheckpointControl) {
+        let state = Arc::new(Mutex::new(State { last: start, delivered: None, ended: false }));
+        (Self { state: Arc::clone(&state), writer }, CheckpointControl::new(state))
+    }
+
+    /// Checkpoints everything delivered so far, or SHARD_END once the shard has ended. With nothing
+    /// delivered it does nothing.
     ///
-    /// That includes the records of a call that is under way: before its end, and in another task, name the last record that is done, with
-    /// [`checkpoint_at`](Self::checkpoint_at).
+    /// That includes the records of a call that is under way: before its end, and in another task,
+    /// name the last record that is done, with [`checkpoint_at`](Self::checkpoint_at).
     ///
     /// # Errors
     /// [`CheckpointError::Write`]; the other refusals cannot happen here.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the checkpoint where it was or where it should be; calling again is safe.
+    /// Dropping the future leaves the checkpoint where it was or where it should be; calling again
+    /// is safe.
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
-        let target = {
-            let state = self.lock();
-            if state.ended { Some(Checkpoint::ShardEnd) } else { state.delivered.map(Checkpoint::At) }
-        };
+        let target = self.lock().everything();
         match target {
-            // Records delivered before the checkpoint (an aggregate that is partly finished) are no step back.
-            Some(target) if target > self.last() => self.write(target).await,
-            _ => Ok(()),
+            Some(target) => self.write(target).await,
+            None => Ok(()),
         }
     }
 
     /// Checkpoints this record and all before it.
     ///
     /// # Errors
-    /// [`CheckpointError::Backwards`] below the last checkpoint, [`CheckpointError::BeyondDelivered`] above the last delivered
-    /// record, [`CheckpointError::Write`] when the write fails.
+    /// [`CheckpointError::Backwards`] below the last checkpoint, [`CheckpointError::BeyondDelivered`]
+    /// above the last delivered record, [`CheckpointError::Write`] when the write fails.
     ///
     /// # Cancel safety
     /// As [`checkpoint`](Self::checkpoint).
     pub async fn checkpoint_at(&self, record: ExtendedSequenceNumber) -> Result<(), CheckpointError> {
-        let requested = Checkpoint::At(record);
-        {
-            let state = self.lock();
-            if requested < state.last {
-                return Err(CheckpointError::Backwards { requested, last: state.last });
-            }
-            if requested == state.last {
-                return Ok(());
-            }
-            if state.delivered.is_none_or(|delivered| record > delivered) {
-                return Err(CheckpointError::BeyondDelivered { requested, delivered: state.delivered });
-            }
-        }
-        self.write(requested).await
+        self.advance_to(Checkpoint::At(record)).await
+    }
+
+    /// Prepares a checkpoint of everything delivered so far, with the application's own `state`
+    /// (empty: none): the first of two phases.
+    ///
+    /// It lets a processor make its own store and the checkpoint agree:
+    ///
+    /// 1. Prepare. The lease names the position and the state, durably; the checkpoint itself stays.
+    /// 2. Commit the own store, under a name that the state holds (a transaction's id, a file).
+    /// 3. [Commit](PreparedCheckpoint::commit) the checkpoint.
+    ///
+    /// If the worker dies in between, the shard's next owner finds the pending checkpoint in the
+    /// lease, and its state says what to look for in the store. If step 2 was done, it can do step 3
+    /// once it has passed those records by; otherwise it ignores the pending checkpoint.
+    ///
+    /// A later `prepare` replaces it, and a checkpoint at or beyond its position removes it. With
+    /// nothing new delivered nothing is written, and the commit does nothing.
+    ///
+    /// The state is a part of the lease: each write of the lease, renewals included, and each
+    /// reading of the table transfers and pays for all of it. Keep it to a name or a position. The
+    /// Java library reads and writes the same.
+    ///
+    /// # Errors
+    /// [`CheckpointError::StateTooLarge`] above [`PendingCheckpoint::MAX_STATE_BYTES`], and
+    /// [`CheckpointError::Write`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the checkpoint prepared or not; calling again is safe.
+    pub async fn prepare(&self, state: impl Into<Bytes>) -> Result<PreparedCheckpoint, CheckpointError> {
+        self.prepare_checkpoint(None, state.into()).await
+    }
+
+    /// Prepares a checkpoint of this record and all before it: as [`prepare`](Self::prepare).
+    ///
+    /// # Errors
+    /// As [`checkpoint_at`](Self::checkpoint_at), and [`CheckpointError::StateTooLarge`].
+    ///
+    /// # Cancel safety
+    /// As [`prepare`](Self::prepare).
+    pub async fn prepare_at(&self, record: ExtendedSequenceNumber, state: impl Into<Bytes>) -> Result<PreparedCheckpoint, CheckpointError> {
+        self.prepare_checkpoint(Some(Checkpoint::At(record)), state.into()).await
     }
 
     /// The checkpoint that is written.
@@ -162,50 +184,62 @@ impl Checkpointer {
         self.lock().last
     }
 
-    /// The last record that may be checkpointed: the last one delivered, unless it has failed and is to be delivered again. `None`: none in this term.
+    /// The last record that may be checkpointed: the last one delivered, unless it has failed and is
+    /// to be delivered again. `None`: none in this term.
     #[must_use]
     pub fn delivered(&self) -> Option<ExtendedSequenceNumber> {
         self.lock().delivered
     }
 
-    /// Notes a record as delivered, so that it may be checkpointed. For whoever delivers records.
-    pub fn note_delivered(&self, record: ExtendedSequenceNumber) {
-        let mut state = self.lock();
-        state.delivered = state.delivered.max(Some(record));
-    }
-
-    /// Notes that what was delivered after this record has failed and will be delivered again: it must not be checkpointed before, nor the shard's end.
-    /// For whoever delivers records.
-    pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {
-        if !is_planted(Bug::FailedMayBeCheckpointed) && !is_planted(Bug::DeliveredIsFinished) {
-            let mut state = self.lock();
-            (state.delivered, state.ended) = (finished, false);
+    /// Prepares this checkpoint; `None`: of everything delivered so far.
+    async fn prepare_checkpoint(&self, requested: Option<Checkpoint>, state: Bytes) -> Result<PreparedCheckpoint, CheckpointError> {
+        if state.len() > PendingCheckpoint::MAX_STATE_BYTES {
+            return Err(CheckpointError::StateTooLarge { bytes: state.len() });
         }
+        let (checkpoint, forward) = {
+            let now = self.lock();
+            let checkpoint = requested.or_else(|| now.everything()).unwrap_or(now.last);
+            if let Some(refusal) = now.refusal(checkpoint) {
+                return Err(refusal);
+            }
+            (checkpoint, checkpoint > now.last)
+        };
+        if forward {
+            let state = Some(state).filter(|state| !state.is_empty());
+            self.writer.prepare(PendingCheckpoint { checkpoint, state }).await?;
+        }
+        Ok(PreparedCheckpoint::new(self.clone(), checkpoint))
     }
 
-    /// Notes that this checkpoint was written along with something else. For whoever wrote it.
-    pub fn note_written(&self, checkpoint: Checkpoint) {
-        let mut state = self.lock();
-        state.last = state.last.max(checkpoint);
-    }
-
-    /// Notes that the shard has ended and all its records were delivered, so that SHARD_END may be checkpointed.
-    /// For whoever delivers records.
-    pub fn note_shard_end(&self) {
-        self.lock().ended = true;
+    /// Writes this checkpoint if it is a step forward; refuses a step back, or beyond what was
+    /// delivered.
+    async fn advance_to(&self, requested: Checkpoint) -> Result<(), CheckpointError> {
+        let forward = {
+            let state = self.lock();
+            if let Some(refusal) = state.refusal(requested) {
+                return Err(refusal);
+            }
+            requested > state.last
+        };
+        if forward { self.write(requested).await } else { Ok(()) }
     }
 
     async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointError> {
         self.writer.write(checkpoint).await?;
         // Two clones may write at once; the writer serialises them and the later position stands.
-        self.note_written(checkpoint);
+        let mut state = self.lock();
+        state.last = state.last.max(checkpoint);
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No change of the state can panic half way, so a panic elsewhere cannot have left it half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // No change of the state can panic half way, so a panic elsewhere cannot have left it half done.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Checkpointer {
@@ -216,101 +250,4 @@ impl fmt::Debug for Checkpointer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Keeps what was written, and refuses once it is told to.
-    #[derive(Default)]
-    struct Written {
-        checkpoints: Mutex<Vec<Checkpoint>>,
-        lost: Mutex<bool>,
-    }
-
-    #[async_trait]
-    impl CheckpointWriter for Written {
-        async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointWriteError> {
-            if *self.lost.lock().unwrap() {
-                return Err(CheckpointWriteError::LeaseLost);
-            }
-            self.checkpoints.lock().unwrap().push(checkpoint);
-            Ok(())
-        }
-    }
-
-    fn record(number: u128, sub: u64) -> ExtendedSequenceNumber {
-        ExtendedSequenceNumber::new(number.into(), sub)
-    }
-
-    fn start_at(start: Checkpoint) -> (Checkpointer, Arc<Written>) {
-        let written = Arc::new(Written::default());
-        let writer: Arc<dyn CheckpointWriter> = Arc::<Written>::clone(&written);
-        (Checkpointer::new(start, writer), written)
-    }
-
-    #[tokio::test]
-    async fn everything_delivered_so_far_is_checkpointed_once() {
-        let (checkpointer, written) = start_at(Checkpoint::TrimHorizon);
-        checkpointer.checkpoint().await.unwrap();
-        checkpointer.note_delivered(record(5, 0));
-        checkpointer.checkpoint().await.unwrap();
-        checkpointer.checkpoint().await.unwrap();
-        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(5, 0))]);
-    }
-
-    #[tokio::test]
-    async fn never_backwards_and_never_past_what_was_delivered() {
-        let (checkpointer, written) = start_at(Checkpoint::At(record(10, 2)));
-        assert!(matches!(checkpointer.checkpoint_at(record(10, 3)).await, Err(CheckpointError::BeyondDelivered { delivered: None, .. })));
-        checkpointer.note_delivered(record(11, 0));
-        assert!(matches!(checkpointer.checkpoint_at(record(10, 1)).await, Err(CheckpointError::Backwards { .. })));
-        assert!(matches!(checkpointer.checkpoint_at(record(11, 1)).await, Err(CheckpointError::BeyondDelivered { .. })));
-        checkpointer.checkpoint_at(record(10, 2)).await.unwrap();
-        checkpointer.checkpoint_at(record(11, 0)).await.unwrap();
-        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(11, 0))]);
-    }
-
-    #[tokio::test]
-    async fn what_failed_is_not_checkpointed_before_it_is_delivered_again() {
-        let (checkpointer, written) = start_at(Checkpoint::At(record(1, 0)));
-        checkpointer.note_delivered(record(9, 0));
-        checkpointer.note_failed_after(Some(record(4, 0)));
-        assert!(matches!(checkpointer.checkpoint_at(record(9, 0)).await, Err(CheckpointError::BeyondDelivered { .. })));
-        checkpointer.note_delivered(record(5, 0));
-        checkpointer.checkpoint().await.unwrap();
-        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(5, 0))]);
-        checkpointer.note_failed_after(None);
-        checkpointer.checkpoint().await.unwrap();
-        assert_eq!(written.checkpoints.lock().unwrap().len(), 1);
-    }
-
-    #[tokio::test]
-    async fn shard_end_only_after_the_shard_has_ended() {
-        let (checkpointer, written) = start_at(Checkpoint::TrimHorizon);
-        checkpointer.note_delivered(record(1, 0));
-        checkpointer.checkpoint().await.unwrap();
-        checkpointer.note_shard_end();
-        checkpointer.checkpoint().await.unwrap();
-        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(1, 0)), Checkpoint::ShardEnd]);
-        assert!(matches!(checkpointer.checkpoint_at(record(1, 0)).await, Err(CheckpointError::Backwards { .. })));
-    }
-
-    #[tokio::test]
-    async fn no_shard_end_while_records_come_again() {
-        let (checkpointer, written) = start_at(Checkpoint::TrimHorizon);
-        checkpointer.note_delivered(record(2, 0));
-        checkpointer.note_shard_end();
-        checkpointer.note_failed_after(Some(record(1, 0)));
-        checkpointer.checkpoint().await.unwrap();
-        assert_eq!(*written.checkpoints.lock().unwrap(), [Checkpoint::At(record(1, 0))]);
-    }
-
-    #[tokio::test]
-    async fn a_lost_lease_leaves_the_last_checkpoint_as_it_was() {
-        let (checkpointer, written) = start_at(Checkpoint::Latest);
-        checkpointer.note_delivered(record(1, 0));
-        *written.lost.lock().unwrap() = true;
-        let error = checkpointer.checkpoint().await.unwrap_err();
-        assert!(error.is_lease_lost() && !error.is_retryable());
-        assert_eq!(checkpointer.last(), Checkpoint::Latest);
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@
 //! | [`position`] | what a lease's checkpoint can say, in the documented order, and where a new shard starts |
 //! | [`acked_prefix`] | the contiguous prefix of records finished in any order |
 //! | [`finished_beyond`] | what is finished beyond that prefix, in a few bytes that are kept with the lease |
-//! | [`checkpointer`] | the handle that users checkpoint with, its validation, and the port for the fenced write |
+//! | [`checkpointer`] | the handle that users checkpoint with, in one phase or two, the engine's half of it, and the port for the fenced write |
 //!
 //! ```
 //! use kcl_checkpoint::{AckedPrefix, ExtendedSequenceNumber};
@@ -35,7 +35,9 @@ pub mod position;
 pub mod sequence_number;
 
 pub use acked_prefix::AckedPrefix;
-pub use checkpointer::{CheckpointError, CheckpointWriteError, CheckpointWriter, Checkpointer};
+pub use checkpointer::{
+    CheckpointControl, CheckpointError, CheckpointWriteError, CheckpointWriter, Checkpointer, PendingCheckpoint, PreparedCheckpoint,
+};
 pub use finished_beyond::FinishedBeyond;
 pub use position::{Checkpoint, InitialPosition, ParseCheckpointError, StartingPosition, Timestamp};
 pub use sequence_number::{ExtendedSequenceNumber, ParseSequenceNumberError, SequenceNumber};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
-use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber};
+use kcl_checkpoint::{Checkpoint, CheckpointControl, Checkpointer, ExtendedSequenceNumber};
 use kcl_lease::term::{Term, TransactError};
 use kcl_lease::{RefusedItem, ShardId, TableError, TransactItems, TransactItemsError};
 
@@ -174,6 +174,7 @@ struct Inner {
     shard: ShardId,
     lanes: usize,
     status: StatusBoard,
+    control: CheckpointControl,
     /// A commit has ended without a definite answer, and nobody has asked since.
     in_doubt: AtomicBool,
     /// The processor commits.
@@ -181,9 +182,9 @@ struct Inner {
 }
 
 impl Committer {
-    pub(crate) fn new(term: Term, lanes: usize, status: StatusBoard) -> Self {
+    pub(crate) fn new(term: Term, lanes: usize, status: StatusBoard, control: CheckpointControl) -> Self {
         let shard = term.taken().shard_id.clone();
-        Self(Arc::new(Inner { term, shard, lanes, status, in_doubt: AtomicBool::new(false), in_use: AtomicBool::new(false) }))
+        Self(Arc::new(Inner { term, shard, lanes, status, control, in_doubt: AtomicBool::new(false), in_use: AtomicBool::new(false) }))
     }
 
     async fn commit(
@@ -254,7 +255,7 @@ impl Committer {
 
 impl Inner {
     fn written(&self, checkpoint: Checkpoint, checkpointer: &Checkpointer) {
-        checkpointer.note_written(checkpoint);
+        self.control.note_written(checkpoint);
         self.status.update(&self.shard, |status| status.checkpoint = checkpointer.last());
     }
 }

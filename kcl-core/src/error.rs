@@ -72,6 +72,22 @@ pub enum WorkerError {
     /// The dead-letter queue can't be used.
     #[error(transparent)]
     DeadLetter(#[from] DeadLetterError),
+    /// The operating system did not give the thread on which the worker keeps its leases alive.
+    #[error(
+        "the thread that keeps leases alive can't be started; check the limits on threads and open \
+         files of this process"
+    )]
+    LeaseThread(#[source] std::io::Error),
+    /// Leases are not renewed any more, as their keeper has panicked. The worker has ended so that
+    /// other workers take its shards. Its other leases were freed.
+    #[error(
+        "leases can't be kept alive any more: {reason}; this is a bug, of this library or of a \
+         `lease_table` of your own"
+    )]
+    LeaseKeeping {
+        /// Which task or thread ended, and the message of its panic.
+        reason: String,
+    },
     /// Some shards' processors did not finish in time. Their leases were freed; records since their last checkpoints are delivered again.
     #[error("shutdown took longer than {timeout:?}: {} still in work", list(shards))]
     ShutdownTimedOut {
@@ -91,6 +107,7 @@ impl WorkerError {
             Self::FanOut(error) => error.is_retryable(),
             Self::Table(error) => error.is_retryable(),
             Self::DeadLetter(error) => matches!(error, DeadLetterError::Unavailable { .. }),
+            Self::LeaseThread(_) => true,
             _ => false,
         }
     }

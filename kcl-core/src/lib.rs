@@ -49,6 +49,7 @@
 //! | [`dead_letter`] | the dead-letter queue port: SQS, Kinesis, a file; the blob store port: S3; the message, written and read |
 //! | [`redrive`] | dead letters back into a stream, or through a handler |
 //! | [`seek`] | an application begins elsewhere: at a time, at a record, at the oldest or the latest |
+//! | [`stops`] | shards that are stopped beyond the process, and how to resume them from outside |
 //! | [`status`] | how a worker stands, for displays and health checks |
 //! | [`error`] | what can go wrong |
 //! | `test_util` (feature `test-util`) | the test kit: the services in memory, in simulated time, with faults |
@@ -69,6 +70,7 @@ pub mod retrieval;
 pub mod seek;
 pub mod shutdown;
 pub mod status;
+pub mod stops;
 pub mod stream;
 #[cfg(feature = "test-util")]
 pub mod test_util;
@@ -82,12 +84,13 @@ pub use aws_config;
 pub use aws_sdk_dynamodb;
 pub use bytes::Bytes;
 pub use kcl_checkpoint::{
-    Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, SequenceNumber, Timestamp,
+    Checkpoint, CheckpointError, CheckpointWriteError, Checkpointer, ExtendedSequenceNumber, InitialPosition, PendingCheckpoint,
+    PreparedCheckpoint, SequenceNumber, Timestamp,
 };
 pub use kcl_efo::{FanOutApi, FanOutError};
 pub use kcl_lease::{
-    Clock, DynamoDbLeaseTable, Entropy, InMemoryItems, InMemoryLeaseTable, LeaseTable, RefusedItem, ShardId, SystemClock, TableError,
-    TransactItemsError, WorkerId,
+    Clock, DynamoDbLeaseTable, Entropy, InMemoryItems, InMemoryLeaseTable, LeaseTable, RefusedItem, ShardId, StopReason, Stopped,
+    SystemClock, TableError, TransactItemsError, WorkerId,
 };
 
 pub use kcl_aggregation::{Rules as AggregationRules, Unparsable};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber};
+use kcl_checkpoint::{Checkpoint, Checkpointer, ExtendedSequenceNumber, PendingCheckpoint};
 use kcl_lease::{ShardId, WorkerId};
 
 use crate::batch::RecordBatch;
@@ -287,6 +287,7 @@ pub struct ShardInfo {
     pub(crate) worker: WorkerId,
     pub(crate) fencing_token: u64,
     pub(crate) start: Checkpoint,
+    pub(crate) pending: Option<PendingCheckpoint>,
 }
 
 impl ShardInfo {
@@ -331,6 +332,17 @@ impl ShardInfo {
     #[must_use]
     pub fn starting_checkpoint(&self) -> Checkpoint {
         self.start
+    }
+
+    /// The checkpoint that an earlier owner of the shard has [prepared](Checkpointer::prepare) and
+    /// not committed, with its state: what it had begun to write elsewhere. `None`: there is none.
+    ///
+    /// For [`initialize`](RecordProcessor::initialize), which compares it with the processor's own
+    /// store: if the store has what was prepared, the checkpoint can be
+    /// [made](Checkpointer::checkpoint_at) once its records were delivered again and skipped.
+    #[must_use]
+    pub fn pending_checkpoint(&self) -> Option<&PendingCheckpoint> {
+        self.pending.as_ref()
     }
 }
 

@@ -16,7 +16,8 @@ pub struct Record {
     explicit_hash_key: Option<u128>,
     data: Bytes,
     arrival: Option<Timestamp>,
-    aggregated: bool,
+    /// The size of the aggregate that it is a part of.
+    aggregate: Option<usize>,
 }
 
 /// A partition key: its own text, or a part of its aggregate's buffer.
@@ -53,7 +54,7 @@ impl Record {
             explicit_hash_key: None,
             data,
             arrival,
-            aggregated: false,
+            aggregate: None,
         }
     }
 
@@ -61,11 +62,11 @@ impl Record {
     pub(crate) fn of_aggregate(aggregate: &Self, record: SubRecord) -> Self {
         Self {
             position: ExtendedSequenceNumber::new(aggregate.sequence_number(), record.sub_sequence_number),
-            partition_key: Some(Key::Shared(record.partition_key)),
+            partition_key: record.partition_key.map(Key::Shared),
             explicit_hash_key: record.explicit_hash_key,
             data: record.data,
             arrival: aggregate.arrival,
-            aggregated: true,
+            aggregate: Some(aggregate.size()),
         }
     }
 
@@ -75,7 +76,11 @@ impl Record {
         &self.data
     }
 
-    /// The key that chose the shard. `None` on streams that distribute records themselves.
+    /// Returns the key that chose the shard. `None` on streams that distribute records themselves,
+    /// and for a record of an aggregate whose key is not UTF-8 or longer than 4,096 bytes.
+    ///
+    /// Records without a key keep their order among each other. The key of a record of an aggregate
+    /// may be one that Kinesis itself refuses in a put: empty, or longer than 256 characters.
     #[must_use]
     pub fn partition_key(&self) -> Option<&str> {
         self.partition_key.as_ref().map(Key::as_str)
@@ -91,7 +96,7 @@ impl Record {
     /// Whether the record is one of those that the Kinesis Producer Library has aggregated into one Kinesis record.
     #[must_use]
     pub fn is_aggregated(&self) -> bool {
-        self.aggregated
+        self.aggregate.is_some()
     }
 
     /// The record's address in its shard.
@@ -123,6 +128,12 @@ impl Record {
     pub(crate) fn detached(&self) -> Self {
         let partition_key = self.partition_key().map(|key| Key::Own(key.into()));
         Self { partition_key, data: Bytes::copy_from_slice(&self.data), ..self.clone() }
+    }
+
+    /// Bytes that stay in memory for as long as the record does: its own, or, of a part of an
+    /// aggregate, the whole aggregate's.
+    pub(crate) fn pinned(&self) -> usize {
+        self.aggregate.unwrap_or_else(|| self.size())
     }
 
     /// Bytes that the record counts with against read limits and buffers: data and partition key.

@@ -2,10 +2,11 @@
 //!
 //! There is one subscription at a time, each with a generation of its own. What is told of another generation than the present one is
 //! not taken in: an event that comes late from a subscription that was given up would repeat records, or move the position
-//! back.
+//! back. Within a subscription the position never goes back either, and no record is given twice, whatever the service repeats.
 
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{SequenceNumber, StartingPosition};
 use tokio::time::Instant;
 
@@ -95,6 +96,8 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     position: StartingPosition,
+    /// The last record given.
+    last_record: Option<SequenceNumber>,
     generation: u64,
     phase: Phase,
     failures: u32,
@@ -103,7 +106,11 @@ pub(crate) struct Life {
 
 impl Life {
     pub(crate) fn new(start: StartingPosition) -> Self {
-        Self { position: start, generation: 0, phase: Phase::Between(None), failures: 0, look: false }
+        let last_record = match start {
+            StartingPosition::AfterSequenceNumber(number) => Some(number),
+            _ => None,
+        };
+        Self { position: start, last_record, generation: 0, phase: Phase::Between(None), failures: 0, look: false }
     }
 
     /// No first attempt before this time.
@@ -150,6 +157,11 @@ impl Life {
         present
     }
 
+    /// Returns true for a record that was given before, or one before it: the service repeats itself.
+    pub(crate) fn is_repeated(&self, record: SequenceNumber) -> bool {
+        self.last_record.is_some_and(|last| record <= last) && !is_planted(Bug::StaleEventAccepted)
+    }
+
     /// An event came. `false`: it is of another subscription than the present one, and must be dropped.
     pub(crate) fn event(&mut self, generation: u64, mark: Mark) -> bool {
         let Phase::Live { since, progressed } = self.phase else { return false };
@@ -157,10 +169,11 @@ impl Life {
             return false;
         }
         let before = self.position;
-        // The last record's number is as good where a server leaves the continuation out.
-        if let Some(number) = mark.continuation.or(mark.last_record) {
-            self.position = StartingPosition::AfterSequenceNumber(number);
+        // The last record's number is as good where a server leaves the continuation out, or gives an old one.
+        if let Some(number) = mark.continuation.max(mark.last_record) {
+            self.go_on_after(number);
         }
+        self.last_record = self.last_record.max(mark.last_record);
         let progressed = progressed || mark.last_record.is_some() || self.position != before;
         self.phase = if mark.end_of_shard { Phase::Over } else { Phase::Live { since, progressed } };
         true
@@ -169,7 +182,19 @@ impl Life {
     /// Records up to this one were read in another way while there was no subscription.
     pub(crate) fn advance(&mut self, last_record: SequenceNumber) {
         debug_assert!(matches!(self.phase, Phase::Between(_)), "nothing else is read while a subscription is made or lives");
-        self.position = StartingPosition::AfterSequenceNumber(last_record);
+        self.go_on_after(last_record);
+        self.last_record = self.last_record.max(Some(last_record));
+    }
+
+    /// Moves the position to after this number, unless that is back.
+    fn go_on_after(&mut self, number: SequenceNumber) {
+        let is_back = match self.position {
+            StartingPosition::AfterSequenceNumber(present) | StartingPosition::AtSequenceNumber(present) => number < present,
+            _ => false,
+        };
+        if !is_back || is_planted(Bug::StaleEventAccepted) {
+            self.position = StartingPosition::AfterSequenceNumber(number);
+        }
     }
 
     /// The attempt or the subscription is over. `jitter` from 0 to 1. `false`: it is not the present one.

@@ -19,7 +19,7 @@ use crate::error::FanOutError;
 use crate::fan_out::Shared;
 use crate::life::{End, Life, Mark};
 use crate::pace::PER_SHARD;
-use crate::record::ChildShard;
+use crate::record::{ChildShard, Record};
 
 /// How long an attempt may take: the SDK's own timeouts end at the response's head, and its answer waits for the first frame.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
@@ -103,6 +103,10 @@ pub struct Subscriber {
     stage: Stage,
     /// How long an event has been waited for. Time in which nobody waits is no silence: what came then may still be unread.
     waited: Duration,
+    /// The last event of the present or last subscription looked like a shard's last one, but named no children.
+    closing: bool,
+    /// Repeated records were logged.
+    warned: bool,
     /// A subscription that was given up: to be dropped at once, unless a bug is planted.
     given_up: Option<Box<dyn EventStream>>,
 }
@@ -119,7 +123,17 @@ impl Subscriber {
         if ownership.is_inherited() {
             life.hold_until(Instant::now() + PER_SHARD);
         }
-        Self { shared, shard: shard.into(), ownership, life, stage: Stage::Idle, waited: Duration::ZERO, given_up: None }
+        Self {
+            shared,
+            shard: shard.into(),
+            ownership,
+            life,
+            stage: Stage::Idle,
+            waited: Duration::ZERO,
+            closing: false,
+            warned: false,
+            given_up: None,
+        }
     }
 
     /// Where the next record to give is.
@@ -139,6 +153,14 @@ impl Subscriber {
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         matches!(self.stage, Stage::Idle | Stage::Waiting(_))
+    }
+
+    /// Returns true if the last subscription ended as at the end of a shard, but no event named the children: its last event was
+    /// at the tip, without records and without a continuation number. Some servers leave the children out. It proves no end: the listing
+    /// of shards has to show one too.
+    #[must_use]
+    pub fn ended_without_children(&self) -> bool {
+        self.closing && matches!(self.stage, Stage::Idle | Stage::Waiting(_))
     }
 
     /// The shard was read in another way up to this record, while [`is_interrupted`](Self::is_interrupted).
@@ -199,6 +221,7 @@ impl Subscriber {
                     match opening.await {
                         Ok(stream) if self.life.opened(generation, Instant::now()) => {
                             tracing::debug!(shard = %self.shard, generation, "subscribed");
+                            self.closing = false;
                             self.stage = Stage::Live(generation, stream);
                         }
                         Ok(_) => self.stage = Stage::Idle,
@@ -238,10 +261,18 @@ impl Subscriber {
 
     /// Takes an event in. `None`: there is nothing to give of it.
     fn take(&mut self, generation: u64, mut event: Event) -> Option<Event> {
+        let had_records = !event.records.is_empty();
+        self.drop_repeated(&mut event.records);
         let last_record = event.records.last().map(|record| record.sequence_number);
         let mark = Mark { continuation: event.continuation, last_record, end_of_shard: !event.children.is_empty() };
         if !self.life.event(generation, mark) {
             tracing::debug!(shard = %self.shard, generation, "an event of an older subscription is dropped");
+            return None;
+        }
+        let says_nothing = !had_records && mark.continuation.is_none() && !mark.end_of_shard;
+        self.closing = says_nothing && event.millis_behind_latest == Some(0);
+        if had_records && event.records.is_empty() && !mark.end_of_shard {
+            // Nothing of it is new, how far behind it is included.
             return None;
         }
         if mark.end_of_shard {
@@ -250,6 +281,19 @@ impl Subscriber {
             return Some(event).filter(|event| !event.records.is_empty());
         }
         Some(event)
+    }
+
+    /// Drops the records that were given before.
+    fn drop_repeated(&mut self, records: &mut Vec<Record>) {
+        let before = records.len();
+        records.retain(|record| !self.life.is_repeated(record.sequence_number));
+        let repeated = before - records.len();
+        if repeated > 0 && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                shard = %self.shard, repeated,
+                "the service has repeated records that it gave before; they are not delivered again (logged once)"
+            );
+        }
     }
 
     fn ended(&mut self, generation: u64) -> Next {

@@ -6,11 +6,12 @@ mod transactions;
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use futures::future::join_all;
-use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 pub use self::transactions::{EFFECTS, Effects, transaction_suite};
-use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
 use crate::table::{LeaseListing, LeaseTable, WriteOutcome};
 use crate::write::{Change, LeaseWrite, NewStart, WriteId};
 
@@ -36,6 +37,7 @@ where
     of_many_askers_for_a_handoff_one_wins(&make().await).await;
     what_is_noted_if_absent_stays(&make().await).await;
     a_checkpoint_is_stored_as_told(&make().await).await;
+    a_resumption_clears_only_the_stop_that_was_seen(&make().await).await;
     a_lease_is_deleted_only_as_seen(&make().await).await;
     a_row_made_anew_is_strange_to_its_old_owner(&make().await).await;
 }
@@ -65,6 +67,14 @@ fn suspect() -> Suspect {
     Suspect { record: ExtendedSequenceNumber::new(101.into(), 2), begun: 3 }
 }
 
+fn pending(state: Option<&'static [u8]>) -> PendingCheckpoint {
+    PendingCheckpoint { checkpoint: at(150, 4), state: state.map(Bytes::from_static) }
+}
+
+fn stop(reason: StopReason) -> Stopped {
+    Stopped { reason, since: Timestamp::from_millis(1_700_000_000_004) }
+}
+
 fn full() -> Lease {
     Lease {
         parents: BTreeSet::from(["shardId-000000000001".into(), "shardId-000000000002".into()]),
@@ -75,6 +85,8 @@ fn full() -> Lease {
         stream_created: Some(Timestamp::from_millis(1_700_000_000_003)),
         finished_beyond: Some(note()),
         suspect: Some(suspect()),
+        pending_checkpoint: Some(pending(Some(&[0, 1, 255]))),
+        stopped: Some(stop(StopReason::SafetyValve)),
         write_id: Some(WriteId(u64::MAX)),
         ..owned(Some("b"), Some("a"))
     }
@@ -95,6 +107,10 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
     let mut cleared = LeaseWrite::checkpoint(&watched, at(400, 0), id);
     cleared.finished_beyond = Change::Remove;
     cleared.suspect = Change::Remove;
+    let at_200 = Lease { checkpoint: at(200, 0), ..held.clone() };
+    let prepared = Lease { pending_checkpoint: Some(pending(Some(b"state"))), ..held.clone() };
+    let stopped = Lease { stopped: Some(stop(StopReason::SafetyValve)), ..handed.clone() };
+    let resumed = LeaseWrite::resume(&stopped).expect("the shard is stopped");
     vec![
         ("take of a free lease", free.clone(), LeaseWrite::take(&free, &worker, id)),
         ("take of a dead owner's lease", held.clone(), LeaseWrite::take(&held, &worker, id)),
@@ -112,6 +128,15 @@ fn writes() -> Vec<(&'static str, Lease, LeaseWrite)> {
         ("end", held.clone(), LeaseWrite::release(&held, Some(Checkpoint::ShardEnd), children.clone(), id)),
         ("begin elsewhere", full(), LeaseWrite::seek(&full(), Some(&worker), NewStart::latest(Timestamp::from_millis(8)), children, id)),
         ("begin elsewhere, and stay the owner", watched.clone(), LeaseWrite::restart(&watched, NewStart::TRIM_HORIZON, id)),
+        ("prepared checkpoint", held.clone(), LeaseWrite::prepare(&held, pending(Some(b"state")), id)),
+        ("prepared checkpoint in place of another", prepared.clone(), LeaseWrite::prepare(&prepared, pending(None), id)),
+        ("prepared checkpoint that is covered", at_200.clone(), LeaseWrite::prepare(&at_200, pending(None), id)),
+        ("checkpoint below a prepared one", prepared.clone(), LeaseWrite::checkpoint(&prepared, at(150, 3), id)),
+        ("checkpoint of a prepared one", prepared.clone(), LeaseWrite::checkpoint(&prepared, at(150, 4), id)),
+        ("release with a prepared checkpoint", prepared.clone(), LeaseWrite::release(&prepared, None, BTreeSet::new(), id)),
+        ("stop", held.clone(), LeaseWrite::set_stopped(&held, Some(stop(StopReason::Operator)), id)),
+        ("resumption by the owner", stopped.clone(), LeaseWrite::set_stopped(&stopped, None, id)),
+        ("resumption from outside", stopped, resumed),
         ("request for a handoff", held, asked),
     ]
 }
@@ -339,6 +364,23 @@ pub async fn a_lease_is_deleted_only_as_seen<T: LeaseTable>(table: &T) {
         assert_eq!(row(table).await, None);
         assert!(table.delete(&seen).await.unwrap());
     }
+}
+
+/// A resumption from outside leaves a later stop alone and is recognised all the same; the owner's writes
+/// from the row before it are not refused, and their answer shows that the stop is gone.
+pub async fn a_resumption_clears_only_the_stop_that_was_seen<T: LeaseTable>(table: &T) {
+    let held = Lease { stopped: Some(stop(StopReason::SafetyValve)), ..owned(Some("a"), None) };
+    put(table, &held).await;
+    let resume = LeaseWrite::resume(&held).expect("the shard is stopped");
+    let resumed = applied(table.write(&resume).await.unwrap());
+    assert_eq!(resumed, Lease { stopped: None, ..held.clone() });
+    let renewed = applied(table.write(&LeaseWrite::renew(&held, WriteId(1))).await.unwrap());
+    assert_eq!((renewed.counter, renewed.stopped), (held.counter + 1, None));
+    let later = stop(StopReason::Processor);
+    let stopped = applied(table.write(&LeaseWrite::set_stopped(&renewed, Some(later), WriteId(2))).await.unwrap());
+    assert_eq!(stopped.stopped, Some(later));
+    assert_eq!(applied(table.write(&resume).await.unwrap()), stopped);
+    assert_eq!(row(table).await, Some(stopped));
 }
 
 /// An owner whose row was deleted and made anew is refused, even if the counter happens to be the same.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use crate::write::WriteId;
 
@@ -72,6 +72,53 @@ pub struct Suspect {
     pub begun: u32,
 }
 
+/// Why a shard was stopped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The safety valve: too many records went to the dead-letter queue.
+    SafetyValve,
+    /// The processor asked for it.
+    Processor,
+    /// A person did, through the worker.
+    Operator,
+}
+
+impl StopReason {
+    const ALL: [Self; 3] = [Self::SafetyValve, Self::Processor, Self::Operator];
+
+    /// The reason as it is stored and shown: `safety-valve`, `processor` or `operator`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SafetyValve => "safety-valve",
+            Self::Processor => "processor",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// Reads a reason as [`as_str`](Self::as_str) gives it.
+    pub(crate) fn from_stored(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// A stop of a shard that outlives the process and the term in which it was made: no owner processes
+/// records until it is cleared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Why.
+    pub reason: StopReason,
+    /// The time at which it was made. Together with the reason it tells one stop from another.
+    pub since: Timestamp,
+}
+
 /// One row of the lease table: who reads a shard, how far it is read, and how it is related to others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
@@ -87,6 +134,9 @@ pub struct Lease {
     pub owner_switches_since_checkpoint: u64,
     /// How far the shard is read (`checkpoint`, `checkpointSubSequenceNumber`).
     pub checkpoint: Checkpoint,
+    /// A checkpoint that was prepared and not committed (`pendingCheckpoint`,
+    /// `pendingCheckpointSubSequenceNumber`, `pendingCheckpointState`); absent: none is.
+    pub pending_checkpoint: Option<PendingCheckpoint>,
     /// The shards that this one came from: none, one (split), or two (merge) (`parentShardId`).
     pub parents: BTreeSet<ShardId>,
     /// The shards that this one became, once it has ended (`childShardIds`).
@@ -103,6 +153,8 @@ pub struct Lease {
     pub finished_beyond: Option<FinishedBeyond>,
     /// The last record in work alone, while records go one by one because processes have died in this shard (`rk_suspect`).
     pub suspect: Option<Suspect>,
+    /// The stop under which the shard is, whoever owns it (`rk_stop`); absent: it is processed.
+    pub stopped: Option<Stopped>,
     /// The last of our writes that changed the row's counter (`rk_wid`). Stale once a Java worker has written the row.
     pub write_id: Option<WriteId>,
 }
@@ -118,6 +170,7 @@ impl Lease {
             counter: 0,
             owner_switches_since_checkpoint: 0,
             checkpoint,
+            pending_checkpoint: None,
             parents: BTreeSet::new(),
             children: BTreeSet::new(),
             hash_range: None,
@@ -126,6 +179,7 @@ impl Lease {
             stream_created: None,
             finished_beyond: None,
             suspect: None,
+            stopped: None,
             write_id: None,
         }
     }

@@ -40,7 +40,7 @@ pub mod write;
 pub use clock::{Clock, SystemClock};
 pub use dynamodb::{DynamoDbLeaseTable, TableOptions};
 pub use entropy::Entropy;
-pub use lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
+pub use lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
 pub use memory::{InMemoryItems, InMemoryLeaseTable};
 pub use table::{LeaseListing, LeaseTable, TableError, UnreadableLease, WriteOutcome};
 pub use transaction::{RefusedItem, TransactItems, TransactItemsError, TransactOutcome};

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, FinishedBeyond, Timestamp};
+use kcl_checkpoint::{Checkpoint, FinishedBeyond, PendingCheckpoint, Timestamp};
 
-use crate::lease::{Lease, ShardId, Suspect, WorkerId};
+use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
 
 /// Marks one write of a row, so that its writer recognises it when the answer was lost. Drawn at random, never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,6 +36,8 @@ pub struct Expected {
     pub owner: Option<WorkerId>,
     /// The checkpoint owner, or that there is none.
     pub checkpoint_owner: Option<WorkerId>,
+    /// This very stop; `None`: any, or that there is none.
+    pub stopped: Option<Stopped>,
 }
 
 /// What becomes of `ownerSwitchesSinceCheckpoint`.
@@ -124,13 +126,15 @@ pub struct LeaseWrite {
     pub owner: Option<WorkerId>,
     /// The checkpoint owner that the row gets, or none.
     pub checkpoint_owner: Option<WorkerId>,
-    /// Set with every write that increments the counter. A request for a handoff has none: like the Java library's, it leaves
-    /// the counter to the owner.
+    /// Set with every write that increments the counter. A request for a handoff and a resumption have
+    /// none: they leave the counter to the owner.
     pub write_id: Option<WriteId>,
     /// What becomes of the count of owner changes.
     pub switches: Switches,
-    /// A new checkpoint; clears a pending one, as the Java library does.
+    /// A new checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// What becomes of the pending checkpoint.
+    pub pending_checkpoint: Change<PendingCheckpoint>,
     /// Child shards to note.
     pub children: BTreeSet<ShardId>,
     /// What becomes of the watermark.
@@ -139,6 +143,8 @@ pub struct LeaseWrite {
     pub finished_beyond: Change<FinishedBeyond>,
     /// What becomes of the record in work alone.
     pub suspect: Change<Suspect>,
+    /// What becomes of the stop.
+    pub stopped: Change<Stopped>,
     /// What becomes of the instant at which reading starts.
     pub initial_timestamp: Change<Timestamp>,
     /// The same, noted only if the row says nothing of it.
@@ -170,9 +176,54 @@ impl LeaseWrite {
 
     /// Moves the checkpoint, and proves that the owner is alive. Never back: of two that were asked for at once, or one after another that
     /// was not confirmed, the lower may come last.
+    ///
+    /// A pending checkpoint at or below the new one has served its purpose and is removed. One beyond
+    /// it stays: its owner is still between the two phases, and automatic checkpoints of earlier
+    /// records must not come between them.
     #[must_use]
     pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
-        Self { checkpoint: Some(checkpoint.max(held.checkpoint)), switches: Switches::Set(0), ..Self::of_term(held, write_id) }
+        let checkpoint = checkpoint.max(held.checkpoint);
+        Self {
+            checkpoint: Some(checkpoint),
+            pending_checkpoint: pending_after(held, checkpoint),
+            switches: Switches::Set(0),
+            ..Self::of_term(held, write_id)
+        }
+    }
+
+    /// Notes a prepared checkpoint, in place of an earlier one, and proves that the owner is alive. The
+    /// checkpoint and the count of owner changes stay: nothing is finished yet.
+    ///
+    /// A position that the checkpoint covers already is not noted: the row is then as if the
+    /// preparation had come before that checkpoint.
+    #[must_use]
+    pub fn prepare(held: &Lease, pending: PendingCheckpoint, write_id: WriteId) -> Self {
+        let covered = pending.checkpoint <= held.checkpoint;
+        let pending_checkpoint = if covered { Change::Keep } else { Change::Set(pending) };
+        Self { pending_checkpoint, ..Self::of_term(held, write_id) }
+    }
+
+    /// Stops the shard beyond this term, or clears its stop, and proves that the owner is alive.
+    #[must_use]
+    pub fn set_stopped(held: &Lease, stopped: Option<Stopped>, write_id: WriteId) -> Self {
+        Self { stopped: stopped.map_or(Change::Remove, Change::Set), ..Self::of_term(held, write_id) }
+    }
+
+    /// Clears this very stop of a shard, whoever owns it. Does not end the owner's term, does not touch
+    /// the counter: the owner sees it in the answer to its next write.
+    ///
+    /// `None` if the shard is not stopped. Refused if the lease has changed hands since it was seen;
+    /// a later stop is left alone.
+    #[must_use]
+    pub fn resume(seen: &Lease) -> Option<Self> {
+        let stopped = seen.stopped?;
+        let base = Self::of_term(seen, WriteId(0));
+        Some(Self {
+            expected: Expected { counter: None, stopped: Some(stopped), ..base.expected.clone() },
+            write_id: None,
+            stopped: Change::Remove,
+            ..base
+        })
     }
 
     /// Notes that this record is in work alone, before it is: should the process die of it, the next owner knows. With the checkpoint of those before it,
@@ -194,11 +245,13 @@ impl LeaseWrite {
         let next = held.next_owner().cloned();
         let finished = checkpoint.unwrap_or(held.checkpoint).is_shard_end();
         let changed = u64::from(next.is_some() && !finished);
+        let pending_checkpoint = checkpoint.map_or(Change::Keep, |checkpoint| pending_after(held, checkpoint));
         Self {
             // A finished lease needs no owner: there is nothing left to hand over.
             owner: next.filter(|_| !finished),
             checkpoint_owner: None,
             checkpoint,
+            pending_checkpoint,
             children,
             switches: match (checkpoint, changed) {
                 (Some(_), changed) => Switches::Set(changed),
@@ -210,10 +263,12 @@ impl LeaseWrite {
     }
 
     /// Begins the shard elsewhere, forwards or back, for the same owner: what the row noted of how far it was read is void.
+    /// A stop stays: whoever moves a shard has not said that its cause is removed.
     #[must_use]
     pub fn restart(held: &Lease, start: NewStart, write_id: WriteId) -> Self {
         Self {
             checkpoint: Some(start.checkpoint),
+            pending_checkpoint: Change::Remove,
             switches: Switches::Set(0),
             initial_timestamp: Change::from_to(held.initial_timestamp.as_ref(), start.instant.as_ref()),
             watermark: Change::from_to(held.watermark.as_ref(), start.finished_before().as_ref()),
@@ -238,7 +293,7 @@ impl LeaseWrite {
     pub fn request_handoff(seen: &Lease, worker: &WorkerId) -> Option<Self> {
         let owner = seen.owner.as_ref().filter(|owner| *owner != worker && seen.checkpoint_owner.is_none())?;
         Some(Self {
-            expected: Expected { counter: None, owner: Some(owner.clone()), checkpoint_owner: None },
+            expected: Expected { counter: None, owner: Some(owner.clone()), checkpoint_owner: None, stopped: None },
             owner: Some(worker.clone()),
             checkpoint_owner: Some(owner.clone()),
             write_id: None,
@@ -250,16 +305,23 @@ impl LeaseWrite {
     fn of_term(seen: &Lease, write_id: WriteId) -> Self {
         Self {
             shard_id: seen.shard_id.clone(),
-            expected: Expected { counter: Some(seen.counter), owner: seen.owner.clone(), checkpoint_owner: seen.checkpoint_owner.clone() },
+            expected: Expected {
+                counter: Some(seen.counter),
+                owner: seen.owner.clone(),
+                checkpoint_owner: seen.checkpoint_owner.clone(),
+                stopped: None,
+            },
             owner: seen.owner.clone(),
             checkpoint_owner: seen.checkpoint_owner.clone(),
             write_id: Some(write_id),
             switches: Switches::Keep,
             checkpoint: None,
+            pending_checkpoint: Change::Keep,
             children: BTreeSet::new(),
             watermark: Change::Keep,
             finished_beyond: Change::Keep,
             suspect: Change::Keep,
+            stopped: Change::Keep,
             initial_timestamp: Change::Keep,
             initial_timestamp_if_absent: None,
             stream_created_if_absent: None,
@@ -269,12 +331,14 @@ impl LeaseWrite {
     /// Whether a row shows that this very write is in effect: how a writer whose answer was lost finds out.
     ///
     /// With a write id, the row must carry it together with the counter that the write made: the id alone may have outlived a
-    /// later write of a Java worker, which does not know of it. A request for a handoff is recognised by what it asks for.
+    /// later write of a Java worker, which does not know of it. A request for a handoff is recognised by what it asks for, a
+    /// resumption by the stop being gone, whoever cleared it.
     #[must_use]
     pub fn is_in_effect(&self, row: &Lease) -> bool {
         match self.write_id {
             Some(_) if is_planted(Bug::OwnWriteNotRecognised) => false,
             Some(id) => row.write_id == Some(id) && self.expected.counter.map(|counter| counter + 1) == Some(row.counter),
+            None if self.expected.stopped.is_some() => row.stopped != self.expected.stopped,
             None => row.owner == self.owner && row.checkpoint_owner == self.checkpoint_owner,
         }
     }
@@ -284,7 +348,8 @@ impl LeaseWrite {
     pub fn apply(&self, row: &Lease) -> Option<Lease> {
         let expected = (is_planted(Bug::CounterNotChecked) || self.expected.counter.is_none_or(|counter| counter == row.counter))
             && self.expected.owner == row.owner
-            && self.expected.checkpoint_owner == row.checkpoint_owner;
+            && self.expected.checkpoint_owner == row.checkpoint_owner
+            && self.expected.stopped.is_none_or(|stopped| row.stopped == Some(stopped));
         expected.then(|| Lease {
             owner: self.owner.clone(),
             checkpoint_owner: self.checkpoint_owner.clone(),
@@ -296,10 +361,12 @@ impl LeaseWrite {
                 Switches::Set(count) => count,
             },
             checkpoint: self.checkpoint.unwrap_or(row.checkpoint),
+            pending_checkpoint: self.pending_checkpoint.apply(row.pending_checkpoint.as_ref()),
             children: if self.children.is_empty() { row.children.clone() } else { self.children.clone() },
             watermark: self.watermark.apply(row.watermark.as_ref()),
             finished_beyond: self.finished_beyond.apply(row.finished_beyond.as_ref()),
             suspect: self.suspect.apply(row.suspect.as_ref()),
+            stopped: self.stopped.apply(row.stopped.as_ref()),
             initial_timestamp: self.initial_timestamp.apply(row.initial_timestamp.as_ref()).or(self.initial_timestamp_if_absent),
             stream_created: row.stream_created.or(self.stream_created_if_absent),
             ..row.clone()
@@ -307,11 +374,19 @@ impl LeaseWrite {
     }
 }
 
+/// The pending checkpoint after a write of this checkpoint.
+fn pending_after(held: &Lease, checkpoint: Checkpoint) -> Change<PendingCheckpoint> {
+    let beyond = held.pending_checkpoint.as_ref().is_some_and(|pending| pending.checkpoint > checkpoint);
+    // Removed even if none is known: a row may hold the remains of one.
+    if beyond { Change::Keep } else { Change::Remove }
+}
+
 #[cfg(test)]
 mod tests {
     use kcl_checkpoint::ExtendedSequenceNumber;
 
     use super::*;
+    use crate::lease::StopReason;
 
     fn worker(name: &str) -> WorkerId {
         name.into()
@@ -481,5 +556,99 @@ mod tests {
         assert!(write.is_in_effect(&asked));
         // a Java worker wrote the row since: it leaves our id but moves the counter
         assert!(!write.is_in_effect(&Lease { counter: after.counter + 1, ..after }));
+    }
+
+    fn pending(number: u128) -> PendingCheckpoint {
+        PendingCheckpoint { checkpoint: at(number), state: Some(bytes::Bytes::from_static(b"state")) }
+    }
+
+    #[test]
+    fn a_pending_checkpoint_lasts_until_it_is_covered() {
+        let held = Lease { checkpoint: at(5), owner_switches_since_checkpoint: 3, ..owned_by(Some("b"), Some("a")) };
+        let prepared = LeaseWrite::prepare(&held, pending(9), WriteId(1)).apply(&held).unwrap();
+        let expected = Lease { pending_checkpoint: Some(pending(9)), counter: 8, write_id: Some(WriteId(1)), ..held.clone() };
+        assert_eq!(prepared, expected, "neither the checkpoint nor the count of owner changes moves");
+
+        let (id, none) = (WriteId(2), BTreeSet::new);
+        let free = Lease { checkpoint_owner: None, ..prepared.clone() };
+        let suspect = Suspect { record: ExtendedSequenceNumber::whole(7.into()), begun: 1 };
+        let stop = Stopped { reason: StopReason::SafetyValve, since: Timestamp::from_millis(1) };
+        let later = PendingCheckpoint { checkpoint: at(12), state: None };
+        let cases = [
+            ("take", &prepared, LeaseWrite::take(&prepared, &worker("c"), id), Some(pending(9))),
+            ("renew", &prepared, LeaseWrite::renew(&prepared, id), Some(pending(9))),
+            ("request", &free, LeaseWrite::request_handoff(&free, &worker("c")).unwrap(), Some(pending(9))),
+            ("release", &prepared, LeaseWrite::release(&prepared, None, none(), id), Some(pending(9))),
+            ("stop", &prepared, LeaseWrite::set_stopped(&prepared, Some(stop), id), Some(pending(9))),
+            ("suspect", &prepared, LeaseWrite::suspect(&prepared, suspect, None, id), Some(pending(9))),
+            ("suspect and checkpoint below", &prepared, LeaseWrite::suspect(&prepared, suspect, Some(at(6)), id), Some(pending(9))),
+            ("checkpoint below", &prepared, LeaseWrite::checkpoint(&prepared, at(8), id), Some(pending(9))),
+            ("release below", &prepared, LeaseWrite::release(&prepared, Some(at(8)), none(), id), Some(pending(9))),
+            ("another one", &prepared, LeaseWrite::prepare(&prepared, later.clone(), id), Some(later)),
+            ("another one below", &prepared, LeaseWrite::prepare(&prepared, pending(7), id), Some(pending(7))),
+            ("one that is covered", &prepared, LeaseWrite::prepare(&prepared, pending(5), id), Some(pending(9))),
+            ("checkpoint", &prepared, LeaseWrite::checkpoint(&prepared, at(9), id), None),
+            ("checkpoint beyond", &prepared, LeaseWrite::checkpoint(&prepared, at(10), id), None),
+            ("suspect and checkpoint", &prepared, LeaseWrite::suspect(&prepared, suspect, Some(at(9)), id), None),
+            ("release and checkpoint", &prepared, LeaseWrite::release(&prepared, Some(at(9)), none(), id), None),
+            ("end", &prepared, LeaseWrite::release(&prepared, Some(Checkpoint::ShardEnd), none(), id), None),
+            ("begin elsewhere", &prepared, LeaseWrite::restart(&prepared, NewStart::TRIM_HORIZON, id), None),
+            ("seek", &prepared, LeaseWrite::seek(&prepared, None, NewStart::TRIM_HORIZON, none(), id), None),
+        ];
+        for (name, row, write, expected) in cases {
+            assert_eq!(write.apply(row).unwrap().pending_checkpoint, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_stop_outlives_every_write_but_those_that_clear_it() {
+        let held = Lease { checkpoint: at(5), ..owned_by(Some("b"), Some("a")) };
+        let stop = |millis| Stopped { reason: StopReason::SafetyValve, since: Timestamp::from_millis(millis) };
+        let stopped = LeaseWrite::set_stopped(&held, Some(stop(1)), WriteId(1)).apply(&held).unwrap();
+        assert_eq!(stopped, Lease { stopped: Some(stop(1)), counter: 8, write_id: Some(WriteId(1)), ..held.clone() });
+
+        let (id, none) = (WriteId(2), BTreeSet::new);
+        let free = Lease { checkpoint_owner: None, ..stopped.clone() };
+        for (row, write, expected) in [
+            (&stopped, LeaseWrite::take(&stopped, &worker("c"), id), Some(stop(1))),
+            (&stopped, LeaseWrite::renew(&stopped, id), Some(stop(1))),
+            (&stopped, LeaseWrite::checkpoint(&stopped, at(6), id), Some(stop(1))),
+            (&stopped, LeaseWrite::prepare(&stopped, pending(6), id), Some(stop(1))),
+            (&stopped, LeaseWrite::release(&stopped, Some(at(6)), none(), id), Some(stop(1))),
+            (&free, LeaseWrite::request_handoff(&free, &worker("c")).unwrap(), Some(stop(1))),
+            (&stopped, LeaseWrite::restart(&stopped, NewStart::TRIM_HORIZON, id), Some(stop(1))),
+            (&stopped, LeaseWrite::seek(&stopped, None, NewStart::TRIM_HORIZON, none(), id), Some(stop(1))),
+            (&stopped, LeaseWrite::set_stopped(&stopped, Some(stop(2)), id), Some(stop(2))),
+            (&stopped, LeaseWrite::set_stopped(&stopped, None, id), None),
+            (&stopped, LeaseWrite::resume(&stopped).unwrap(), None),
+        ] {
+            assert_eq!(write.apply(row).unwrap().stopped, expected, "{write:?}");
+        }
+    }
+
+    #[test]
+    fn a_resumption_from_outside_clears_the_stop_that_was_seen_and_nothing_else() {
+        let stop = |millis| Some(Stopped { reason: StopReason::Processor, since: Timestamp::from_millis(millis) });
+        let held = Lease { stopped: stop(1), pending_checkpoint: Some(pending(9)), ..owned_by(Some("b"), Some("a")) };
+        let resume = LeaseWrite::resume(&held).unwrap();
+        assert_eq!(resume.apply(&held), Some(Lease { stopped: None, ..held.clone() }));
+        assert_eq!(LeaseWrite::resume(&Lease { stopped: None, ..held.clone() }), None);
+
+        // The owner's writes, made before or after it, are not refused, and do not bring the stop back.
+        let resumed = resume.apply(&held).unwrap();
+        for write in [LeaseWrite::renew(&held, WriteId(1)), LeaseWrite::checkpoint(&held, at(6), WriteId(1))] {
+            let after = write.apply(&resumed).unwrap();
+            assert_eq!((after.counter, after.stopped), (8, None));
+            assert!(resume.is_in_effect(&after));
+        }
+        // However often the owner wrote, it is still the same stop; a later one is another.
+        assert!(resume.apply(&Lease { counter: 99, ..held.clone() }).is_some());
+        let later = Lease { stopped: stop(2), ..held.clone() };
+        assert_eq!(resume.apply(&later), None);
+        assert!(resume.is_in_effect(&later), "the stop that was seen is gone");
+        // A lease that changed hands is looked at again.
+        let moved = Lease { owner: Some(worker("c")), ..held };
+        assert_eq!(resume.apply(&moved), None);
+        assert!(!resume.is_in_effect(&moved));
     }
 }

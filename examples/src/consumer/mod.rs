@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
     let mut arguments: Vec<_> = std::env::args_os().collect();
     if arguments.get(1).is_some_and(|first| first == "redrive") {
         arguments.remove(1);
-        let options = RedriveOptions::parse_from(arguments);
+        let options = RedriveOptions::from_arguments(arguments).unwrap_or_else(|error| error.exit());
         log_to_standard_error(options.common.log_format);
         return in_a_runtime(redrive::redrive(options));
     }

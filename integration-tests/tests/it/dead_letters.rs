@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kcl_core::{
-    DeadLetterError, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardState, SqsDeadLetterQueue,
-    WorkerBuilder, WorkerError, async_trait,
+    DeadLetter, DeadLetterError, DeadLetterQueue, KinesisDeadLetterQueue, Outcome, ProcessError, ProcessResult, RecordBatch,
+    RecordProcessor, ShardContext, ShardState, SqsDeadLetterQueue, WorkerBuilder, WorkerError, async_trait,
 };
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
@@ -104,6 +104,103 @@ async fn poison_goes_to_the_queue_and_its_neighbours_are_delivered_once() {
     assert_eq!(ledger.payloads(), sound);
     assert_eq!(ledger.duplicates(), []);
     ledger.assert_ordered();
+}
+
+/// An aggregate of these keys and payloads, whatever the keys are. All texts are short.
+fn aggregate(records: &[(&[u8], &str)]) -> Vec<u8> {
+    use md5::Digest as _;
+    let field = |number: u8, content: &[u8]| {
+        let length = u16::try_from(content.len()).unwrap();
+        // A number of two bytes, whether it needs them or not.
+        let length = [u8::try_from(length & 0x7f).unwrap() | 0x80, u8::try_from(length >> 7).unwrap()];
+        [&[number << 3 | 2][..], &length, content].concat()
+    };
+    let keys = records.iter().flat_map(|(key, _)| field(1, key));
+    let records = (0..).zip(records).flat_map(|(index, (_, data))| field(3, &[&[0x08, index][..], &field(3, data.as_bytes())].concat()));
+    let message: Vec<u8> = keys.chain(records).collect();
+    [&[0xF3, 0x89, 0x9A, 0xC2][..], &message, &md5::Md5::digest(&message)].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_keys_in_an_aggregate_hold_nothing_up_without_any_queue() {
+    let world = World::with_shards(1).await;
+    let too_long = "k".repeat(257);
+    let odd: [&[u8]; 3] = [b"", too_long.as_bytes(), &[b'k', 0xff]];
+    let mut expected = Vec::new();
+    for (number, key) in odd.into_iter().enumerate() {
+        let payloads = ["before", "odd", "after"].map(|place| format!("{place}:{number}"));
+        let data = aggregate(&[(b"good", &payloads[0]), (key, &payloads[1]), (b"good", &payloads[2])]);
+        let put = world.kinesis.put_record().stream_name(&world.stream).partition_key("k");
+        put.data(aws_sdk_kinesis::primitives::Blob::new(data)).send().await.unwrap();
+        expected.extend(payloads);
+    }
+    let ledger = Ledger::default();
+    let worker = Running::start(world.worker("a", &ledger)).await;
+    ledger.has_all(&expected.iter().cloned().collect()).await;
+    worker.stop().await.unwrap();
+    let deliveries = ledger.deliveries();
+    let payloads: Vec<_> = deliveries.iter().map(|delivery| delivery.payload.clone()).collect();
+    assert_eq!(payloads, expected, "all of them, once, in their order");
+    // A key that is no text is none.
+    let keys: Vec<_> = deliveries.iter().skip(1).step_by(3).map(|delivery| delivery.key.as_str()).collect();
+    assert_eq!(keys, ["", too_long.as_str(), ""]);
+}
+
+/// A queue of a user's own that panics wherever it is told to.
+#[derive(Debug)]
+struct Panicking {
+    in_check: bool,
+    sends: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl DeadLetterQueue for Panicking {
+    async fn check(&self) -> Result<(), DeadLetterError> {
+        assert!(!self.in_check, "a check that panics");
+        Ok(())
+    }
+
+    async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>> {
+        let sent = self.sends.fetch_add(1, Ordering::SeqCst);
+        assert!(sent >= 3, "a send that panics");
+        vec![Ok(()); letters.len()]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_panics_is_one_that_is_away() {
+    let world = World::with_shards(1).await;
+    let ledger = Ledger::default();
+    let sends = Arc::<AtomicU32>::default();
+    let queue = |in_check| Panicking { in_check, sends: Arc::clone(&sends) };
+    let refused = world.worker("a", &ledger).dead_letter_queue(queue(true)).build().await.unwrap_err();
+    assert!(matches!(&refused, WorkerError::DeadLetter(DeadLetterError::Unavailable { .. })), "{refused:?}");
+    assert!(refused.to_string().contains("Panicking") && refused.to_string().contains("panicked"), "{refused}");
+
+    world.put(FIRST, "a", "poison:0").await;
+    world.put(FIRST, "a", "a:1").await;
+    let worker = Running::start(world.worker("a", &ledger).dead_letter_queue(queue(false))).await;
+    ledger.has_all(&set(["a:1"])).await;
+    let status = worker.handle.status();
+    let shard = &status.shards[&FIRST.into()];
+    assert_eq!((shard.dead_letters, sends.load(Ordering::SeqCst)), (1, 4), "the same consumer has tried until it was accepted");
+    worker.stop().await.unwrap();
+    assert_eq!(ledger.duplicates(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_stream_that_is_the_workers_own_source_is_refused() {
+    let world = World::with_shards(1).await;
+    let described = world.kinesis.describe_stream_summary().stream_name(&world.stream).send().await.unwrap();
+    let arn = described.stream_description_summary.unwrap().stream_arn;
+    let ledger = Ledger::default();
+    for own in [&world.stream, &arn] {
+        let queue = KinesisDeadLetterQueue::new(&world.config, own);
+        let refused = world.worker("a", &ledger).dead_letter_queue(queue).build().await.unwrap_err();
+        assert!(matches!(&refused, WorkerError::DeadLetter(DeadLetterError::FeedsItsSource { stream }) if *stream == arn), "{refused:?}");
+    }
+    let tables = world.dynamodb.list_tables().send().await.unwrap();
+    assert!(!tables.table_names().contains(&world.application), "no work was begun");
 }
 
 #[tokio::test(flavor = "multi_thread")]

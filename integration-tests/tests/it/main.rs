@@ -1,6 +1,7 @@
 //! Whole fleets over the wire. One binary; each module is a subject.
 
 mod bad_input;
+mod blocking;
 mod checkpoints;
 mod dead_letter_queues;
 mod dead_letters;

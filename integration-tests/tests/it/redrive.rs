@@ -124,7 +124,7 @@ async fn poison_is_parked_redriven_and_processed_in_spite_of_faults() {
     scene.fault(Fault::ServerError, Service::S3, "GetObject", 1);
     let target = StreamTarget::new(&scene.world.config, &scene.world.stream);
     let redrive = Redrive::new(SqsLetters::new(&scene.world.config, "letters"), target).blob_store(scene.bucket());
-    let report = redrive.delete_blobs(true).run().await;
+    let report = redrive.delete_blobs(true).run().await.unwrap();
     assert_eq!((report.accepted, report.stayed, report.blobs_deleted, report.stopped), (5, 0, 1, None));
 
     scene.ledger.has_all(&numbers(0..10)).await;
@@ -184,10 +184,67 @@ async fn the_program_redrives_what_it_is_told_to() {
     assert_eq!(output.status.code(), Some(2));
     let missing = tokio::time::timeout(Duration::from_secs(60), async {
         let mut command = program(&scene.world);
-        command.args(["redrive", "--from-queue", "no-such-queue", "--to-stream", "orders"]);
+        command.args(["redrive", "--from-queue", "no-such-queue", "--to-stream", &scene.world.stream]);
         command.output().await.unwrap()
     });
     let missing = missing.await.unwrap();
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no-such-queue"), "{missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_refuses_what_could_do_nothing_and_counts_what_is_invisible() {
+    let scene = Scene::new().await;
+    let run = async |flags: &str| {
+        let mut command = program(&scene.world);
+        command.args(["redrive", "--from-queue", "letters"]).args(flags.split_whitespace());
+        let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let stream = &scene.world.stream;
+    for (flags, code, said) in [
+        ("--to-stream nostream".to_owned(), 1, "`nostream` does not exist"),
+        (format!("--to-stream {stream} --kind poisn"), 2, "process_death"),
+        (format!("--to-stream {stream} --key-sha256 zz"), 2, "--key-sha256"),
+        (format!("--to-stream {stream} --limit 0"), 2, "--limit"),
+        (format!("--to-stream {stream} --failed-from 2000 --failed-before 1000"), 2, "--failed-before"),
+    ] {
+        let (status, stderr) = run(&flags).await;
+        assert!(status == Some(code) && stderr.contains(said), "{flags}: {status:?}, {stderr}");
+    }
+    let receives = |scene: &Scene| scene.world.local.as_ref().unwrap().faults().requests_of(Service::Sqs, "ReceiveMessage");
+    assert_eq!(receives(&scene), 0, "before any work");
+
+    // A letter that a run has received before it was killed.
+    scene.sqs.send_message().queue_url(&scene.url).message_body("a letter").send().await.unwrap();
+    scene.sqs.receive_message().queue_url(&scene.url).visibility_timeout(600).send().await.unwrap();
+    let (status, stderr) = run(&format!("--to-stream {stream}")).await;
+    assert!(status == Some(1) && stderr.contains("1 letters are invisible"), "{status:?}, {stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_puts_letters_of_another_stream_back_on_request_only() {
+    let scene = Scene::new().await;
+    scene.publish().await;
+    let worker = scene.worker().await;
+    eventually("five letters", async || (scene.left().await.0 == "5").then_some(())).await;
+    worker.stop().await.unwrap();
+    let kinesis = aws_sdk_kinesis::Client::new(&scene.world.config);
+    kinesis.create_stream().stream_name("another").shard_count(1).send().await.unwrap();
+
+    let redrive = async |flags: &str| {
+        let mut command = program(&scene.world);
+        command.args(["redrive", "--from-queue", "letters", "--payload-bucket", "payloads", "--to-stream", "another"]);
+        let output = command.args(flags.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped()).output().await.unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    for flags in ["--dry-run", ""] {
+        let (status, stdout) = redrive(flags).await;
+        assert_eq!(status, Some(1), "{stdout}");
+        assert_eq!(stdout.matches("a record of another stream").count(), 5, "{stdout}");
+    }
+    assert_eq!(scene.left().await, ("5".into(), "0".into()));
+    let (status, stdout) = redrive("--from-other-streams").await;
+    assert_eq!(status, Some(0), "{stdout}");
+    assert_eq!(scene.left().await, ("0".into(), "0".into()));
 }

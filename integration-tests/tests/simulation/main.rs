@@ -2,12 +2,17 @@
 //!
 //! A binary apart from the tests over the wire: those wait for real time, and these leave them none.
 
+mod blocking;
 mod bounds;
 mod commits;
 mod crash_points;
 mod delays;
 mod fleet;
+mod lease_keeping;
+mod prepared;
 mod processing;
+mod reading;
 mod runs;
 mod seek;
 mod stale_listing;
+mod users;

@@ -44,7 +44,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
         5 => unknown(),
         1 => prop_oneof!["", "[0-9]{38,40}", "\\PC{0,3}"].prop_map(|text| explicit_hash_key(&text)),
         1 => prop::collection::vec(any::<u8>(), 0..4).prop_map(partition_key),
-        1 => Just(partition_key("k".repeat(257))),
+        1 => prop_oneof![Just(257), Just(4096), Just(4097)].prop_map(|length| partition_key("k".repeat(length))),
     ];
     let keys = prop_oneof![3 => Just(3), 1 => 0..3usize];
     (keys, prop::collection::vec(field, 0..20))

@@ -32,7 +32,7 @@ proptest! {
             return Err(TestCaseError::fail("an aggregate"));
         };
         let unpacked: Vec<Record> = aggregate.sub_records()
-            .map(|r| (r.partition_key.as_str().to_owned(), r.explicit_hash_key, r.data.to_vec()))
+            .map(|r| (r.partition_key.as_ref().unwrap().as_str().to_owned(), r.explicit_hash_key, r.data.to_vec()))
             .collect();
         prop_assert_eq!(unpacked, records);
     }

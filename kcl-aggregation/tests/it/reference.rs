@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use kcl_aggregation::{Aggregate, BrokenAggregate, Rules};
+use kcl_aggregation::{Aggregate, BrokenAggregate, LONGEST_TOLD_KEY, Rules};
 use md5::{Digest as _, Md5};
 use prost::Message;
 
@@ -34,7 +34,7 @@ struct DecodedRecord {
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct SubRecord {
-    partition_key: String,
+    partition_key: Option<String>,
     explicit_hash_key: Option<u128>,
     data: Vec<u8>,
     outside_range: bool,
@@ -54,31 +54,30 @@ pub(crate) fn expected(message: &[u8]) -> Verdict {
     if decoded.records.iter().any(|record| record.partition_key.is_none() || record.data.is_none()) {
         return Verdict::Unparsable;
     }
-    let partition_keys: Option<Vec<String>> = decoded.partition_keys.into_iter().map(partition_key).collect();
     let explicit_hash_keys: Option<Vec<u128>> = decoded.explicit_hash_keys.into_iter().map(hash_key).collect();
-    let (Some(partition_keys), Some(explicit_hash_keys)) = (partition_keys, explicit_hash_keys) else { return Verdict::Broken };
+    let Some(explicit_hash_keys) = explicit_hash_keys else { return Verdict::Broken };
     let sub_records: Option<Vec<_>> =
-        decoded.records.into_iter().map(|record| sub_record(record, &partition_keys, &explicit_hash_keys)).collect();
+        decoded.records.into_iter().map(|record| sub_record(record, &decoded.partition_keys, &explicit_hash_keys)).collect();
     sub_records.filter(|records| !records.is_empty()).map_or(Verdict::Broken, Verdict::Whole)
 }
 
-fn partition_key(key: Vec<u8>) -> Option<String> {
-    String::from_utf8(key).ok().filter(|key| (1..=256).contains(&key.chars().count()))
+fn told(key: &[u8]) -> Option<String> {
+    String::from_utf8(key.to_vec()).ok().filter(|key| key.len() <= LONGEST_TOLD_KEY)
 }
 
 fn hash_key(key: Vec<u8>) -> Option<u128> {
     String::from_utf8(key).ok().filter(|key| key.len() <= 39 && key.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
-fn sub_record(record: DecodedRecord, partition_keys: &[String], explicit_hash_keys: &[u128]) -> Option<SubRecord> {
+fn sub_record(record: DecodedRecord, partition_keys: &[Vec<u8>], explicit_hash_keys: &[u128]) -> Option<SubRecord> {
     let at = |index: u64| usize::try_from(index).expect("a target with 64 bits");
-    let partition_key = partition_keys.get(at(record.partition_key?))?.clone();
+    let partition_key = partition_keys.get(at(record.partition_key?))?;
     let explicit_hash_key = match record.explicit_hash_key {
         Some(index) => Some(*explicit_hash_keys.get(at(index))?),
         None => None,
     };
-    let hash = explicit_hash_key.unwrap_or_else(|| u128::from_be_bytes(Md5::digest(&partition_key).into()));
-    Some(SubRecord { partition_key, explicit_hash_key, data: record.data?, outside_range: !RANGE.contains(&hash) })
+    let hash = explicit_hash_key.unwrap_or_else(|| u128::from_be_bytes(Md5::digest(partition_key).into()));
+    Some(SubRecord { partition_key: told(partition_key), explicit_hash_key, data: record.data?, outside_range: !RANGE.contains(&hash) })
 }
 
 /// What a message is by this crate.
@@ -96,7 +95,7 @@ pub(crate) fn walked(aggregate: &Aggregate) -> Vec<SubRecord> {
     let walk = aggregate.sub_records().enumerate().map(|(index, record)| {
         assert_eq!(record.sub_sequence_number, index as u64);
         SubRecord {
-            partition_key: record.partition_key.as_str().to_owned(),
+            partition_key: record.partition_key.as_ref().map(|key| key.as_str().to_owned()),
             explicit_hash_key: record.explicit_hash_key,
             data: record.data.to_vec(),
             outside_range: record.outside_range,

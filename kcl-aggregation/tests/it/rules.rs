@@ -1,7 +1,7 @@
 //! Each rule by which a payload is judged.
 
 use bytes::Bytes;
-use kcl_aggregation::{BrokenAggregate, Disaggregated, Malformed, Rules, Unparsable, disaggregate};
+use kcl_aggregation::{BrokenAggregate, Disaggregated, LONGEST_TOLD_KEY, Malformed, PartitionKey, Rules, Unparsable, disaggregate};
 
 use crate::wire::{bytes, explicit_hash_key, number, open, partition_key, plain_record, record, seal};
 
@@ -58,9 +58,6 @@ fn each_fault_is_named() {
             [&good[..], &plain_record(0, Some(1), b"")].concat(),
             BrokenAggregate::ExplicitHashKeyIndex { sub_record: 1, index: 1, keys: 1 },
         ),
-        (partition_key([b'k', 0xff]), good.clone(), BrokenAggregate::PartitionKeyNotUtf8 { key: 0 }),
-        ([&key[..], &partition_key("")].concat(), good.clone(), BrokenAggregate::PartitionKeyEmpty { key: 1 }),
-        (partition_key("k".repeat(257)), good.clone(), BrokenAggregate::PartitionKeyTooLong { key: 0 }),
         ([&key[..], &explicit_hash_key("")].concat(), good.clone(), BrokenAggregate::ExplicitHashKey { key: 0 }),
         (
             [&key[..], &explicit_hash_key("0"), &explicit_hash_key("340282366920938463463374607431768211456")].concat(),
@@ -101,12 +98,12 @@ fn a_message_that_is_no_protobuf_is_broken_where_it_stops_to_be() {
 fn what_can_not_be_parsed_is_an_ordinary_record_unless_rules_say_otherwise() {
     let strict = Rules { unparsable: Unparsable::Broken, ..Rules::default() };
     let key = partition_key("k");
-    let bad_key = partition_key([0xff]);
+    let bad_hash_key = explicit_hash_key("x");
     let table = [
         ("garbage", vec![0xff; 5], true),
         ("a required field is missing", [&key[..], &record([number(1, 0)])].concat(), true),
-        ("garbage after a bad key", [&bad_key[..], &[0xff]].concat(), true),
-        ("a bad key", [&bad_key[..], &plain_record(0, None, b"")].concat(), false),
+        ("garbage after a bad hash key", [&bad_hash_key[..], &[0xff]].concat(), true),
+        ("a bad hash key", [&key[..], &bad_hash_key, &plain_record(0, None, b"")].concat(), false),
         ("a bad index", [&key[..], &plain_record(1, None, b"")].concat(), false),
         ("nothing in it", key.clone(), false),
     ];
@@ -148,7 +145,50 @@ fn what_the_format_allows_is_read() {
     ];
     for (name, message) in table {
         assert_eq!(datas(&message), [&b"x"[..]], "{name}");
-        assert_eq!(open(&message).unwrap().sub_records().next().unwrap().partition_key.as_str(), "k", "{name}");
+        let first = open(&message).unwrap().sub_records().next().unwrap();
+        assert_eq!(first.partition_key.as_ref().map(PartitionKey::as_str), Some("k"), "{name}");
+    }
+}
+
+#[test]
+fn an_odd_partition_key_concerns_its_own_sub_records_alone() {
+    let (too_long, longest, untold) = ("k".repeat(257), "k".repeat(LONGEST_TOLD_KEY), "k".repeat(LONGEST_TOLD_KEY + 1));
+    let table: [(&[u8], Option<&str>); 7] = [
+        (b"", Some("")),
+        (too_long.as_bytes(), Some(&too_long)),
+        (longest.as_bytes(), Some(&longest)),
+        (untold.as_bytes(), None),
+        (&[b'k', 0xff], None),
+        (&[0xed, 0xa0, 0x80], None),
+        (&[0xf0, 0x9f, 0x94], None),
+    ];
+    for (odd, told) in table {
+        // Two sub-records of the odd key, between those of a good one; the table's last key is used by nobody.
+        let message = [
+            partition_key("good"),
+            partition_key(odd),
+            partition_key([0xff]),
+            plain_record(0, None, b"before"),
+            plain_record(1, None, b"odd"),
+            plain_record(1, None, b"odd too"),
+            plain_record(0, None, b"after"),
+        ];
+        let seal = seal(&message.concat());
+        for range in [None, Some(0..=u128::MAX), Some(0..=0)] {
+            let Disaggregated::Aggregate(aggregate) = disaggregate(&seal, range.as_ref(), &Rules::default()) else {
+                panic!("{odd:02x?} is no reason to set the aggregate aside")
+            };
+            let walked: Vec<_> = aggregate.sub_records().collect();
+            let seen: Vec<_> = walked
+                .iter()
+                .map(|one| (one.sub_sequence_number, one.partition_key.as_ref().map(PartitionKey::as_str), &one.data[..]))
+                .collect();
+            let expected: [(_, _, &[u8]); 4] =
+                [(0, Some("good"), b"before"), (1, told, b"odd"), (2, told, b"odd too"), (3, Some("good"), b"after")];
+            assert_eq!(seen, expected);
+            let outside = if range == Some(0..=0) { 4 } else { 0 };
+            assert_eq!(aggregate.outside_range(), outside);
+        }
     }
 }
 
@@ -159,7 +199,7 @@ fn keys_and_data_are_parts_of_the_payload() {
     let within = payload.as_ptr_range();
     for sub_record in aggregate.sub_records() {
         assert!(within.contains(&sub_record.data.as_ptr()));
-        assert!(within.contains(&sub_record.partition_key.as_str().as_ptr()));
+        assert!(within.contains(&sub_record.partition_key.unwrap().as_str().as_ptr()));
     }
 }
 
@@ -183,7 +223,7 @@ fn neither_errors_nor_debug_output_show_keys_or_payloads() {
     let sub_record = walk.clone().next().unwrap();
     let shown =
         format!("{aggregate:?} {walk:?} {sub_record:?} {:?} {:?}", sub_record.partition_key, Disaggregated::Aggregate(aggregate.clone()));
-    let broken = [partition_key("SECRET".repeat(50)), explicit_hash_key("SECRET"), plain_record(0, None, b"SECRET")].concat();
+    let broken = [partition_key("SECRET"), explicit_hash_key("SECRET"), plain_record(0, None, b"SECRET")].concat();
     for text in [shown, error(&broken).to_string(), format!("{:?}", error(&broken)), error(&broken[..broken.len() - 1]).to_string()] {
         for secret in ["SECRET", "987654321", "83, 69, 67"] {
             assert!(!text.contains(secret), "{text}");

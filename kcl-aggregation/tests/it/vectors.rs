@@ -32,7 +32,7 @@ fn sub_records_are_what_the_vectors_say() {
         assert_eq!(aggregate.len(), expected.len(), "{name}");
         for (sub_record, expected) in aggregate.into_iter().zip(expected) {
             assert_eq!(sub_record.sub_sequence_number, expected["sub_sequence"], "{name}");
-            assert_eq!(sub_record.partition_key.as_str(), expected["partition_key"], "{name}");
+            assert_eq!(sub_record.partition_key.unwrap().as_str(), expected["partition_key"], "{name}");
             assert_eq!(sub_record.explicit_hash_key, hash_key(&expected["explicit_hash_key"]), "{name}");
             assert_eq!(sub_record.data, payload(&expected["data"]), "{name}");
         }

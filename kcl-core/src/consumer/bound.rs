@@ -1,6 +1,7 @@
 //! Reading up to a bound: what arrived at that time or later stays for whoever reads on.
 //!
 //! A shard has reached the bound with the first record that arrived then or later, or at its tip once that time has come, by what was asked for after it.
+//! (A server that does not say where the tip is: see `retrieval/polling/tip.rs`.)
 //! When all before is finished its processors are asked to finish, as when a shard is handed over, and the lease is freed with the last checkpoint. Its
 //! watermark then says that all before the bound is finished: workers with this bound leave such a lease alone, and end when all are so.
 

@@ -84,7 +84,7 @@ impl ShardConsumer {
                 && let Some(reached) = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()))
             {
                 // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
-                self.hold.shard.checkpointer.note_delivered(reached);
+                self.hold.control.note_delivered(reached);
             }
             self.work.probing = is_probe;
             self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard);
@@ -171,7 +171,7 @@ impl ShardConsumer {
             }
         }
         if let Some(checkpoint) = checkpoint {
-            self.hold.shard.checkpointer.note_written(checkpoint);
+            self.hold.control.note_written(checkpoint);
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl ShardConsumer {
         self.processed(group, &finished);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
-            self.hold.shard.checkpointer.note_failed_after(self.prefix.acked());
+            self.hold.control.note_failed_after(self.prefix.acked());
         }
         let mut hold = Hold::default();
         if wait && !is_probe {
@@ -330,7 +330,7 @@ impl ShardConsumer {
         if let Some(acked) = acked.filter(|_| !self.work.rewind.is_due()) {
             // With several lanes others are in work beyond it. With one it may be more than what a processor was given: dead letters, what an earlier term
             // had finished, dropped aggregates.
-            checkpointer.note_delivered(acked);
+            self.hold.control.note_delivered(acked);
         }
         self.hold.shared.status.update(self.hold.shard.shard_id(), |status| {
             status.finished = acked;

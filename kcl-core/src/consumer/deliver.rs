@@ -88,7 +88,9 @@ impl ShardConsumer {
             return Err(stop);
         }
         let now = Instant::now();
+        self.look_at_stop();
         self.look_at_flow();
+        self.write_stop(now).await?;
         if self.work.gather_until.is_some_and(|until| until <= now) {
             self.take_acknowledged();
         }
@@ -133,6 +135,10 @@ impl ShardConsumer {
                 Ok(()) => Event::Look,
                 Err(_) => return Err(Stop::Ended),
             },
+            changed = self.hold.term.stopped_other_than(self.work.stop_note.seen()) => match changed {
+                Ok(_) => Event::Look,
+                Err(_) => return Err(Stop::Ended),
+            },
             () = sleep_until(wake) => Event::Look,
             answer = next(ahead) => Event::Fetched(answer),
             () = sleep_until(read_by) => Event::Overdue,
@@ -143,9 +149,7 @@ impl ShardConsumer {
             Event::Look => {}
             Event::Overdue => {
                 self.work.waiting_since = None;
-                tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
-                self.work.read_failing = true;
-                self.not_cut_off()?;
+                self.reading_is_overdue()?;
             }
             Event::Fetched(answer) => {
                 self.work.waiting_since = None;
@@ -207,6 +211,7 @@ impl ShardConsumer {
         let paused = self.hold.shared.flow.paused(self.hold.shard.shard_id());
         if paused.is_none() {
             self.open_valve();
+            self.resumed();
         }
         if paused != self.work.paused {
             match paused {

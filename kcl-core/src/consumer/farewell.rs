@@ -22,8 +22,10 @@ use crate::status::ShardState;
 
 /// The part of the handoff or shutdown timeout that calls under way have.
 const CALLS: f64 = 0.8;
-/// The part of it after which the processors have been told; the rest is for the release.
+/// The part of it after which the processors have been told; what follows is for the release.
 const FAREWELL: f64 = 0.9;
+/// The part of it after which they have also heard that the lease is gone.
+const ENDED: f64 = 0.98;
 
 /// The time that calls have once their term is over.
 fn grace(lease_duration: Duration) -> Duration {
@@ -35,12 +37,14 @@ fn grace(lease_duration: Duration) -> Duration {
 pub(super) struct Farewell {
     calls_by: Instant,
     told_by: Instant,
+    ended_by: Instant,
 }
 
 impl Farewell {
     fn within(timeout: Duration) -> Self {
         let now = Instant::now();
-        Self { calls_by: now + timeout.mul_f64(CALLS), told_by: now + timeout.mul_f64(FAREWELL) }
+        let after = |part: f64| now + timeout.mul_f64(part);
+        Self { calls_by: after(CALLS), told_by: after(FAREWELL), ended_by: after(ENDED) }
     }
 }
 
@@ -123,7 +127,9 @@ impl ShardConsumer {
     /// Tells the processors that the shard is not theirs any more.
     pub(super) async fn lease_lost(&mut self) {
         let deadline = self.hold.shared.processing.callbacks.lease_lost;
-        self.tell_all(Callback::LeaseLost, deadline, Instant::now() + deadline).await;
+        let by = Instant::now() + deadline;
+        let by = self.farewell.map_or(by, |farewell| by.min(farewell.ended_by));
+        self.tell_all(Callback::LeaseLost, deadline, by).await;
     }
 
     /// Makes a last call on all lanes at once, and cuts off those that have not ended by then.

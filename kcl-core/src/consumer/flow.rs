@@ -62,6 +62,13 @@ impl Flow {
         });
     }
 
+    /// Ends what the shard was stopped for; a pause that was asked for stays.
+    pub(crate) fn end_stop(&self, shard: &ShardId) {
+        self.change(|state| {
+            state.stopped.remove(shard);
+        });
+    }
+
     /// The processor pauses its shard: until it is resumed, or its term ends.
     pub(crate) fn pause_for_term(&self, shard: &ShardId) {
         self.stop_shard(shard, PauseReason::Asked);

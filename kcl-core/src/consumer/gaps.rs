@@ -1,7 +1,10 @@
 //! Reads that fail, shards that are gone, and records that may have been trimmed unread.
 
+use std::time::Duration;
+
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::{Clock as _, Lease};
+use tokio::time::Instant;
 
 use super::deliver::REMINDER;
 use super::start::{Gap, StartFilter, starting_position};
@@ -48,15 +51,30 @@ impl ShardConsumer {
     /// `Err`: nothing of the stream reaches this worker, and another one may do better.
     pub(super) fn not_cut_off(&self) -> Result<(), Stop> {
         let shared = &self.hold.shared;
-        if !is_planted(Bug::CutOffKeepsLeases) && shared.reading.is_cut_off(self.looked, shared.clock.boot_time()) {
+        if !is_planted(Bug::CutOffKeepsLeases) && shared.reading.is_cut_off(self.hold.shard.shard_id(), shared.clock.boot_time()) {
             tracing::error!("this worker reads nothing of the stream; the shard is left to another one");
             return Err(Stop::LetGo);
         }
         Ok(())
     }
 
+    /// No answer has come for a while: reading fails, unless the reader waits for its pace.
+    pub(super) fn reading_is_overdue(&mut self) -> Result<(), Stop> {
+        let shared = &self.hold.shared;
+        let failing = shared.reading.failing_for(self.hold.shard.shard_id(), shared.clock.boot_time());
+        // It is asked again when the time for which reading fails has grown to the next whole reminder.
+        let since_whole = Duration::from_millis(u64::try_from(failing.as_millis() % REMINDER.as_millis()).unwrap_or_default());
+        self.work.waiting_since = Instant::now().checked_sub(since_whole);
+        if failing < REMINDER {
+            return Ok(());
+        }
+        tracing::error!("the shard could not be read for {REMINDER:?}; trying on");
+        self.work.read_failing = true;
+        self.not_cut_off()
+    }
+
     pub(super) async fn read_failed(&mut self, error: &StreamError) -> Result<(), Stop> {
-        if let (StreamError::InvalidArgument { .. }, Some(gap)) = (error, self.filter.refused()) {
+        if let (StreamError::StartRefused { .. }, Some(gap)) = (error, self.filter.refused()) {
             tracing::warn!(%error, "the checkpoint's record is not known to the shard");
             self.after_gap(gap).await?;
             return Err(Stop::Reopen(StartingPosition::TrimHorizon));

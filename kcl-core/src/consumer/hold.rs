@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kcl_checkpoint::CheckpointControl;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::term::{Term, TermStatus};
@@ -17,6 +18,7 @@ pub(super) struct Hold {
     pub(super) shared: Arc<Shared>,
     pub(super) term: Term,
     pub(super) shard: Arc<ShardContext>,
+    pub(super) control: CheckpointControl,
 }
 
 impl Hold {

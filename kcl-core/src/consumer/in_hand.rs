@@ -115,12 +115,16 @@ mod tests {
         Record::new(number.into(), Some("p".into()), Bytes::copy_from_slice(data.as_bytes()), None)
     }
 
-    /// A right envelope around an aggregate without records.
-    fn broken(number: u128) -> Record {
+    /// An aggregate with this message: a right envelope around it.
+    fn sealed(number: u128, message: &[u8]) -> Record {
         use md5::Digest as _;
-        let message = [0x0a, 1, b'k'];
         let digest = md5::Md5::digest(message);
-        Record::new(number.into(), None, [&[0xF3, 0x89, 0x9A, 0xC2][..], &message, &digest].concat().into(), None)
+        Record::new(number.into(), None, [&[0xF3, 0x89, 0x9A, 0xC2][..], message, &digest].concat().into(), None)
+    }
+
+    /// An aggregate without records.
+    fn broken(number: u128) -> Record {
+        sealed(number, &[0x0a, 1, b'k'])
     }
 
     fn all(in_hand: &mut InHand) -> Vec<String> {
@@ -140,6 +144,25 @@ mod tests {
         let broken = "3 broken: the aggregate has no sub-records";
         assert_eq!(all(&mut in_hand), ["1 one", "2 x0", "2/1 y1", broken, "4 four"]);
         assert!(in_hand.is_empty());
+    }
+
+    #[test]
+    fn an_odd_key_in_an_aggregate_takes_no_other_record_along() {
+        let key = |key: &[u8]| [&[0x0a, u8::try_from(key.len()).unwrap()], key].concat();
+        let record = |key: u8, data: u8| [0x1a, 5, 0x08, key, 0x1a, 1, data];
+        let tables = [key(b"good"), key(b""), key(&[b'k', 0xff])].concat();
+        let records = [record(0, b'a'), record(1, b'b'), record(2, b'c'), record(0, b'd')].concat();
+        let mut in_hand = InHand::new(Aggregated::default(), None);
+        in_hand.put(vec![sealed(2, &[tables, records].concat()), plain(3, "three")]);
+        let mut seen = Vec::new();
+        while let Some(item) = in_hand.next() {
+            let Item::Record(record) = item else { panic!("{item:?}") };
+            seen.push((record.position().to_string(), record.partition_key().map(str::to_owned), record.data().clone()));
+        }
+        let expected =
+            [("2", Some("good"), "a"), ("2/1", Some(""), "b"), ("2/2", None, "c"), ("2/3", Some("good"), "d"), ("3", Some("p"), "three")];
+        let expected = expected.map(|(at, key, data)| (at.to_owned(), key.map(str::to_owned), Bytes::from(data)));
+        assert_eq!(seen, expected);
     }
 
     #[test]

@@ -31,7 +31,6 @@ impl ShardConsumer {
         let Answer { asked, fetched } = answer;
         if fetched.is_ok() {
             self.work.read_failing = false;
-            self.hold.shared.reading.succeeded(self.hold.shared.clock.boot_time());
             if self.paused_for_long() {
                 // What was just read is put away, and read again with what comes before it.
                 self.work.reopen = true;

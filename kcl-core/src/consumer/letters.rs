@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::ShardConsumer;
 use super::call::panicked;
-use super::flow::PauseReason;
 use super::outbox::Outgoing;
 use super::retry::Condemned;
 use super::schedule::GroupKey;
@@ -32,7 +31,7 @@ impl ShardConsumer {
             tracing::error!("more keys are poisoned than can be remembered: records of the oldest one are processed again");
         }
         if is_planted(Bug::FinishedBeforeDeadLetter) {
-            self.hold.shard.checkpointer.note_delivered(entry.record.position());
+            self.hold.control.note_delivered(entry.record.position());
             self.finish(std::slice::from_ref(&entry.record), true);
         }
         let shared = &self.hold.shared;
@@ -73,8 +72,8 @@ impl ShardConsumer {
     /// Stops the shard, as too many of its records go to the queue. Once, until it is resumed.
     fn close_valve(&mut self) {
         if !std::mem::replace(&mut self.work.valve_closed, true) {
-            tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed, or until it is taken anew");
-            self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::SafetyValve);
+            tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed");
+            self.valve_closed();
         }
     }
 

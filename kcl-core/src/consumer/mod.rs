@@ -15,7 +15,7 @@
 //! | `careful` | records that kill their process |
 //! | `rewind` | what a processor had collected and takes along when it is lost |
 //! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
-//! | `flow` | pauses |
+//! | `flow`, `stopped` | pauses, and stops that outlive the process |
 //! | `skip`, `bound` | what is left out, and where reading ends, where that is configured |
 //! | `hold` | whether the shard is still this worker's |
 //! | `shard_end` | the end of the shard |
@@ -48,6 +48,7 @@ mod settings;
 mod shard_end;
 mod skip;
 mod start;
+mod stopped;
 mod valve;
 mod work;
 
@@ -69,7 +70,7 @@ use self::farewell::Farewell;
 pub(crate) use self::flow::Flow;
 use self::hold::Hold;
 use self::ownership::TermOwnership;
-pub(crate) use self::prefetch::{LARGEST_ANSWER, PrefetchBudget};
+pub(crate) use self::prefetch::PrefetchBudget;
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
 pub(crate) use self::seat::Factory;
@@ -222,14 +223,15 @@ impl ShardConsumer {
             worker: shared.worker.clone(),
             fencing_token: term.fencing_token(),
             start: taken.checkpoint,
+            pending: taken.pending_checkpoint.clone(),
         };
-        let checkpointer = Checkpointer::new(taken.checkpoint, Arc::new(term.clone()));
+        let (checkpointer, control) = Checkpointer::pair(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());
-        let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone());
+        let committer = Committer::new(term.clone(), shared.processing.lanes.lanes, shared.status.clone(), control.clone());
         let signals = Signals::new(term.clone(), shared.let_go.clone(), shared.flow.clone());
         let shard = Arc::new(ShardContext { info, checkpointer, committer, signals });
         let (filter, watermark, looked) = (StartFilter::new(taken), taken.watermark, shared.clock.boot_time());
-        let hold = Hold { shared, term, shard };
+        let hold = Hold { shared, term, shard, control };
         let work = Work::new(&hold);
         if work.finished_before.is_none() {
             // A note that a checkpoint put back has made void would be valid again once the checkpoint has passed its base.
@@ -297,11 +299,12 @@ impl ShardConsumer {
     async fn consume(&mut self) -> Stop {
         let mut position = start::starting_position(self.hold.term.taken(), self.hold.shared.initial);
         loop {
-            let Hold { shared, term, shard } = &self.hold;
+            let Hold { shared, term, shard, .. } = &self.hold;
             let ownership = Arc::new(TermOwnership { term: term.clone(), shared: Arc::clone(shared) });
             let reader = shared.retrieval.open(shard.shard_id(), position, ownership);
-            let (prefetcher, mut prefetched) =
-                prefetch::prefetch(reader, shared.budget.clone(), Arc::clone(&shared.clock) as Arc<dyn Clock>);
+            let clock = Arc::clone(&shared.clock) as Arc<dyn Clock>;
+            let reading = shared.reading.of_shard(shard.shard_id(), Arc::clone(&clock));
+            let (prefetcher, mut prefetched) = prefetch::prefetch(reader, shared.budget.clone(), clock, reading);
             let stop = tokio::select! {
                 biased;
                 stop = self.deliver(&mut prefetched) => stop,

@@ -1,8 +1,10 @@
 //! Reading ahead: the next answer is fetched while the last one is processed, within a bound of bytes.
 //!
-//! Per shard there is at most one answer in hand and one ahead, of at most 10 MiB each. All that is read ahead by all shards
-//! of a worker shares one budget. A shard that waits for records reads without asking the budget, so that shards which
-//! are stuck, and hold their part of it, never stop the others.
+//! Per shard there is at most one answer in hand and one ahead, of at most 10 MiB each. All that is
+//! read ahead by all shards of a worker shares one budget. A share is reserved for the time of a call
+//! and of what it gave, never while a reader waits for its pace, for the backoff after a failure, or
+//! for an iterator. A shard that waits for records reads without asking the budget, so that shards
+//! which are stuck, and hold their part of it, never stop the others.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,11 +13,9 @@ use kcl_checkpoint::Timestamp;
 use kcl_lease::Clock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use super::reading::ShardReading;
 use crate::retrieval::{Fetched, ShardReader};
 use crate::stream::StreamError;
-
-/// The most that one answer of Kinesis holds (GetRecords: 10 MiB).
-pub(crate) const LARGEST_ANSWER: usize = 10 << 20;
 
 /// Bytes that all shards of a worker may have read ahead.
 #[derive(Clone, Debug)]
@@ -26,9 +26,19 @@ impl PrefetchBudget {
         Self(Arc::new(Semaphore::new(bytes)))
     }
 
-    async fn reserve(&self) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.0).acquire_many_owned(u32::try_from(LARGEST_ANSWER).unwrap_or(u32::MAX)).await;
+    async fn reserve(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.0).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX)).await;
         permit.expect("invariant: the budget's semaphore is never closed")
+    }
+
+    /// Makes a share as large as what came: gives the rest back, or adds what is missing, as far as there is room at once. What came is
+    /// there already, so waiting for room would help nobody.
+    fn fit(&self, share: &mut OwnedSemaphorePermit, bytes: usize) {
+        drop(share.split(share.num_permits().saturating_sub(bytes)));
+        let missing = bytes.saturating_sub(share.num_permits()).min(self.0.available_permits());
+        if let Ok(more) = Arc::clone(&self.0).try_acquire_many_owned(u32::try_from(missing).unwrap_or(u32::MAX)) {
+            share.merge(more);
+        }
     }
 }
 
@@ -44,10 +54,15 @@ pub(crate) struct Answer {
 type Ahead = (Answer, Option<OwnedSemaphorePermit>);
 
 /// The two ends of one shard's reading ahead.
-pub(crate) fn prefetch(reader: Box<dyn ShardReader>, budget: PrefetchBudget, clock: Arc<dyn Clock>) -> (Prefetcher, Prefetched) {
+pub(crate) fn prefetch(
+    reader: Box<dyn ShardReader>,
+    budget: PrefetchBudget,
+    clock: Arc<dyn Clock>,
+    reading: ShardReading,
+) -> (Prefetcher, Prefetched) {
     let (sender, receiver) = mpsc::channel(1);
     let (hungry, hunger) = watch::channel(false);
-    (Prefetcher { reader, budget, clock, sender, hunger }, Prefetched { receiver, hungry })
+    (Prefetcher { reader, budget, clock, reading, failing: false, sender, hunger }, Prefetched { receiver, hungry })
 }
 
 /// The reading end.
@@ -55,6 +70,9 @@ pub(crate) struct Prefetcher {
     reader: Box<dyn ShardReader>,
     budget: PrefetchBudget,
     clock: Arc<dyn Clock>,
+    reading: ShardReading,
+    /// The last answer was an error.
+    failing: bool,
     sender: mpsc::Sender<Ahead>,
     /// Whether the other end has nothing in hand and waits.
     hunger: watch::Receiver<bool>,
@@ -64,29 +82,59 @@ impl Prefetcher {
     /// Reads until the shard ends or the other end is gone; then stays pending.
     pub(crate) async fn run(mut self) -> Infallible {
         // Room for the answer comes before the question.
-        while let Ok(room) = self.sender.reserve().await {
-            let mut permit = tokio::select! {
-                biased;
-                _ = self.hunger.wait_for(|hungry| *hungry) => None,
-                permit = self.budget.reserve() => Some(permit),
-            };
+        let sender = self.sender.clone();
+        while let Ok(room) = sender.reserve().await {
             let asked = self.clock.wall_time();
-            let fetched = self.reader.next().await;
-            let ended = matches!(fetched, Ok(Fetched::ShardEnd { .. }));
-            let bytes = match &fetched {
-                Ok(Fetched::Records { records, .. }) => records.iter().map(crate::Record::size).sum(),
-                _ => 0,
-            };
-            if let Some(permit) = &mut permit {
-                // What was reserved and not needed goes back.
-                drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+            let (fetched, share) = self.fetch().await;
+            match fetched {
+                Ok(_) => self.reading.succeeded(),
+                Err(_) => self.reading.paused(),
             }
-            room.send((Answer { asked, fetched }, permit));
+            self.failing = fetched.is_err();
+            let ended = matches!(fetched, Ok(Fetched::ShardEnd { .. }));
+            room.send((Answer { asked, fetched }, share));
             if ended {
                 break;
             }
         }
         std::future::pending().await
+    }
+
+    /// Reads until something comes, and gives it with its share of the budget.
+    async fn fetch(&mut self) -> (Result<Fetched, StreamError>, Option<OwnedSemaphorePermit>) {
+        if self.failing {
+            self.reading.asked();
+        }
+        loop {
+            let bytes = match self.reader.ready().await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.reading.asked();
+                    return (Err(error), None);
+                }
+            };
+            let mut share = if bytes == 0 {
+                None
+            } else {
+                self.reading.paused();
+                tokio::select! {
+                    biased;
+                    _ = self.hunger.wait_for(|hungry| *hungry) => None,
+                    share = self.budget.reserve(bytes) => Some(share),
+                }
+            };
+            self.reading.asked();
+            let fetched = match self.reader.next().await {
+                // The share goes back while the reader waits for its next attempt.
+                Ok(None) => continue,
+                Ok(Some(fetched)) => fetched,
+                Err(error) => return (Err(error), None),
+            };
+            if let (Some(share), Fetched::Records { records, .. }) = (&mut share, &fetched) {
+                self.budget.fit(share, records.iter().map(crate::Record::size).sum());
+            }
+            return (Ok(fetched), share.filter(|share| share.num_permits() > 0));
+        }
     }
 }
 
@@ -140,24 +188,42 @@ mod tests {
     use kcl_lease::SystemClock;
 
     use super::*;
+    use crate::consumer::Reading;
     use crate::record::Record;
+    use crate::retrieval::LARGEST_ANSWER;
 
     struct Scripted(VecDeque<usize>, Arc<std::sync::atomic::AtomicUsize>);
 
     #[async_trait]
     impl ShardReader for Scripted {
-        async fn next(&mut self) -> Result<Fetched, StreamError> {
+        async fn ready(&mut self) -> Result<usize, StreamError> {
+            Ok(LARGEST_ANSWER)
+        }
+
+        async fn next(&mut self) -> Result<Option<Fetched>, StreamError> {
             let Some(size) = self.0.pop_front() else { return std::future::pending().await };
             self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            let record = Record::new(1u128.into(), None, Bytes::from(vec![0; size]), None);
-            Ok(Fetched::Records { records: vec![record], millis_behind_latest: None })
+            Ok(Some(answer(size)))
         }
+    }
+
+    fn answer(size: usize) -> Fetched {
+        let record = Record::new(1u128.into(), None, Bytes::from(vec![0; size]), None);
+        Fetched::Records { records: vec![record], millis_behind_latest: None }
+    }
+
+    fn watched() -> ShardReading {
+        Arc::<Reading>::default().of_shard(&"shard".into(), Arc::new(SystemClock))
     }
 
     fn shard(budget: &PrefetchBudget) -> (Prefetcher, Prefetched, Arc<std::sync::atomic::AtomicUsize>) {
         let reads = Arc::default();
-        let (prefetcher, prefetched) =
-            prefetch(Box::new(Scripted(VecDeque::from([1 << 20; 20]), Arc::clone(&reads))), budget.clone(), Arc::new(SystemClock));
+        let (prefetcher, prefetched) = prefetch(
+            Box::new(Scripted(VecDeque::from([1 << 20; 20]), Arc::clone(&reads))),
+            budget.clone(),
+            Arc::new(SystemClock),
+            watched(),
+        );
         (prefetcher, prefetched, reads)
     }
 
@@ -194,7 +260,8 @@ mod tests {
     async fn an_answer_says_when_it_was_asked_for() {
         let (reads, clock) = (Arc::default(), Arc::new(Looks::default()));
         let reader = Box::new(Scripted(VecDeque::from([1; 3]), Arc::clone(&reads)));
-        let (prefetcher, mut prefetched) = prefetch(reader, PrefetchBudget::new(100 << 20), Arc::clone(&clock) as Arc<dyn Clock>);
+        let (prefetcher, mut prefetched) =
+            prefetch(reader, PrefetchBudget::new(100 << 20), Arc::clone(&clock) as Arc<dyn Clock>, watched());
         let work = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             // One is read ahead and waits; the next is asked for when it is taken.
@@ -240,5 +307,64 @@ mod tests {
             }
         };
         tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
+    }
+
+    /// Waits for its pace before each call, as a polling reader does; every other call gives nothing.
+    struct Paced(bool);
+
+    const PACE: Duration = Duration::from_secs(1);
+    const CALL: Duration = Duration::from_millis(100);
+
+    #[async_trait]
+    impl ShardReader for Paced {
+        async fn ready(&mut self) -> Result<usize, StreamError> {
+            tokio::time::sleep(PACE).await;
+            Ok(LARGEST_ANSWER)
+        }
+
+        async fn next(&mut self) -> Result<Option<Fetched>, StreamError> {
+            tokio::time::sleep(CALL).await;
+            self.0 = !self.0;
+            Ok(self.0.then(|| answer(1_000)))
+        }
+    }
+
+    /// With room for the call of a single shard, ten shards read as often as their pace allows: none holds the budget while it waits.
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_is_free_while_readers_wait_for_their_pace() {
+        let budget = PrefetchBudget::new(LARGEST_ANSWER + (1 << 20));
+        let mut shards = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let (prefetcher, mut prefetched) = prefetch(Box::new(Paced(false)), budget.clone(), Arc::new(SystemClock), watched());
+            shards.spawn(async move {
+                let work = async {
+                    // The first answer is waited for; after it the shard is never hungry.
+                    prefetched.next().await.fetched.unwrap();
+                    for _ in 0..10 {
+                        tokio::time::sleep(4 * (PACE + CALL)).await;
+                        assert!(prefetched.next().now_or_never().is_some(), "it was read ahead in time");
+                    }
+                };
+                tokio::select! { () = work => {}, never = prefetcher.run() => match never {} }
+            });
+        }
+        while let Some(ended) = shards.join_next().await {
+            ended.unwrap();
+        }
+        assert_eq!(budget.0.available_permits(), LARGEST_ANSWER + (1 << 20), "all shares have come back");
+    }
+
+    #[test]
+    fn a_share_is_made_as_large_as_what_came() {
+        const MIB: usize = 1 << 20;
+        let budget = PrefetchBudget::new(4 * MIB);
+        // reserved, came => left in the budget
+        for (reserved, came, left) in
+            [(MIB, MIB, 3 * MIB), (2 * MIB, 5, 4 * MIB - 5), (MIB, 3 * MIB, MIB), (MIB, 9 * MIB, 0), (MIB, 0, 4 * MIB)]
+        {
+            let mut share = budget.reserve(reserved).now_or_never().unwrap();
+            budget.fit(&mut share, came);
+            assert_eq!(budget.0.available_permits(), left, "{reserved} {came}");
+        }
     }
 }

@@ -134,7 +134,7 @@ impl ShardConsumer {
             checkpoint = %checkpointer.last(),
             "the processor is lost, and with it what it may have collected since the checkpoint: that is delivered again"
         );
-        checkpointer.note_failed_after(checkpointer.last().record());
+        self.hold.control.note_failed_after(checkpointer.last().record());
         self.work.rewind.due.get_or_insert(Instant::now() + PAUSE);
         true
     }
@@ -158,13 +158,14 @@ impl ShardConsumer {
         let checkpointer = &self.hold.shard.checkpointer;
         let checkpoint = checkpointer.last();
         // The shard may have ended for its lost processor.
-        checkpointer.note_failed_after(checkpoint.record());
+        self.hold.control.note_failed_after(checkpoint.record());
         let unfinished = self.work.forget_what_was_read();
         let first = self.work.rewind.begin(&unfinished, checkpoint);
         self.filter.expect(first.or(self.filter.expected()));
         self.prefix = AckedPrefix::default();
         self.looked = self.hold.shared.clock.boot_time();
         self.hold.shared.metrics.rewound();
+        self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.finished = checkpoint.record());
         Stop::Reopen(self.begin_at_checkpoint())
     }
 }

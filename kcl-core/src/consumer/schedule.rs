@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
+use kcl_checkpoint::{ExtendedSequenceNumber, SequenceNumber, Timestamp};
 use tokio::time::Instant;
 
 use super::breaker::{Finding, probe_of};
@@ -125,6 +125,8 @@ pub(super) struct Schedule {
     blocked: usize,
     open: usize,
     open_bytes: usize,
+    /// Open records of each aggregate: any of them keeps all of its bytes in memory.
+    open_parts: BTreeMap<SequenceNumber, usize>,
 }
 
 impl Schedule {
@@ -140,6 +142,7 @@ impl Schedule {
             blocked: 0,
             open: 0,
             open_bytes: 0,
+            open_parts: BTreeMap::new(),
         }
     }
 
@@ -169,8 +172,7 @@ impl Schedule {
     pub(super) fn push(&mut self, entry: impl Into<Entry>) {
         let entry = entry.into();
         let group = self.group_of(&entry.record);
-        self.open += 1;
-        self.open_bytes += entry.record.size();
+        self.hold(&entry.record);
         self.groups.entry(group).or_default().queue.push_back(entry);
         self.place(group);
     }
@@ -334,10 +336,17 @@ impl Schedule {
         may_probe && probe_of(in_call.iter().chain(waiting)).is_some()
     }
 
-    /// A record is open that belongs to no group.
+    /// A record is open, which may belong to no group.
     pub(super) fn hold(&mut self, record: &Record) {
         self.open += 1;
-        self.open_bytes += record.size();
+        if record.is_aggregated() {
+            let parts = self.open_parts.entry(record.sequence_number()).or_default();
+            *parts += 1;
+            if *parts > 1 {
+                return;
+            }
+        }
+        self.open_bytes += record.pinned();
     }
 
     /// Of the records that were taken from a group, so many are on their way to the dead-letter queue; the others, if there are any, are in a call.
@@ -360,7 +369,14 @@ impl Schedule {
     /// A record is finished.
     pub(super) fn finished(&mut self, record: &Record) {
         self.open -= 1;
-        self.open_bytes -= record.size();
+        if let Some(parts) = self.open_parts.get_mut(&record.sequence_number()) {
+            *parts -= 1;
+            if *parts > 0 {
+                return;
+            }
+            self.open_parts.remove(&record.sequence_number());
+        }
+        self.open_bytes -= record.pinned();
     }
 
     /// Records that are not finished, wherever they are.
@@ -368,7 +384,7 @@ impl Schedule {
         self.open
     }
 
-    /// Their bytes.
+    /// The bytes that they keep in memory.
     pub(super) fn open_bytes(&self) -> usize {
         self.open_bytes
     }

@@ -44,7 +44,7 @@ impl ShardConsumer {
             }
         }
         self.hold.gate().await?;
-        self.hold.shard.checkpointer.note_shard_end();
+        self.hold.control.note_shard_end();
         let mut backoff = self.hold.backoff();
         // There may have been no record, or the last one has cost its processor: somebody has to be told of the end.
         let first = if self.work.lanes.has_free() { None } else { Some(0) };

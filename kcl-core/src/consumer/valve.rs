@@ -12,9 +12,10 @@ use crate::error::ConfigError;
 /// the processor needs is away stays in the shard, and does not come here: see
 /// [`RetryPolicy`](crate::RetryPolicy). So many records are refused most often because the program
 /// is broken, not because all are bad. The shard then stops with
-/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve), until
-/// [`resume_shard`](crate::WorkerHandle::resume_shard), or until another worker, or another start of
-/// this one, takes the shard; each begins to count anew.
+/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve). The stop stands in
+/// the lease: it lasts over restarts and other owners, until it is ended by
+/// [`resume_shard`](crate::WorkerHandle::resume_shard) in the process that owns the shard, or by
+/// [`Stops`](crate::stops::Stops) from any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SafetyValve {
     /// Of so many records finished last, by shard and term. 10 to 10,000; default 100.

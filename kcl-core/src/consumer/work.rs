@@ -18,6 +18,7 @@ use super::outbox::Outbox;
 use super::rewind::Rewind;
 use super::schedule::{Entry, GroupKey, Schedule};
 use super::settings::Processing;
+use super::stopped::StopNote;
 use super::valve::Valve;
 use crate::dead_letter::DeadLetterError;
 use crate::record::Record;
@@ -57,6 +58,7 @@ pub(super) struct Work {
     pub(super) told_of_outage: bool,
     pub(super) valve: Valve,
     pub(super) valve_closed: bool,
+    pub(super) stop_note: StopNote,
     pub(super) poisoned: PoisonedKeys,
     pub(super) rewind: Rewind,
     pub(super) careful: Option<Careful>,
@@ -126,6 +128,7 @@ impl Work {
             told_of_outage: false,
             valve: Valve::new(settings.valve),
             valve_closed: false,
+            stop_note: StopNote::default(),
             poisoned: PoisonedKeys::default(),
             rewind: Rewind::default(),
             careful: Careful::begin(term),
@@ -227,6 +230,7 @@ impl Work {
             self.note_due,
             self.rewind.due(),
             self.gather_until,
+            self.stop_note.due_at(),
             self.idle_at,
         ];
         due.into_iter().flatten().filter(|due| *due > now).min()

@@ -74,7 +74,9 @@ pub async fn dead_letter_queue(queue: &dyn DeadLetterQueue, keeps_order: bool, m
     assert!(queue.send(&[]).await.is_empty(), "no letters, no answers");
     assert!(received().await.is_empty(), "a check leaves nothing behind");
 
-    let keys = [Some("a"), Some("b"), Some("clé 🦀 \u{0}\u{fffe}\"\\"), None];
+    // The last two are keys that an aggregated record may have, and that Kinesis refuses in a put.
+    let too_long = "k".repeat(257);
+    let keys = [Some("a"), Some("b"), Some("clé 🦀 \u{0}\u{fffe}\"\\"), None, Some(""), Some(too_long.as_str())];
     let letters: Vec<_> = (0..LARGEST_BATCH)
         .map(|number| {
             let payload: Vec<u8> = (0..=255).cycle().take(number * 97).collect();

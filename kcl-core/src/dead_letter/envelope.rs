@@ -10,7 +10,7 @@
 //! | `streamArn`, `streamCreated`, `shardId`, `sequenceNumber`, `subSequenceNumber` | name the record for ever, and tell duplicates |
 //! | `aggregated` | whether the record was part of a KPL aggregate |
 //! | `partitionKey`, `approximateArrivalTimestamp` | as Kinesis gave them; `null` where it gave none |
-//! | `partitionKeyForm` | how the key is told: `clear`; `hashed`, and then `partitionKeyHash` is there; `omitted`; `none`, if Kinesis gave none |
+//! | `partitionKeyForm` | how the key is told: `clear`; `hashed`, and then `partitionKeyHash` is there; `omitted`; `none`, if Kinesis gave none, or an aggregate has one that is no text or too long to tell |
 //! | `partitionKeyHash` | the key's SHA-256 in hexadecimal |
 //! | `explicitHashKey` | the hash key that the producer chose, in decimal, if the key is told in clear and the record was aggregated; else `null` |
 //! | `payloadBytes` | bytes of the payload |

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
@@ -20,17 +21,22 @@ use super::{DeadLetter, DeadLetterError, DeadLetterQueue, PartitionKeys};
 /// append; it belongs to a letter that was not accepted.
 ///
 /// The file grows until you move it away. `check` makes it if it is missing; its folder must exist.
+///
+/// The file has payloads and keys in it: it is made for its owner alone (mode 0600). The mode of a file
+/// that is there already is left as it is, and a warning is logged, once, if others may read it.
 #[derive(Clone)]
 pub struct FileDeadLetterQueue {
     path: Arc<PathBuf>,
     format: MessageFormat,
+    /// Whether it was told that others may read the file.
+    warned: Arc<AtomicBool>,
 }
 
 impl FileDeadLetterQueue {
     /// The file at this path. Nothing is opened yet.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: Arc::new(path.into()), format: MessageFormat::default() }
+        Self { path: Arc::new(path.into()), format: MessageFormat::default(), warned: Arc::default() }
     }
 
     /// How lines tell partition keys. Default: in clear.
@@ -55,8 +61,8 @@ impl FileDeadLetterQueue {
 
     /// Off the runtime: a disk may be slow, and leases must be renewed meanwhile.
     async fn append(&self, lines: Vec<u8>) -> Result<(), DeadLetterError> {
-        let path = Arc::clone(&self.path);
-        let appended = spawn_blocking(move || append(&path, &lines)).await;
+        let (path, warned) = (Arc::clone(&self.path), Arc::clone(&self.warned));
+        let appended = spawn_blocking(move || append(&path, &lines, &warned)).await;
         appended.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| self.error(&error))
     }
 }
@@ -74,9 +80,12 @@ impl DeadLetterQueue for FileDeadLetterQueue {
 }
 
 /// Puts the lines at the file's end and waits until the disk has them.
-fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
+fn append(path: &Path, lines: &[u8], warned: &AtomicBool) -> io::Result<()> {
     let is_new = !path.exists();
-    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut file = private(OpenOptions::new().read(true).append(true).create(true)).open(path)?;
+    if others_may_read(&file)? && !warned.swap(true, Ordering::Relaxed) {
+        tracing::warn!(file = %path.display(), "others may read this file of dead letters, which has payloads and keys in it; chmod 600 it");
+    }
     // Given up when the file is closed.
     file.lock()?;
     if breaks_off(&mut file)? && !lines.is_empty() {
@@ -90,6 +99,26 @@ fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }
     Ok(())
+}
+
+/// Makes the file that these options create one that its owner alone can read and write.
+pub(crate) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+/// Returns whether its mode lets others than the owner read the file.
+#[cfg(unix)]
+fn others_may_read(file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Ok(file.metadata()?.permissions().mode() & 0o044 != 0)
+}
+
+/// Returns `false`: the system has no modes.
+#[cfg(not(unix))]
+fn others_may_read(_: &File) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Whether the file ends in the middle of a line.
@@ -148,6 +177,26 @@ mod tests {
         let read: Vec<_> = text.lines().map(|line| Envelope::parse(line).is_ok()).collect();
         assert_eq!(read, [true, true, false, true]);
         assert!(text.ends_with('\n'));
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_file_is_its_owners_alone_and_one_that_is_not_is_told_once() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = Folder::new("file-queue-private");
+        let path = folder.0.join("letters.jsonl");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let queue = FileDeadLetterQueue::new(&path);
+        queue.check().await.unwrap();
+        assert!(queue.send(&[letter()]).await[0].is_ok());
+        assert_eq!((mode(), queue.warned.load(Ordering::Relaxed)), (0o600, false));
+        for (open, warns) in [(0o640, true), (0o604, true), (0o622, false), (0o600, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(open)).unwrap();
+            let queue = FileDeadLetterQueue::new(&path);
+            queue.check().await.unwrap();
+            assert!(queue.send(&[letter()]).await[0].is_ok());
+            assert_eq!((mode(), queue.warned.load(Ordering::Relaxed)), (open, warns), "its mode is left, {open:o}");
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,9 @@
-//! What makes two letters the same: names derived from a record's address, for queues that drop duplicates, for blobs, and for whoever puts
-//! records back.
+//! Identities of records and of dead letters, and the names derived from them: for queues that drop
+//! duplicates, for blobs, and for redrive.
+//!
+//! A record's identity is its address. A dead letter's is the record *and* its failure: one record may
+//! fail, be redriven by a handler, and fail again after its shard was read anew. The second letter
+//! must not count as a duplicate of the first, whose message may be gone from the queue already.
 
 use kcl_checkpoint::{SequenceNumber, Timestamp};
 use md5::{Digest as _, Md5};
@@ -36,8 +40,9 @@ impl RecordAddress {
     }
 }
 
-/// The letter's identity: the record's address and the application, for two applications may share a queue. 32 hexadecimal digits.
-pub(super) fn letter_id(letter: &DeadLetter) -> String {
+/// Identity of the record for its application, for two applications may share a queue: the same for
+/// every letter about it. 32 hexadecimal digits.
+pub(super) fn record_id(letter: &DeadLetter) -> String {
     md5_hex(&format!(
         "{}\n{}\n{}\n{}\n{}\n{}",
         letter.application,
@@ -49,13 +54,34 @@ pub(super) fn letter_id(letter: &DeadLetter) -> String {
     ))
 }
 
+/// Identity of the letter: of the record for its application, and of this failure of it. 32
+/// hexadecimal digits.
+///
+/// It is the same however often this letter is sent, and differs for a letter about another failure:
+/// by the times of the first and the last failure, the number of attempts, and the term (fencing
+/// token). A worker that fails the record anew because its predecessor died before the checkpoint
+/// makes another letter: the record is in the queue twice then, and a redrive puts it back once.
+pub(super) fn letter_id(letter: &DeadLetter) -> String {
+    md5_hex(&format!(
+        "{}\n{}\n{}\n{}\n{}",
+        record_id(letter),
+        letter.fencing_token,
+        letter.first_failure.as_millis(),
+        letter.last_failure.as_millis(),
+        letter.attempts,
+    ))
+}
+
 /// What keeps its order: one key of one shard. The key is hashed because SQS takes 128 characters of ASCII and shows group ids in places where
 /// keys don't belong.
 pub(super) fn group_id(letter: &DeadLetter) -> String {
     format!("{}-{}", letter.shard_id, md5_hex(letter.record.partition_key().unwrap_or_default()))
 }
 
-/// The name of the letter's payload in a blob store. It follows from the record alone, so that what is put again takes its own place.
+/// Name of the letter's payload in a blob store.
+///
+/// It follows from the letter alone, so that a payload that is stored again takes its own place; and it
+/// is no other letter's, so that a redrive that deletes the payload of one never takes that of another.
 pub(super) fn blob_key(letter: &DeadLetter) -> String {
     format!("{}/{}/{}", letter.application, letter.shard_id, letter_id(letter))
 }
@@ -101,13 +127,23 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_known_by_its_record_and_application_alone() {
+    fn a_letter_is_known_by_its_record_application_and_failure() {
         let one = letter();
         let id = letter_id(&one);
         assert!(id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
-        let again = DeadLetter { attempts: 9, worker: "another".into(), error_chain: Vec::new(), fencing_token: 43, ..one.clone() };
+        let again = DeadLetter { worker: "another".into(), error_chain: Vec::new(), ..one.clone() };
         assert_eq!((letter_id(&again), blob_key(&again)), (id.clone(), blob_key(&one)));
-        assert_eq!(RecordAddress::of(&again), RecordAddress::of(&one));
+        for of_another_failure in [
+            DeadLetter { attempts: 9, ..one.clone() },
+            DeadLetter { fencing_token: 43, ..one.clone() },
+            DeadLetter { first_failure: Timestamp::from_millis(1), ..one.clone() },
+            DeadLetter { last_failure: Timestamp::from_millis(1), ..one.clone() },
+        ] {
+            assert_ne!(letter_id(&of_another_failure), id);
+            assert_ne!(blob_key(&of_another_failure), blob_key(&one));
+            assert_eq!(record_id(&of_another_failure), record_id(&one));
+            assert_eq!(RecordAddress::of(&of_another_failure), RecordAddress::of(&one));
+        }
         for other in [
             keyed(1, Some("customer-7")),
             DeadLetter { application: "other".into(), ..one.clone() },
@@ -116,6 +152,7 @@ mod tests {
             DeadLetter { shard_id: "other".into(), ..one },
         ] {
             assert_ne!(letter_id(&other), id);
+            assert_ne!(record_id(&other), record_id(&letter()));
         }
     }
 

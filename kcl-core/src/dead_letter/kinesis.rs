@@ -1,8 +1,8 @@
 //! Dead letters in a Kinesis stream: one record per letter, put by PutRecords.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,10 +12,11 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use aws_types::SdkConfig;
 use futures::future::join_all;
+use kcl_aggregation::is_valid_partition_key;
 
 use super::batches::{Item, Limits, Plan};
 use super::blobs::BlobStore;
-use super::identity::{letter_id, sha256_hex};
+use super::identity::{record_id, sha256_hex};
 use super::message::MessageFormat;
 use super::one_attempt::of_one_attempt;
 use super::payloads::Payloads;
@@ -37,18 +38,24 @@ const UNKNOWN: usize = 0;
 /// A dead-letter queue that is a Kinesis stream.
 ///
 /// Each letter becomes a record: the same JSON object that [`SqsDeadLetterQueue`](super::SqsDeadLetterQueue) sends. Its partition key is the record's
-/// own, or its SHA-256, or, where keys are omitted, one of the letter's own; see [`PartitionKeys`]. It needs
+/// own, or its SHA-256 (also for a key of an aggregated record that Kinesis refuses in a put), or, where keys are omitted,
+/// one of the letter's own; see [`PartitionKeys`]. It needs
 /// `kinesis:DescribeStreamSummary` and `kinesis:PutRecords`, and `kms:GenerateDataKey` on the stream's key if it has one.
 ///
 /// A record may have as many bytes as the stream says (1 MiB, or up to 10 MiB where it was raised); that is read from the stream. What is larger goes to
 /// the [blob store](Self::blob_store), if there is one. Letters of one key are put one after the other, each when the one before it has
 /// been accepted. A letter that is sent twice is there twice.
 ///
+/// It must not be the stream that the worker reads: every dead letter would become a record that fails
+/// again. A worker is not built with such a queue ([`DeadLetterError::FeedsItsSource`]).
+///
 /// `check` finds out whether the stream exists. Whether it may be written to shows with the first letter.
 pub struct KinesisDeadLetterQueue {
     client: Client,
     /// Name or ARN, as given.
     stream: String,
+    /// The stream's ARN, once it was asked for its limit.
+    arn: OnceLock<String>,
     /// Bytes of the largest record that the stream takes, or [`UNKNOWN`].
     limit: AtomicUsize,
     format: MessageFormat,
@@ -66,6 +73,7 @@ impl KinesisDeadLetterQueue {
         Self {
             client: client_of_one_attempt(aws, CALL_TIMEOUT),
             stream: stream.into(),
+            arn: OnceLock::new(),
             limit: AtomicUsize::new(UNKNOWN),
             format: MessageFormat::default(),
         }
@@ -95,6 +103,9 @@ impl KinesisDeadLetterQueue {
         let (name, arn) = self.names();
         let read = self.client.describe_stream_summary().set_stream_name(name).set_stream_arn(arn).send().await;
         let read = read.map_err(|error| refusal(&self.stream, "kinesis:DescribeStreamSummary", &error))?;
+        if let Some(summary) = read.stream_description_summary() {
+            self.arn.get_or_init(|| summary.stream_arn().to_owned());
+        }
         let kib = read.stream_description_summary().and_then(|summary| summary.max_record_size_in_kib());
         let limit = kib.and_then(|kib| usize::try_from(kib).ok()).map_or(LEAST_LIMIT, |kib| kib * 1024).min(LIMITS.bytes);
         self.limit.store(limit, Ordering::Relaxed);
@@ -103,9 +114,10 @@ impl KinesisDeadLetterQueue {
 
     fn key_of(&self, letter: &DeadLetter) -> String {
         match (letter.record.partition_key(), self.format.partition_keys) {
-            (Some(key), PartitionKeys::Clear) => key.to_owned(),
-            (Some(key), PartitionKeys::Hashed) => sha256_hex(key),
-            (None, _) | (_, PartitionKeys::Omitted) => letter_id(letter),
+            (Some(key), PartitionKeys::Clear) if is_valid_partition_key(key) => key.to_owned(),
+            // A key inside of an aggregate may be one that PutRecords refuses.
+            (Some(key), PartitionKeys::Clear | PartitionKeys::Hashed) => sha256_hex(key),
+            (None, _) | (_, PartitionKeys::Omitted) => record_id(letter),
         }
     }
 
@@ -142,6 +154,11 @@ impl KinesisDeadLetterQueue {
 
 #[async_trait]
 impl DeadLetterQueue for KinesisDeadLetterQueue {
+    /// The stream's ARN; until it is known, the stream as it was given.
+    fn feeds(&self) -> Option<&str> {
+        Some(self.arn.get().unwrap_or(&self.stream))
+    }
+
     async fn check(&self) -> Result<(), DeadLetterError> {
         self.read_limit().await?;
         self.format.check(&self.stream).await

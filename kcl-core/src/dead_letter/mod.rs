@@ -9,6 +9,7 @@
 //! | `batches` | which letters go into which call |
 //! | `sqs`, `kinesis`, `file` | the queues |
 //! | `s3` (feature `s3`) | the blob store over the AWS SDK |
+//! | `guarded` | queues and stores whose panics are errors |
 //! | `one_attempt`, `refusal` | how AWS services are called, and what their refusals mean |
 //! | `conformance` (feature `test-util`) | what every queue and every blob store must do |
 
@@ -17,7 +18,8 @@ mod blobs;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod envelope;
-mod file;
+pub(crate) mod file;
+pub(crate) mod guarded;
 pub(crate) mod identity;
 pub(crate) mod kinesis;
 mod message;
@@ -30,6 +32,8 @@ mod s3;
 #[cfg(test)]
 mod schema;
 mod sqs;
+
+use std::str::FromStr;
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -102,6 +106,10 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All kinds, in the order in which they are documented.
+    pub const ALL: [Self; 7] =
+        [Self::Poison, Self::Error, Self::Panic, Self::Overrun, Self::ProcessDeath, Self::BrokenAggregate, Self::Follows];
+
     /// The kind as the envelope names it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -114,6 +122,24 @@ impl FailureKind {
             Self::BrokenAggregate => "broken_aggregate",
             Self::Follows => "follows",
         }
+    }
+}
+
+/// A text that names no [`FailureKind`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}` is no kind of failure; the kinds are {}", FailureKind::ALL.map(FailureKind::as_str).join(", "))]
+pub struct UnknownFailureKind {
+    /// The text.
+    pub given: String,
+}
+
+/// Reads the name that [`FailureKind::as_str`] gives.
+impl FromStr for FailureKind {
+    type Err = UnknownFailureKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFailureKind> {
+        let named = Self::ALL.into_iter().find(|kind| kind.as_str() == name);
+        named.ok_or_else(|| UnknownFailureKind { given: name.to_owned() })
     }
 }
 
@@ -191,6 +217,16 @@ pub enum DeadLetterError {
         /// Why not.
         error: BlobError,
     },
+    /// The queue writes to the stream that the worker reads: every dead letter would become a record that
+    /// fails again, without end.
+    #[error(
+        "dead-letter queue: it writes to `{stream}`, the stream that this worker reads, so that every dead letter would become a record that \
+         fails again; give it a stream of its own"
+    )]
+    FeedsItsSource {
+        /// The stream's ARN.
+        stream: String,
+    },
     /// No answer, throttled, or a failure of the service. The message may have been accepted: sending it again is right.
     #[error("dead-letter queue `{queue}` did not accept the record: {message}")]
     Unavailable {
@@ -213,6 +249,8 @@ pub const LARGEST_BATCH: usize = 10;
 ///   is answered as not accepted otherwise.
 /// - Whoever sends retries, for as long as it takes: an error never leads to a skipped record. So a dead letter may arrive more than once;
 ///   stream ARN, creation time, shard, sequence and sub-sequence number tell duplicates.
+/// - A panic in a call counts as [`DeadLetterError::Unavailable`] for each of its letters: the worker goes on
+///   and sends them again, after a wait.
 ///
 /// `conformance::dead_letter_queue` (feature `test-util`) checks an implementation against it.
 ///
@@ -220,12 +258,29 @@ pub const LARGEST_BATCH: usize = 10;
 /// A dropped `send` may or may not have been accepted.
 #[async_trait]
 pub trait DeadLetterQueue: Send + Sync + std::fmt::Debug {
+    /// Returns the Kinesis stream that the queue writes to, as an ARN, or as a name in the account and
+    /// region of the worker's stream. `None`, the default: it writes to no Kinesis stream.
+    ///
+    /// It is asked after [`check`](Self::check). A worker that reads this very stream is not built:
+    /// [`DeadLetterError::FeedsItsSource`].
+    fn feeds(&self) -> Option<&str> {
+        None
+    }
+
     /// Checks that the queue exists and may be written to, before any work starts.
     async fn check(&self) -> Result<(), DeadLetterError>;
 
     /// Sends dead letters, up to [`LARGEST_BATCH`] of them: one attempt for each, with a bounded duration. One answer for each letter, in
     /// their order.
     async fn send(&self, letters: &[DeadLetter]) -> Vec<Result<(), DeadLetterError>>;
+}
+
+/// Refuses a queue that writes to this stream, which the worker reads.
+pub(crate) fn refuse_own_source(queue: &dyn DeadLetterQueue, arn: &str, name: &str) -> Result<(), DeadLetterError> {
+    match queue.feeds() {
+        Some(fed) if fed == arn || fed == name => Err(DeadLetterError::FeedsItsSource { stream: arn.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// What becomes of one letter.
@@ -275,4 +330,45 @@ pub(crate) fn message_for_tests(number: u128, partition_key: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     pub(crate) use super::envelope::tests::letter;
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_by_their_names_and_an_unknown_one_is_told_them() {
+        for kind in FailureKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+        }
+        for unknown in ["", "poisn", "Poison", "poison "] {
+            let error = unknown.parse::<FailureKind>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{unknown}`")) && error.contains("poison, error, panic, overrun"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_feeds_its_own_source_is_refused() {
+        #[derive(Debug)]
+        struct Feeding(Option<&'static str>);
+
+        #[async_trait]
+        impl DeadLetterQueue for Feeding {
+            fn feeds(&self) -> Option<&str> {
+                self.0
+            }
+
+            async fn check(&self) -> Result<(), DeadLetterError> {
+                Ok(())
+            }
+
+            async fn send(&self, _: &[DeadLetter]) -> Vec<Answer> {
+                Vec::new()
+            }
+        }
+
+        let (arn, other) = ("arn:aws:kinesis:eu-west-1:1:stream/orders", "arn:aws:kinesis:us-east-1:1:stream/orders");
+        for (fed, refused) in
+            [(None, false), (Some(arn), true), (Some("orders"), true), (Some(other), false), (Some("orders-letters"), false)]
+        {
+            let refusal = refuse_own_source(&Feeding(fed), arn, "orders");
+            assert_eq!(matches!(refusal, Err(DeadLetterError::FeedsItsSource { .. })), refused, "{fed:?}");
+        }
+    }
 }

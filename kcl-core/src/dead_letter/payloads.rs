@@ -1,8 +1,8 @@
 //! Payloads in a blob store: each is put once for all of its letter's attempts at the queue. A queue may be away for hours, and is asked every
 //! few seconds meanwhile.
 //!
-//! What is remembered is what the store has confirmed: these bytes lie under this name. The name follows from the record's address alone, so it is
-//! the digest that says whether they are the same.
+//! What is remembered is what the store has confirmed: these bytes lie under this name. The name follows from the letter's identity
+//! and not from the bytes, so it is the digest that says whether they are the same.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::DeadLetter;
 use super::blobs::{BlobError, BlobStore, PayloadLocation};
+use super::guarded::GuardedBlobs;
 use super::identity::{blob_key, sha256_hex};
 
 /// So many puts are remembered, of some hundred bytes each. The oldest is forgotten first; its payload is put again.
@@ -38,7 +39,7 @@ struct Confirmed {
 
 impl Payloads {
     pub(super) fn new(store: impl BlobStore + 'static) -> Self {
-        Self { store: Box::new(store), confirmed: Mutex::default() }
+        Self { store: Box::new(GuardedBlobs::new(store)), confirmed: Mutex::default() }
     }
 
     /// Checks the store.
@@ -164,8 +165,9 @@ mod tests {
     async fn a_payload_is_put_once_until_its_letter_is_accepted() {
         let case = Case::new();
         assert_eq!([case.puts(1, "a").await, case.puts(1, "a").await, case.puts(2, "a").await, case.puts(1, "a").await], [1, 0, 1, 0]);
-        let tried_again = DeadLetter { attempts: 9, worker: "another".into(), ..of(1, "a") };
-        case.payloads.accepted(&tried_again);
+        case.payloads.accepted(&DeadLetter { attempts: 9, ..of(1, "a") });
+        assert_eq!(case.puts(1, "a").await, 0, "that was a letter about another failure of the record");
+        case.payloads.accepted(&DeadLetter { worker: "another".into(), ..of(1, "a") });
         assert_eq!([case.puts(1, "a").await, case.puts(2, "a").await], [1, 0]);
     }
 

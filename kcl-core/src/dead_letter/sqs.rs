@@ -52,6 +52,7 @@ const ASKED: [QueueAttributeName; 3] =
 /// # Order
 /// On a FIFO queue (its name ends in `.fifo`) the letters of one partition key of a shard keep their order: a later one is sent when SQS has
 /// accepted the one before it, whatever else fails. A letter sent twice within five minutes, SQS's deduplication interval, arrives once.
+/// A letter about another failure of the same record is another letter: it arrives, however soon.
 /// A standard queue keeps no order.
 ///
 /// # What `check` finds out

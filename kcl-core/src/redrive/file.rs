@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
 use super::source::{LetterSource, ReceivedLetter, SourceError};
+use crate::dead_letter::file::private;
 use crate::dead_letter::identity::sha256_hex;
 
 /// Letters given at a time.
@@ -55,12 +56,18 @@ impl FileLetters {
             message: error.to_string(),
             is_retryable: false,
             is_gone: false,
+            is_full: false,
         })
     }
 }
 
 #[async_trait]
 impl LetterSource for FileLetters {
+    /// A file hides no letters.
+    async fn invisible(&self) -> Result<Option<u64>, SourceError> {
+        Ok(Some(0))
+    }
+
     async fn receive(&self) -> Result<Vec<ReceivedLetter>, SourceError> {
         self.blocking("read", read).await
     }
@@ -118,7 +125,7 @@ fn read(path: &Path, reading: &mut Reading) -> io::Result<Vec<ReceivedLetter>> {
 }
 
 fn note(path: &Path, handle: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(notes(path))?;
+    let mut file = private(OpenOptions::new().append(true).create(true)).open(notes(path))?;
     // The first newline ends a note that broke off; empty lines mean nothing.
     file.write_all(format!("\n{handle}\n").as_bytes())?;
     file.sync_all()

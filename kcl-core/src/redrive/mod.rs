@@ -1,18 +1,20 @@
-//! Redrive: dead letters back into their stream, or through a handler, once what was wrong is mended.
+//! Redrive: dead letters back into their stream, or through a handler, once the cause is fixed.
 //!
 //! ```no_run
-//! use kcl_core::redrive::{Filter, Redrive, SqsLetters, StreamTarget};
+//! use kcl_core::dead_letter::FailureKind;
+//! use kcl_core::redrive::{Filter, Redrive, RedriveError, SqsLetters, StreamTarget};
 //! use kcl_core::S3BlobStore;
 //!
-//! # async fn redrive() {
+//! # async fn redrive() -> Result<(), RedriveError> {
 //! let aws = kcl_core::aws_config::load_from_env().await;
 //! let report = Redrive::new(SqsLetters::new(&aws, "orders-dlq"), StreamTarget::new(&aws, "orders"))
 //!     .blob_store(S3BlobStore::new(&aws, "orders-payloads")) // where letters say that their payload is there
-//!     .only(Filter { kind: Some("poison".into()), ..Filter::default() })
+//!     .only(Filter { kind: Some(FailureKind::Poison), ..Filter::default() })
 //!     .dry_run(true)
 //!     .run()
-//!     .await;
+//!     .await?;
 //! println!("{report:?}");
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -23,17 +25,22 @@
 //!   letters at a time; a standard queue gives its messages in any order). When one of them is not accepted, later ones of its key stay too.
 //! - A letter that can't be read or put back stays in the queue, and is reported with the reason.
 //! - Letters of the same record are put back once in a run.
+//! - A stream is given its own letters alone, unless it is told to take those of others.
+//! - A run that could do nothing, by its settings or its target, is refused before any letter is received.
+//! - Letters that the queue hides from the run are counted at its end. See [`RedriveReport::invisible`].
 //!
 //! | module | owns |
 //! |---|---|
 //! | this, `run` | the settings; a run from the first letter to the report |
 //! | `plan` | who is put back in which order: a function of letters |
+//! | `error` | why a run is refused |
 //! | `filter` | which letters are meant |
 //! | `report` | what became of letters |
 //! | `source` | the port that letters come from |
 //! | `sqs`, `file` | its implementations |
 //! | `target` | the port that records go to: a stream, a handler |
 
+mod error;
 mod file;
 mod filter;
 mod plan;
@@ -51,12 +58,14 @@ use std::sync::Arc;
 
 use kcl_lease::Entropy;
 
+pub use self::error::RedriveError;
 pub use self::file::FileLetters;
-pub use self::filter::Filter;
+pub use self::filter::{Filter, FilterError};
 pub use self::report::{Fate, LetterOutcome, RedriveReport, StayReason};
 pub use self::source::{LetterSource, ReceivedLetter, SourceError};
 pub use self::sqs::SqsLetters;
 pub use self::target::{HandlerTarget, RedriveTarget, StreamTarget, TargetError};
+use crate::dead_letter::guarded::GuardedBlobs;
 use crate::dead_letter::{BlobStore, Envelope};
 
 type Chosen = Arc<dyn Fn(&Envelope) -> bool + Send + Sync>;
@@ -100,7 +109,7 @@ impl Redrive {
     /// Where payloads are that were too large for the queue. A letter whose payload is there stays without it.
     #[must_use]
     pub fn blob_store(mut self, blobs: impl BlobStore + 'static) -> Self {
-        self.blobs = Some(Arc::new(blobs));
+        self.blobs = Some(Arc::new(GuardedBlobs::new(blobs)));
         self
     }
 
@@ -125,7 +134,7 @@ impl Redrive {
         self
     }
 
-    /// No more than this many records are put back (in a dry run: counted). Default: no limit.
+    /// Most records that are put back (in a dry run: counted), from 1. Default: no limit.
     #[must_use]
     pub fn limit(mut self, letters: u64) -> Self {
         self.limit = Some(letters);
@@ -165,10 +174,13 @@ impl Redrive {
     /// Runs until the queue gives no letters any more that were not seen, or the limit is reached. See [`RedriveReport::stopped`] for runs
     /// that end early.
     ///
+    /// # Errors
+    /// [`RedriveError`], if the run was not begun: no letter was received.
+    ///
     /// # Cancel safety
     /// Nothing is lost: letters in work are in the queue again when its visibility timeout is over (see [`SqsLetters`]), and one of them may
     /// have been put back already. [`run_until`](Self::run_until) ends a run in good order.
-    pub async fn run(self) -> RedriveReport {
+    pub async fn run(self) -> Result<RedriveReport, RedriveError> {
         self.run_until(std::future::pending()).await
     }
 }

@@ -39,6 +39,27 @@ pub enum StayReason {
     /// The message can't be read.
     #[error("{0}")]
     Unreadable(#[from] EnvelopeError),
+    /// The record is of another stream than the one that it would be put into.
+    #[error("it is a record of another stream, `{stream}`; it is put back on request only (`StreamTarget::from_other_streams`)")]
+    OtherStream {
+        /// The ARN of the record's stream.
+        stream: String,
+    },
+    /// The record is of a stream that was deleted; the stream that it would be put into was made anew under its name.
+    #[error(
+        "it is a record of an earlier stream of the name `{stream}`, which was made anew since; it is put back on request only \
+         (`StreamTarget::from_other_streams`)"
+    )]
+    EarlierStream {
+        /// The ARN of both streams.
+        stream: String,
+    },
+    /// A stream does not take the record's partition key, which it had inside of an aggregate.
+    #[error(
+        "a stream takes partition keys of 1 to 256 characters, and this record, which was part of an aggregate, has another one; a handler can \
+         process it"
+    )]
+    KeyNotTaken,
     /// A stream needs the record's partition key, and the message does not tell it.
     #[error(
         "the message does not tell the record's partition key in clear, without which a stream does not take it; a handler can process it"
@@ -56,7 +77,7 @@ pub enum StayReason {
     /// What the blob store has in the payload's place is something else.
     #[error("what is stored in the payload's place has another size or SHA-256 than the message says")]
     PayloadChanged,
-    /// The stream or the handler refused it.
+    /// The stream or the handler refused it. The words of a handler are its error's: they may quote the payload.
     #[error("not accepted: {message}")]
     Refused {
         /// Its words.
@@ -65,6 +86,14 @@ pub enum StayReason {
     /// An earlier letter of its partition key stays, and it would overtake it.
     #[error("an earlier letter of its partition key was not accepted")]
     Behind,
+}
+
+impl StayReason {
+    /// Returns whether later letters of its partition key stay too, so that they don't overtake it. A record of
+    /// another stream has no place in the order of this one.
+    pub(super) fn holds_back_its_key(&self) -> bool {
+        !matches!(self, Self::OtherStream { .. } | Self::EarlierStream { .. })
+    }
 }
 
 /// What a run did.
@@ -89,6 +118,10 @@ pub struct RedriveReport {
     pub blobs_deleted: u64,
     /// Payloads that should have been deleted from the blob store and were not.
     pub blobs_left: u64,
+    /// Letters that the queue gives to nobody now, though this run has given back all that it held: other
+    /// readers have received them, or a run that was killed, or they are delayed. They are in none of the
+    /// counts above; run again later. By the queue's own, approximate count. `None`: it was not told.
+    pub invisible: Option<u64>,
     /// Why the run ended before the queue did; `None`: it did not, or its limit was reached.
     pub stopped: Option<String>,
 }

@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt as _};
 use kcl_lease::backoff::Backoff;
 
 use super::Redrive;
+use super::error::RedriveError;
 use super::plan::{Job, Lane, jobs, lanes};
 use super::report::{Fate, LetterOutcome, RedriveReport, StayReason};
 use super::source::{ReceivedLetter, SourceError};
@@ -21,6 +22,16 @@ use crate::dead_letter::{BlobError, Envelope, Payload, RecordAddress};
 
 /// Letters that are looked at together, so that those of one key can be put in order; and their bytes.
 const WINDOW: (usize, usize) = (100, 32 * 1024 * 1024);
+
+/// Most letters of a window: one less than its size, and then those of one more receive.
+const MOST_IN_A_WINDOW: usize = WINDOW.0 + 10;
+
+/// Letters that are given back at a time.
+const RELEASES_AT_A_TIME: usize = 16;
+
+/// Looks at how many letters are invisible, while there are any, and the pause between them.
+const INVISIBLE_LOOKS: u32 = 10;
+const INVISIBLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Receives in a row without a letter, after which the queue counts as empty: a single one proves little with SQS.
 const EMPTY_RECEIVES: u32 = 3;
@@ -55,9 +66,16 @@ struct Progress {
 impl Redrive {
     /// Runs as [`run`](Self::run), and ends in good order when `stop` completes: what is being put back is finished, the rest is given back.
     ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    ///
     /// # Cancel safety
     /// As [`run`](Self::run).
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> RedriveReport {
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<RedriveReport, RedriveError> {
+        self.only.validate()?;
+        if self.limit == Some(0) {
+            return Err(RedriveError::LimitIsZero);
+        }
         let stopped = AtomicBool::new(false);
         let mut run = pin!(self.go(&stopped));
         tokio::select! {
@@ -68,17 +86,49 @@ impl Redrive {
         run.await
     }
 
-    async fn go(&self, stopped: &AtomicBool) -> RedriveReport {
+    async fn go(&self, stopped: &AtomicBool) -> Result<RedriveReport, RedriveError> {
+        self.check_target().await.map_err(RedriveError::Target)?;
         let mut progress = Progress::default();
         let ended = self.work(stopped, &mut progress).await;
-        for letter in progress.held.values() {
-            // Best effort: it becomes visible by itself, only later.
-            if let Err(error) = self.patiently(|| self.source.release(letter)).await {
-                tracing::warn!(%error, "a letter that stays could not be given back; it can be seen again when its visibility timeout is over");
+        let releases = std::mem::take(&mut progress.held).into_values().map(|letter| self.release(letter));
+        stream::iter(releases).buffer_unordered(RELEASES_AT_A_TIME).collect::<()>().await;
+        progress.report.invisible = self.invisible().await;
+        progress.report.stopped = ended.err();
+        Ok(progress.report)
+    }
+
+    async fn check_target(&self) -> Result<(), TargetError> {
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
+        loop {
+            match self.target.check().await {
+                Err(TargetError::Unavailable(_)) if backoff.failures() + 1 < ATTEMPTS => tokio::time::sleep(backoff.next_wait()).await,
+                checked => return checked,
             }
         }
-        progress.report.stopped = ended.err();
-        progress.report
+    }
+
+    /// Gives a letter back. Best effort: it becomes visible by itself, only later.
+    async fn release(&self, letter: ReceivedLetter) {
+        if let Err(error) = self.patiently(|| self.source.release(&letter)).await {
+            tracing::warn!(%error, "a letter that stays could not be given back; it can be seen again when its visibility timeout is over");
+        }
+    }
+
+    /// Returns how many letters are still given to nobody, though this run holds none. A count that is not zero
+    /// is looked at again for some seconds, for queues take a moment to count right.
+    async fn invisible(&self) -> Option<u64> {
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match self.patiently(|| self.source.invisible()).await {
+                Ok(Some(1..)) if looks < INVISIBLE_LOOKS => tokio::time::sleep(INVISIBLE_PAUSE).await,
+                Ok(counted) => return counted,
+                Err(error) => {
+                    tracing::warn!(%error, "the queue does not tell how many letters are invisible: there may be more than this run has seen");
+                    return None;
+                }
+            }
+        }
     }
 
     /// Goes through the queue; why that ended early.
@@ -92,7 +142,17 @@ impl Redrive {
             if left == Some(0) {
                 return Ok(());
             }
-            let (window, is_empty) = self.window(progress).await.map_err(|error| error.to_string())?;
+            if progress.held.len() + MOST_IN_A_WINDOW > self.source.most_held() {
+                return Err(format!(
+                    "{} letters that stay are held, and the queue lets hardly more be invisible at a time; what is behind them can't be \
+                     reached before they are put back or moved elsewhere",
+                    progress.held.len()
+                ));
+            }
+            let (window, is_empty) = self.window(progress).await.map_err(|error| match error.is_full {
+                true => format!("{error}; the queue gives no letters while so many are invisible, of this reader and of others"),
+                false => error.to_string(),
+            })?;
             if window.is_empty() {
                 let count = if is_empty { &mut empty } else { &mut repeated };
                 *count += 1;
@@ -160,9 +220,12 @@ impl Redrive {
                     let deleted = accepted && self.delete(&message).await;
                     self.tell_duplicate(progress, message, &job.letter, deleted);
                 }
-            } else if self.dry_run || self.known_reason(&job.letter, progress).is_some() {
-                let lane = Lane::of(&job.letter);
-                let fate = self.known_reason(&job.letter, progress).map_or(Fate::WouldBeTried, Fate::Stays);
+                continue;
+            }
+            let reason = self.known_reason(&job.letter, progress);
+            if self.dry_run || reason.is_some() {
+                let is_behind = reason.as_ref().is_some_and(StayReason::holds_back_its_key);
+                let fate = reason.map_or(Fate::WouldBeTried, Fate::Stays);
                 if fate == Fate::WouldBeTried {
                     let is_beyond = self.limit.is_some_and(|limit| progress.tried >= limit);
                     if is_beyond {
@@ -170,8 +233,8 @@ impl Redrive {
                         continue;
                     }
                     progress.tried += 1;
-                } else {
-                    progress.behind.insert(lane);
+                } else if is_behind {
+                    progress.behind.insert(Lane::of(&job.letter));
                 }
                 self.settle(progress, job, false, fate);
             } else {

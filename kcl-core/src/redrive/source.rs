@@ -33,6 +33,8 @@ pub struct SourceError {
     pub is_retryable: bool,
     /// Whether the letter's handle is of no letter any more: it was deleted, or can be seen by others again.
     pub is_gone: bool,
+    /// Whether the queue gives no letters before some that were received are deleted or given back.
+    pub is_full: bool,
 }
 
 /// A queue of dead letters that is read.
@@ -46,6 +48,21 @@ pub struct SourceError {
 /// Letters of a dropped `receive` come again. A dropped `delete` may have taken effect.
 #[async_trait]
 pub trait LetterSource: Send + Sync + std::fmt::Debug {
+    /// Returns the most letters that may be received and neither deleted nor released at a time. A run that
+    /// comes near it gives back what it holds and ends. Default: no limit.
+    fn most_held(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Returns how many letters are given to nobody now: those that this or another reader has received and
+    /// not released, and delayed ones. It may be approximate. `None`, the default: the queue does not tell.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    async fn invisible(&self) -> Result<Option<u64>, SourceError> {
+        Ok(None)
+    }
+
     /// A few letters. None: there was none to be seen for a moment.
     ///
     /// # Errors

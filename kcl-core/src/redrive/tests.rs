@@ -28,10 +28,20 @@ struct State {
     deleted: BTreeSet<u64>,
     /// Deleted before it was accepted.
     lost: Vec<u64>,
+    /// Letters that may be hidden at a time, and whether the queue tells of that before it refuses more.
+    most_hidden: Option<(usize, bool)>,
+    receives: u64,
 }
 
 /// Until when a message is hidden.
 type Hidden = Option<Instant>;
+
+impl State {
+    fn hidden(&self) -> usize {
+        let now = Instant::now();
+        self.messages.values().filter(|(_, hidden)| hidden.is_some_and(|until| until > now)).count()
+    }
+}
 
 impl World {
     /// With so many letters, numbered from 0, of two keys; and a probability of each fault.
@@ -62,32 +72,49 @@ impl World {
     }
 
     fn visible(&self) -> usize {
-        let now = Instant::now();
-        self.lock().messages.values().filter(|(_, hidden)| hidden.is_none_or(|until| until <= now)).count()
+        let state = self.lock();
+        state.messages.len() - state.hidden()
     }
 }
 
 fn no_answer(operation: &'static str) -> SourceError {
-    SourceError { queue: "letters".into(), operation, message: "no answer".into(), is_retryable: true, is_gone: false }
+    SourceError { queue: "letters".into(), operation, message: "no answer".into(), is_retryable: true, is_gone: false, is_full: false }
 }
 
 fn number(body: &str) -> u64 {
-    Envelope::parse(body).unwrap().record.sequence_number.to_string().parse().unwrap()
+    number_of(&Envelope::parse(body).unwrap())
+}
+
+fn number_of(letter: &Envelope) -> u64 {
+    letter.record.sequence_number.to_string().parse().unwrap()
 }
 
 #[async_trait]
 impl LetterSource for World {
+    fn most_held(&self) -> usize {
+        self.lock().most_hidden.filter(|(_, is_told)| *is_told).map_or(usize::MAX, |(most, _)| most)
+    }
+
+    async fn invisible(&self) -> Result<Option<u64>, SourceError> {
+        let counted = self.call(|state| state.hidden() as u64).await;
+        counted.map(Some).ok_or_else(|| no_answer("invisible"))
+    }
+
     async fn receive(&self) -> Result<Vec<ReceivedLetter>, SourceError> {
         let received = self.call(|state| {
+            state.receives += 1;
+            if state.most_hidden.is_some_and(|(most, _)| state.hidden() + 10 > most) {
+                return Err(SourceError { is_retryable: false, is_full: true, ..no_answer("receive") });
+            }
             let now = Instant::now();
             let visible = state.messages.iter_mut().filter(|(_, (_, hidden))| hidden.is_none_or(|until| until <= now));
             let take = |(id, (body, hidden)): (&String, &mut (String, Hidden))| {
                 *hidden = Some(now + VISIBILITY);
                 ReceivedLetter { id: id.clone(), handle: id.clone(), body: body.clone() }
             };
-            visible.take(10).map(take).collect::<Vec<_>>()
+            Ok(visible.take(10).map(take).collect::<Vec<_>>())
         });
-        received.await.ok_or_else(|| no_answer("receive"))
+        received.await.unwrap_or_else(|| Err(no_answer("receive")))
     }
 
     async fn delete(&self, letter: &ReceivedLetter) -> Result<(), SourceError> {
@@ -140,7 +167,10 @@ async fn killed_at_any_point_a_run_costs_duplicates_at_worst() {
             let life = if run < 3 { world.1.between(Duration::ZERO, Duration::from_secs(2)) } else { Duration::MAX };
             let report = timeout(life, world.redrive().run()).await;
             assert!(world.lock().lost.is_empty(), "seed {seed}: {:?}", world.lock().lost);
-            assert!(report.is_err() || report.is_ok_and(|report| report.stopped.is_none() && report.stayed == 0), "seed {seed}");
+            assert!(
+                report.is_err() || report.is_ok_and(|report| report.is_ok_and(|report| report.stopped.is_none() && report.stayed == 0)),
+                "seed {seed}"
+            );
             sleep(VISIBILITY).await;
         }
         let state = world.lock();
@@ -159,9 +189,96 @@ async fn letters_that_stay_through_a_long_run_are_told_once_and_end_visible() {
         Ok::<_, std::io::Error>(())
     };
     let redrive = Redrive::new(world.clone(), HandlerTarget::new(handler)).filter(|letter| letter.record.sequence_number >= 200.into());
-    let report = redrive.run().await;
-    assert_eq!((report.accepted, report.not_meant, report.stopped), (50, 200, None));
+    let report = redrive.run().await.unwrap();
+    assert_eq!((report.accepted, report.not_meant, report.stopped, report.invisible), (50, 200, None, Some(0)));
     assert_eq!(world.visible(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_holds_as_much_as_the_queue_allows_gives_it_back_and_says_so() {
+    for is_told in [true, false] {
+        let world = World::new(1, 600, 0.0);
+        world.lock().most_hidden = Some((300, is_told));
+        let redrive = world.redrive().filter(|letter| letter.record.sequence_number >= 500.into());
+        let report = redrive.run().await.unwrap();
+        let stopped = report.stopped.unwrap();
+        assert!(stopped.contains(if is_told { "letters that stay are held" } else { "so many are invisible" }), "{stopped}");
+        assert_eq!((report.accepted, report.invisible), (0, Some(0)), "told beforehand: {is_told}");
+        assert_eq!(world.visible(), 600);
+        assert!(world.lock().receives < 40);
+        // Nothing is held of what is put back: the limit is none of its own.
+        let report = world.redrive().run().await.unwrap();
+        assert_eq!((report.accepted, report.stopped, report.invisible), (600, None, Some(0)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_that_a_killed_run_has_hidden_are_counted_by_the_next() {
+    let world = World::new(1, 60, 0.0);
+    assert!(timeout(Duration::from_millis(200), world.redrive().run()).await.is_err());
+    let hidden = world.lock().hidden() as u64;
+    let left = world.lock().messages.len() as u64;
+    assert!(0 < hidden && hidden <= left, "{hidden} of {left}");
+    let report = world.redrive().run().await.unwrap();
+    assert_eq!((report.accepted, report.stayed, report.invisible), (left - hidden, 0, Some(hidden)));
+    let report = world.redrive().dry_run(true).run().await.unwrap();
+    assert_eq!((report.would_be_tried, report.invisible), (0, Some(hidden)), "a dry run says it too");
+    sleep(VISIBILITY).await;
+    let report = world.redrive().run().await.unwrap();
+    assert_eq!((report.accepted, report.invisible), (hidden, Some(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_do_nothing_is_refused_before_any_letter_is_received() {
+    /// Takes nothing.
+    #[derive(Debug)]
+    struct Closed;
+
+    #[async_trait]
+    impl RedriveTarget for Closed {
+        async fn check(&self) -> Result<(), TargetError> {
+            Err(TargetError::Closed("no such stream".into()))
+        }
+
+        fn refuses(&self, _: &Envelope) -> Option<StayReason> {
+            None
+        }
+
+        fn is_shared(&self) -> bool {
+            true
+        }
+
+        async fn accept(&self, _: &Envelope, _: &Bytes) -> Result<(), TargetError> {
+            Ok(())
+        }
+    }
+
+    for letters in [0, 20] {
+        let world = World::new(1, letters, 0.0);
+        let malformed = Filter { key_sha256: Some("zz".into()), ..Filter::default() };
+        assert_eq!(world.redrive().only(malformed).run().await, Err(RedriveError::Filter(FilterError::NotASha256)));
+        assert_eq!(world.redrive().limit(0).run().await, Err(RedriveError::LimitIsZero));
+        let closed = Redrive::new(world.clone(), Closed).dry_run(true).run().await;
+        assert_eq!(closed, Err(RedriveError::Target(TargetError::Closed("no such stream".into()))));
+        assert_eq!(world.lock().receives, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_leaves_its_letter_and_the_run_goes_on() {
+    let world = World::new(1, 20, 0.0);
+    let handler = |letter: Envelope, _: Bytes| {
+        let number = number_of(&letter);
+        assert_ne!(number, 4, "before there is a future");
+        async move {
+            assert_ne!(number, 7, "within it");
+            Ok::<_, std::io::Error>(())
+        }
+    };
+    let report = Redrive::new(world.clone(), HandlerTarget::new(handler)).run().await.unwrap();
+    // Two of them, and those of their keys behind them.
+    assert_eq!((report.accepted, report.stayed, report.stopped), (2 + 3, 8 + 7, None));
+    assert_eq!(world.visible(), 15);
 }
 
 #[test]

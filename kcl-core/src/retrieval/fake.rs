@@ -1,6 +1,6 @@
 //! A shard in memory, for the tests of what reads it: records, an end, and calls that fail.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,9 +56,49 @@ pub(super) struct Script {
     pub(super) empty_pages: u32,
     pub(super) empty_pages_left: u32,
     pub(super) latency: Box<dyn FnMut() -> Duration + Send>,
+    /// The time that each record takes on its way. A read that takes longer than its timeout gives no answer.
+    pub(super) per_record: Duration,
+    /// Whether answers say how far behind they are.
+    pub(super) tells_behind: bool,
+    /// Whether a read is answered by the last answer once more.
+    pub(super) repeats: Box<dyn FnMut() -> bool + Send>,
+    pub(super) last_page: Option<RecordsPage>,
+    /// The service's limit of five reads in any second, if it is enforced.
+    pub(super) read_limit: Option<ReadLimit>,
     pub(super) fault: Fault,
     pub(super) made: Vec<Made>,
 }
+
+/// Five reads in a second, whoever makes them.
+pub(super) enum ReadLimit {
+    /// A bucket of reads, and when it was filled up last. Refused reads do not count.
+    Bucket(f64, Instant),
+    /// The reads of the last second, refused ones included.
+    Window(VecDeque<Instant>),
+}
+
+impl ReadLimit {
+    fn allows(&mut self) -> bool {
+        let now = Instant::now();
+        match self {
+            Self::Bucket(level, filled) => {
+                *level = (*level + (now - *filled).as_secs_f64() * 5.0).min(5.0);
+                *filled = now;
+                let allows = *level >= 1.0;
+                *level -= if allows { 1.0 } else { 0.0 };
+                allows
+            }
+            Self::Window(reads) => {
+                reads.retain(|at| now - *at < Duration::from_secs(1));
+                reads.push_back(now);
+                reads.len() <= 5
+            }
+        }
+    }
+}
+
+/// How long a read may take.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(super) struct Fake(Arc<Mutex<Script>>);
@@ -97,6 +137,11 @@ impl Fake {
             empty_pages: 0,
             empty_pages_left: 0,
             latency: Box::new(|| Duration::ZERO),
+            per_record: Duration::ZERO,
+            tells_behind: true,
+            repeats: Box::new(|| false),
+            last_page: None,
+            read_limit: None,
             fault: Box::new(|_| None),
             made: Vec::new(),
         })));
@@ -200,7 +245,24 @@ impl StreamApi for Fake {
         if let Some(error) = self.begin(Operation::Read, None).await {
             return Err(error);
         }
+        if !self.script().read_limit.as_mut().is_none_or(ReadLimit::allows) {
+            return Err(error(Failure::Throttled));
+        }
+        let per_record = self.script().per_record;
+        if !per_record.is_zero() {
+            let there = self.script().records.len() - from.0.split_once('@').unwrap().0.parse::<usize>().unwrap();
+            let time = per_record * u32::try_from(there.min(limit as usize)).unwrap();
+            sleep(time.min(READ_TIMEOUT)).await;
+            if time > READ_TIMEOUT {
+                return Err(error(Failure::Unavailable));
+            }
+        }
         let mut script = self.script();
+        if (script.repeats)()
+            && let Some(page) = &script.last_page
+        {
+            return Ok(page.clone());
+        }
         let (index, issued) = from.0.split_once('@').unwrap();
         let (index, issued): (usize, u64) = (index.parse().unwrap(), issued.parse().unwrap());
         if millis(script.began.elapsed()) - issued > millis(ITERATOR_LIFE) {
@@ -219,12 +281,14 @@ impl StreamApi for Fake {
             parents: BTreeSet::from([PARENT.into()]),
             hash_range: HashKeyRange { start: 0, end: u128::MAX },
         };
-        Ok(RecordsPage {
+        let page = RecordsPage {
             records,
             next: (!ended).then(|| iterator(&script, index + count)),
             children: if ended && script.children_in_page { vec![child] } else { Vec::new() },
-            millis_behind_latest: Some(if end { 0 } else { 1_000 }),
-        })
+            millis_behind_latest: script.tells_behind.then_some(if end { 0 } else { 1_000 }),
+        };
+        script.last_page = Some(page.clone());
+        Ok(page)
     }
 }
 

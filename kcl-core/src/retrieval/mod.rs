@@ -4,6 +4,7 @@
 mod fake;
 pub mod fan_out;
 pub mod polling;
+mod start_refusals;
 
 use std::sync::Arc;
 
@@ -14,10 +15,14 @@ use kcl_lease::ShardId;
 pub(crate) use self::fan_out::Intended;
 pub use self::fan_out::{ConsumerChoice, FanOutConfig, FanOutRetrieval, RetrievalMode};
 pub use self::polling::{Polling, PollingConfig};
+use self::start_refusals::StartRefusals;
 use crate::record::Record;
 use crate::stream::{ChildShard, StartingPosition, StreamError};
 
-/// What a read of a shard gave.
+/// The most bytes that one answer of Kinesis holds (GetRecords: 10 MiB).
+pub(crate) const LARGEST_ANSWER: usize = 10 << 20;
+
+/// The result of a read.
 #[derive(Clone, Debug)]
 pub enum Fetched {
     /// The next records, without a gap to those before. May be empty, also while the shard is not read to its tip.
@@ -34,23 +39,51 @@ pub enum Fetched {
     },
 }
 
-/// Reads one shard from a starting position on.
+/// Reads one shard from a starting position on, one call at a time: [`ready`](Self::ready), then
+/// [`next`](Self::next), and so on.
 ///
 /// # Contract
 ///
-/// - Records come in order, each once, without a gap, whatever fails in between: expired iterators, throttling and lost
-///   connections are the reader's own business.
-/// - It keeps to the service's limits by pacing itself, and waits with full-jitter backoff after failures: calling `next` in a loop is
-///   right.
-/// - An error is returned for what the reader can't mend. It may be called again after one and goes on where it was.
+/// - Records come in order, each once, without a gap, whatever fails in between: expired iterators,
+///   throttling and lost connections are the reader's own business. Records that the service repeats
+///   are dropped.
+/// - The reader keeps to the service's limits by pacing itself, and waits with full-jitter backoff
+///   after failures, in `ready`: calling both in a loop is right.
+/// - Only `next` asks for records, and only `next` takes up memory for them. A caller with a budget
+///   of bytes reserves what `ready` says between the two, and so holds nothing of it while the
+///   reader waits for its pace.
+/// - An error is returned for what the reader can't mend. Both may be called again after one and go
+///   on where they were.
+/// - [`StreamError::StartRefused`] is returned only if the service refused the starting position
+///   itself, twice in a row; never because a read was refused.
 /// - The end of the shard is given only on positive evidence, never because something was not found.
 ///
 /// # Cancel safety
-/// A dropped `next` loses nothing: the records it would have given are given by the next call.
+/// A dropped `ready` or `next` loses nothing: the records it would have given are given by the next
+/// call, and a wait goes on where it was.
 #[async_trait]
 pub trait ShardReader: Send {
-    /// Waits as long as the pace demands and reads.
-    async fn next(&mut self) -> Result<Fetched, StreamError>;
+    /// Waits until the next call may be made: for the rate limits after a success, for the backoff
+    /// after a failure. Returns the bytes to reserve for the answer: zero if it holds no records.
+    ///
+    /// At once if a call is under way already.
+    async fn ready(&mut self) -> Result<usize, StreamError>;
+
+    /// Makes one call and waits for its answer. `None`: it gave no records, since it only prepared
+    /// the next one, or failed in a way that the next one may mend.
+    ///
+    /// Called after `ready` has returned; otherwise it may wait as `ready` does, or give nothing at once.
+    async fn next(&mut self) -> Result<Option<Fetched>, StreamError>;
+
+    /// Calls both until something comes: for a caller without a budget.
+    async fn fetch(&mut self) -> Result<Fetched, StreamError> {
+        loop {
+            self.ready().await?;
+            if let Some(fetched) = self.next().await? {
+                return Ok(fetched);
+            }
+        }
+    }
 }
 
 /// A way to read shards.

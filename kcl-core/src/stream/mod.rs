@@ -129,7 +129,18 @@ pub enum StreamError {
         /// The stream.
         stream: String,
     },
-    /// The service refused an argument: for GetShardIterator, a sequence number that is not of this shard.
+    /// A reader's starting position was refused twice in a row, by GetShardIterator or SubscribeToShard: its sequence number is not
+    /// (any more) one of this shard. See [`ShardReader`](crate::retrieval::ShardReader).
+    #[error("{operation} on stream `{stream}`: the shard does not know the record that reading is to start at: {message}")]
+    StartRefused {
+        /// The stream.
+        stream: String,
+        /// The operation.
+        operation: &'static str,
+        /// The service's own words.
+        message: String,
+    },
+    /// The service refused an argument.
     #[error("{operation} on stream `{stream}` was refused: {message}")]
     InvalidArgument {
         /// The stream.

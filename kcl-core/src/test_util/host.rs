@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kcl_lease::{Clock, Entropy, LeaseTable};
 use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::aws::SimulatedAws;
 use super::clock::SimulatedClock;
@@ -122,6 +123,29 @@ impl Host {
         Powered::new(process, Some(self.power.clone()))
     }
 
+    /// Runs something on this host as a worker runs what keeps its leases alive.
+    #[cfg(test)]
+    pub(super) fn beside_user_code<F: Future>(&self, process: F) -> Powered<F> {
+        Powered::beside_user_code(process, self.power.clone())
+    }
+
+    /// Blocks the runtime thread of the process for this long, as `std::thread::sleep` in a
+    /// processor does on a runtime with one thread: call it from there, and await it.
+    ///
+    /// Meanwhile nothing of the process is polled, except what a worker runs on a thread of its
+    /// own, which keeps its leases alive. What was polled in the same poll of the task as this
+    /// call, after it, still ran. The code behind it goes on when the time is over, unless
+    /// something in the same task that is due by then, such as a deadline, is polled first and
+    /// drops it.
+    ///
+    /// # Cancel safety
+    /// The thread is blocked from the first poll on, even if the future is dropped.
+    pub async fn block_thread(&self, duration: Duration) {
+        let until = Instant::now() + duration;
+        self.power.block(until);
+        sleep_until(until).await;
+    }
+
     /// Stops everything on this host where it is, as SIGSTOP or a paused virtual machine does. Boot time goes on.
     pub fn freeze(&self) {
         self.power.set(State::Frozen);
@@ -186,6 +210,8 @@ struct Switch {
     state: State,
     /// Who was to be polled meanwhile.
     waiting: Vec<Waker>,
+    /// Until then the thread of users' code is blocked.
+    blocked_until: Option<Instant>,
     polls: u64,
     dies_at: Option<u64>,
 }
@@ -221,6 +247,20 @@ impl Power {
         }
     }
 
+    fn block(&self, until: Instant) {
+        let mut switch = self.lock();
+        switch.blocked_until = switch.blocked_until.max(Some(until));
+    }
+
+    /// The time until which the thread of users' code is blocked, if it is.
+    fn blocked_until(&self) -> Option<Instant> {
+        let mut switch = self.lock();
+        if switch.blocked_until.is_some_and(|until| until <= Instant::now()) {
+            switch.blocked_until = None;
+        }
+        switch.blocked_until
+    }
+
     fn may_run(&self, context: &Context<'_>) -> bool {
         let dies = {
             let mut switch = self.lock();
@@ -242,15 +282,49 @@ impl Power {
     }
 }
 
+/// The thread of a simulated process on which something runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Thread {
+    /// The one that runs users' code, which may block it.
+    Users,
+    /// The one on which a worker keeps its leases alive.
+    Leases,
+}
+
 /// A future that runs while its host does. See [`Host::run`].
 pub struct Powered<F: Future> {
     future: Pin<Box<F>>,
     power: Option<Power>,
+    thread: Thread,
+    /// Wakes the future when its thread is no longer blocked.
+    unblocked: Option<Pin<Box<Sleep>>>,
 }
 
 impl<F: Future> Powered<F> {
     pub(crate) fn new(future: F, power: Option<Power>) -> Self {
-        Self { future: Box::pin(future), power }
+        Self { future: Box::pin(future), power, thread: Thread::Users, unblocked: None }
+    }
+
+    /// A future that goes on while users' code blocks its thread ([`Host::block_thread`]).
+    pub(crate) fn beside_user_code(future: F, power: Power) -> Self {
+        Self { thread: Thread::Leases, ..Self::new(future, Some(power)) }
+    }
+
+    fn is_blocked(&mut self, context: &mut Context<'_>) -> bool {
+        if self.thread == Thread::Leases {
+            return false;
+        }
+        while let Some(until) = self.power.as_ref().and_then(Power::blocked_until) {
+            let sleep = self.unblocked.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            if sleep.deadline() != until {
+                sleep.as_mut().reset(until);
+            }
+            if sleep.as_mut().poll(context).is_pending() {
+                return true;
+            }
+        }
+        self.unblocked = None;
+        false
     }
 }
 
@@ -258,7 +332,7 @@ impl<F: Future> Future for Powered<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        if self.power.as_ref().is_some_and(|power| !power.may_run(context)) {
+        if self.is_blocked(context) || self.power.as_ref().is_some_and(|power| !power.may_run(context)) {
             return Poll::Pending;
         }
         let polled = self.future.as_mut().poll(context);
@@ -269,7 +343,7 @@ impl<F: Future> Future for Powered<F> {
 
 impl<F: Future> fmt::Debug for Powered<F> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Powered").field("power", &self.power).finish_non_exhaustive()
+        formatter.debug_struct("Powered").field("power", &self.power).field("thread", &self.thread).finish_non_exhaustive()
     }
 }
 

@@ -186,6 +186,52 @@ async fn what_runs_on_a_host_stands_still_with_it_and_dies_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_blocked_thread_stops_what_runs_on_it_and_nothing_else() {
+    let aws = SimulatedAws::new(1);
+    let host = aws.host("m");
+    let seconds = Duration::from_secs;
+    let ticking = |ticks: &Arc<Mutex<Vec<Duration>>>| {
+        let (aws, ticks) = (aws.clone(), Arc::clone(ticks));
+        async move {
+            loop {
+                sleep(seconds(1)).await;
+                ticks.lock().unwrap().push(aws.elapsed());
+            }
+        }
+    };
+    let users: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let leases: Arc<Mutex<Vec<Duration>>> = Arc::default();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(host.run(ticking(&users)));
+    tasks.spawn(host.beside_user_code(ticking(&leases)));
+    let (blocking, ended) = (host.clone(), Arc::new(Mutex::new(None)));
+    let (noted, at_end) = (Arc::clone(&ended), aws.clone());
+    let mut blocker = JoinSet::new();
+    blocker.spawn(host.run(async move {
+        sleep(Duration::from_millis(2_500)).await;
+        blocking.block_thread(seconds(10)).await;
+        *noted.lock().unwrap() = Some(at_end.elapsed());
+    }));
+    sleep(Duration::from_millis(11_500)).await;
+    assert_eq!((users.lock().unwrap().len(), leases.lock().unwrap().len(), *ended.lock().unwrap()), (2, 11, None));
+    blocker.join_next().await.unwrap().unwrap();
+    let block_ended = ended.lock().unwrap().unwrap();
+    assert!(block_ended >= Duration::from_millis(12_500) && block_ended < Duration::from_millis(12_510), "{block_ended:?}");
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(users.lock().unwrap().len(), 4, "the tick that was overdue, and the next: {users:?}");
+
+    // A freeze, and death, stop both.
+    host.freeze();
+    let before = (users.lock().unwrap().len(), leases.lock().unwrap().len());
+    sleep(seconds(10)).await;
+    assert_eq!((users.lock().unwrap().len(), leases.lock().unwrap().len()), before);
+    host.kill();
+    host.thaw();
+    sleep(seconds(10)).await;
+    assert_eq!((users.lock().unwrap().len(), leases.lock().unwrap().len()), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_can_be_killed_at_each_of_its_awaits() {
     for kill_at in 1..=4 {
         let aws = SimulatedAws::new(1);

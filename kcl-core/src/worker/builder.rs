@@ -26,7 +26,8 @@ use crate::consumer::{
     Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, Neighbours, PoisonedKey, PrefetchBudget,
     Processing, ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
-use crate::dead_letter::{DeadLetterError, DeadLetterQueue};
+use crate::dead_letter::guarded::GuardedQueue;
+use crate::dead_letter::{DeadLetterError, DeadLetterQueue, refuse_own_source};
 use crate::error::{ConfigError, WorkerError};
 use crate::handler::RecordHandler;
 use crate::metrics::Metrics;
@@ -123,6 +124,11 @@ impl WorkerBuilder {
     }
 
     /// Region, credentials, endpoint: what `aws_config::load_from_env()` gives.
+    ///
+    /// If it has an HTTP client of your own, that one is used, on the worker's runtime and on the
+    /// thread that keeps leases alive. One that the SDK's builder has made keeps connections apart
+    /// for the two. Another kind should do so too: a connection that a blocked runtime drives
+    /// delays renewals.
     pub fn aws_config(mut self, config: &SdkConfig) -> Self {
         self.aws = Some(config.clone());
         self
@@ -161,7 +167,7 @@ impl WorkerBuilder {
 
     /// Where records go that can't be processed. Without one, such a record stops its shard until it can be.
     pub fn dead_letter_queue(mut self, queue: impl DeadLetterQueue + 'static) -> Self {
-        self.dead_letter_queue = Some(Arc::new(queue));
+        self.dead_letter_queue = Some(Arc::new(GuardedQueue::new(queue)));
         self
     }
 
@@ -311,6 +317,9 @@ impl WorkerBuilder {
 
     /// Bytes that all shards of this worker may have read ahead, beside the one answer (at most 10 MiB) that each shard has in work. 0: nothing is
     /// read ahead. Otherwise 10 MiB to 4 GiB; default 128 MiB.
+    ///
+    /// Room for an answer is reserved before it is asked for, by what the last answer and the time since lead to expect. One that is larger counts as
+    /// it is: nothing more is read ahead until all are within the budget again.
     pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
         self.prefetch_bytes = bytes;
         self
@@ -360,7 +369,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// Another lease table than DynamoDB's.
+    /// Another lease table than DynamoDB's. Leases are taken and renewed on a thread of the
+    /// worker's own, with a runtime of its own, and everything else is done on the runtime that
+    /// runs the worker: its calls must not wait for tasks or connections of either.
     pub fn lease_table(mut self, table: Arc<dyn LeaseTable>) -> Self {
         self.lease_table = Some(table);
         self
@@ -397,6 +408,7 @@ impl WorkerBuilder {
         let entropy = self.entropy.take().unwrap_or_else(Entropy::from_os);
         let timing = LeaseTiming { lease_duration: self.lease_duration, handoff_timeout: self.handoff_timeout };
         let (stream_api, table) = self.ports(&timing, &entropy)?;
+        let lease_table = self.table_of_lease_thread(&timing, &entropy)?;
         let factory = self.factory.take().ok_or_else(|| {
             ConfigError::new("processor", "not set", "is needed: a closure or a RecordProcessorFactory; or a `handler` in its place")
         })?;
@@ -407,6 +419,7 @@ impl WorkerBuilder {
         let intended = self.intended_retrieval(&stream, &entropy)?;
         if let Some(queue) = &self.dead_letter_queue {
             patiently(|| queue.check(), |error| matches!(error, DeadLetterError::Unavailable { .. })).await?;
+            refuse_own_source(queue.as_ref(), &stream.arn, &stream.name)?;
         }
         patiently(|| table.ensure(), TableError::is_retryable).await?;
         self.check_identity(table.as_ref(), &stream).await?;
@@ -452,8 +465,10 @@ impl WorkerBuilder {
         let (held, look_again) = (Held::default(), Arc::new(Notify::new()));
         // A few takes may be ahead of the worker that starts them; more would only wait in memory.
         let (start, started) = mpsc::channel(16);
+        let terms = TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) };
+        let lease_terms = TermContext { table: lease_table, ..terms.clone() };
         let coordinator = Coordinator {
-            terms: TermContext { table, clock: as_clock, entropy, worker, timing, stream_created: Some(shared.stream.created) },
+            terms,
             application: shared.application.clone(),
             stream: shared.stream.arn.clone(),
             max_leases: self.max_leases,
@@ -481,6 +496,7 @@ impl WorkerBuilder {
             held,
             look_again,
             started,
+            lease_terms,
             shutdown_timeout: self.shutdown_timeout,
             deregister: fan_out.filter(|_| self.fan_out.deregister_at_end),
             asked_to_stop: CancellationToken::new(),

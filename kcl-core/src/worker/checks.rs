@@ -14,8 +14,9 @@ use kcl_lease::{Clock as _, DynamoDbLeaseTable, Entropy, Lease, LeaseTable, Tabl
 
 use super::builder::WorkerBuilder;
 use super::settings::{self, within};
-use crate::consumer::{Backlog, Checkpointing, LARGEST_ANSWER, ReadUntil};
+use crate::consumer::{Backlog, Checkpointing, ReadUntil};
 use crate::error::{ConfigError, WorkerError};
+use crate::retrieval::LARGEST_ANSWER;
 use crate::retrieval::polling::PollingConfigError;
 use crate::retrieval::{Intended, RetrievalMode};
 use crate::stream::{KinesisStream, ServiceClock, StreamApi, StreamDescription, StreamError, StreamStatus};

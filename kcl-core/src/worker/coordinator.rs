@@ -14,11 +14,12 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::assignment::{self, Plan, View};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::liveness::Liveness;
-use kcl_lease::term::{Acquired, Term, TermContext, TermKeeper, acquire};
+use kcl_lease::term::{Term, TermContext};
 use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteId, WriteOutcome, shard_sync};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::lease_keepers::{LeaseKeepers, Taken};
 use crate::consumer::Reading;
 use crate::error::WorkerError;
 use crate::retrieval::Retrieval;
@@ -65,7 +66,7 @@ pub(super) struct Coordinator {
     pub(super) held: Held,
     /// Wakes the coordinator before its next round is due.
     pub(super) look_again: Arc<Notify>,
-    pub(super) started: mpsc::Sender<(Term, Box<TermKeeper>)>,
+    pub(super) started: mpsc::Sender<Term>,
     pub(super) liveness: Liveness,
     /// To be told how many workers there are.
     pub(super) retrieval: Arc<dyn Retrieval>,
@@ -93,7 +94,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// When the lease table is gone, or holds leases of another stream. Also returns, without an error, when all is read up to a bound.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), WorkerError> {
+    pub(super) async fn run(mut self, keepers: LeaseKeepers, stop: CancellationToken) -> Result<(), WorkerError> {
         let mut backoff = Backoff::new(Duration::from_millis(200), self.terms.timing.lease_duration / 2, &self.terms.entropy);
         let grace = self.terms.timing.call_timeout() * 2;
         while !stop.is_cancelled() {
@@ -104,7 +105,7 @@ impl Coordinator {
             };
             let round = async {
                 match self.terms.table.list().await {
-                    Ok(listing) => self.round(listing).await.map(Some),
+                    Ok(listing) => self.round(&keepers, listing).await.map(Some),
                     Err(error @ TableError::NotFound { .. }) => Err(error.into()),
                     Err(error) => {
                         tracing::warn!(%error, "the leases can't be read; trying again");
@@ -128,7 +129,7 @@ impl Coordinator {
         Ok(())
     }
 
-    async fn round(&mut self, mut listing: LeaseListing) -> Result<Pending, WorkerError> {
+    async fn round(&mut self, keepers: &LeaseKeepers, mut listing: LeaseListing) -> Result<Pending, WorkerError> {
         let now = self.terms.clock.boot_time();
         hold_back_children(&mut listing);
         self.report_unreadable(listing.unreadable);
@@ -159,17 +160,17 @@ impl Coordinator {
         );
         self.retrieval.share(plan.workers);
         self.reading.share(plan.workers);
-        self.carry_out(&plan).await?;
+        self.carry_out(keepers, &plan).await?;
         let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
         let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());
         Ok(Pending { all_read: false, handoffs: already.chain(plan.request.into_iter().map(|lease| lease.shard_id)).collect() })
     }
 
-    async fn carry_out(&self, plan: &Plan) -> Result<(), WorkerError> {
+    async fn carry_out(&self, keepers: &LeaseKeepers, plan: &Plan) -> Result<(), WorkerError> {
         if !plan.take.is_empty() || !plan.request.is_empty() {
             tracing::debug!(take = plan.take.len(), request = plan.request.len(), left = plan.left, "leases to take and to ask for");
         }
-        let takes: Vec<_> = plan.take.iter().map(|lease| self.take(lease)).collect();
+        let takes: Vec<_> = plan.take.iter().map(|lease| self.take(keepers, lease)).collect();
         let outcomes: Vec<_> = futures::stream::iter(takes).buffer_unordered(CONCURRENT_WRITES).collect().await;
         outcomes.into_iter().collect::<Result<(), TableError>>()?;
         let requests: Vec<_> = plan.request.iter().map(|lease| self.request(lease)).collect();
@@ -179,23 +180,23 @@ impl Coordinator {
         Ok(())
     }
 
-    async fn take(&self, lease: &Lease) -> Result<(), TableError> {
+    async fn take(&self, keepers: &LeaseKeepers, lease: &Lease) -> Result<(), TableError> {
         // Noted before the write: whatever is known of this shard from now on is newer than any listing.
         self.held.insert(&lease.shard_id);
-        let acquired = acquire(&self.terms, lease).await;
-        match acquired {
-            Ok(Acquired::Yes(term, keeper)) => {
-                if self.started.send((term, keeper)).await.is_err() {
+        match keepers.take(lease).await {
+            Taken::Yes(term) => {
+                if self.started.send(term).await.is_err() {
                     self.held.remove(&lease.shard_id);
                 }
                 return Ok(());
             }
-            Ok(Acquired::No(_)) => {
+            Taken::No => {
                 tracing::debug!(shard = %lease.shard_id, "another worker was faster");
                 self.outrun.store(true, Ordering::Relaxed);
             }
-            Err(error @ TableError::NotFound { .. }) => return Err(error),
-            Err(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
+            Taken::Failed(error @ TableError::NotFound { .. }) => return Err(error),
+            Taken::Failed(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
+            Taken::Stopped => {}
         }
         self.held.remove(&lease.shard_id);
         Ok(())

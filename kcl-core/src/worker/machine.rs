@@ -16,13 +16,19 @@ impl Machine {
         Self { power: Some(power) }
     }
 
-    /// A task as it is to be spawned.
+    /// The power of the simulated host, if it is one.
+    #[cfg(feature = "test-util")]
+    pub(super) fn power(&self) -> Option<&Power> {
+        self.power.as_ref()
+    }
+
+    /// A task of the runtime that users' code runs on, as it is to be spawned.
     #[cfg(feature = "test-util")]
     pub(crate) fn run<F: Future>(&self, task: F) -> Powered<F> {
         Powered::new(task, self.power.clone())
     }
 
-    /// A task as it is to be spawned.
+    /// A task of the runtime that users' code runs on, as it is to be spawned.
     #[cfg(not(feature = "test-util"))]
     #[expect(clippy::unused_self, reason = "there is only the process itself")]
     pub(crate) fn run<F: Future>(&self, task: F) -> F {

@@ -1,11 +1,19 @@
 //! The worker: takes leases, runs a consumer for each, keeps the leases in step with the shards, and lets go in peace.
 //!
-//! All tasks belong to the worker: two per lease (the consumer, and the keeper that writes the lease's row), in two sets that end with it.
-//! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the worker's own task.
+//! All tasks belong to the worker: two per lease, in two sets that end with it. The consumer runs
+//! on the runtime that runs the worker, as users' code does. The keeper, which writes the lease's
+//! row, runs on a thread of the worker's own (`lease_keepers`, `lease_thread`), with a client of
+//! its own (`lease_client`), so that a processor that blocks its thread never costs a lease.
+//! Looking after leases (`coordinator`) and after shards (`shard_sync`) are two futures of the
+//! worker's own task.
 
 mod builder;
 mod checks;
 mod coordinator;
+mod lease_client;
+mod lease_credentials;
+mod lease_keepers;
+mod lease_thread;
 mod machine;
 pub(crate) mod settings;
 mod shard_sync;
@@ -16,8 +24,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use kcl_efo::FanOut;
-use kcl_lease::term::{Term, TermEnd, TermKeeper};
-use kcl_lease::{ShardId, WorkerId};
+use kcl_lease::term::{Term, TermContext};
+use kcl_lease::{Clock as _, ShardId, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -26,11 +34,19 @@ use tokio_util::sync::CancellationToken;
 pub use self::builder::WorkerBuilder;
 pub(crate) use self::checks::{patiently, usable};
 use self::coordinator::{Coordinator, Held};
+use self::lease_keepers::LeaseKeepers;
 pub(crate) use self::machine::Machine;
 use self::shard_sync::ShardSync;
 use crate::consumer::{Flow, ShardConsumer, Shared};
 use crate::error::WorkerError;
 use crate::status::{StatusBoard, WorkerStatus};
+
+/// Time between two signs that this process runs.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long consumers may take to end once they were stopped. One whose processor blocks its thread
+/// ends when that returns, which nobody waits for.
+const LAST_POLLS: Duration = Duration::from_millis(200);
 
 /// How long keepers may take to free their leases when the processors did not finish in time.
 const LAST_WRITES: Duration = Duration::from_secs(2);
@@ -47,7 +63,9 @@ pub struct Worker {
     shard_sync: ShardSync,
     held: Held,
     look_again: Arc<Notify>,
-    started: mpsc::Receiver<(Term, Box<TermKeeper>)>,
+    started: mpsc::Receiver<Term>,
+    /// For the keepers: the lease table as they reach it.
+    lease_terms: TermContext,
     shutdown_timeout: Duration,
     /// The consumer to deregister at the end.
     deregister: Option<FanOut>,
@@ -66,7 +84,8 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// How the worker stands.
+    /// How the worker stands. Only reads memory: may be called from any thread, also while all
+    /// threads of the worker's runtime are blocked.
     #[must_use]
     pub fn status(&self) -> WorkerStatus {
         WorkerStatus { worker: self.worker.clone(), shards: self.status.read() }
@@ -130,23 +149,44 @@ impl Worker {
         self.run_until(std::future::pending()).await
     }
 
-    /// Runs until `shutdown` completes; then lets the processors finish what is in work, checkpoints it, and frees the leases, so that other
-    /// workers go on at once. Takes at most the shutdown timeout for that.
+    /// Runs until `shutdown` completes; then lets the processors finish what is in work,
+    /// checkpoints it, and frees the leases, so that other workers go on at once. Takes at most the
+    /// shutdown timeout for that, and if processors did not finish by then, a moment to free the
+    /// leases: up to 2 s if the table does not answer.
+    ///
+    /// A processor that blocks its thread does not hold up the shutdown, if the runtime has another
+    /// thread for this future; it goes on by itself, and what it returns counts for nothing. Leases
+    /// are kept alive, and freed, by a thread of the worker's own.
     ///
     /// # Errors
-    /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time; [`WorkerError::Table`] if the lease table is gone;
-    /// [`WorkerError::StreamRecreated`] if the stream was replaced by another one of the same name. In all cases the leases were
-    /// freed as far as the table could be reached.
-    ///
+    /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time;
+    /// [`WorkerError::Table`] if the lease table is gone; [`WorkerError::StreamRecreated`] if the
+    /// stream was replaced by another one of the same name; [`WorkerError::LeaseKeeping`] if what
+    /// keeps the leases alive has failed. In all cases the leases were freed as far as the table
+    /// could be reached. [`WorkerError::LeaseThread`] if the operating system has no thread for
+    /// that; then nothing was begun.
     ///
     /// # Cancel safety
     /// Dropping the future stops everything at once, see [`Worker`].
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-        let Self { shared, coordinator, shard_sync, held, look_again, mut started, shutdown_timeout, deregister, asked_to_stop, machine } =
-            self;
-        let mut fleet = Fleet { shared, held, look_again, machine, consumers: JoinSet::new(), keepers: JoinSet::new() };
+        let Self {
+            shared,
+            coordinator,
+            shard_sync,
+            held,
+            look_again,
+            mut started,
+            lease_terms,
+            shutdown_timeout,
+            deregister,
+            asked_to_stop,
+            machine,
+        } = self;
+        let keepers = LeaseKeepers::start(lease_terms, &machine)?;
         let stop_looking = CancellationToken::new();
-        let mut coordinator = std::pin::pin!(coordinator.run(stop_looking.clone()));
+        let mut coordinator = std::pin::pin!(coordinator.run(keepers.clone(), stop_looking.clone()));
+        // Dropped before all that holds terms.
+        let mut fleet = Fleet::new(shared, held, look_again, machine, keepers);
         let (mut shard_sync, mut shutdown) = (std::pin::pin!(shard_sync.run()), std::pin::pin!(shutdown));
         tracing::info!(worker = %fleet.shared.worker, application = fleet.shared.application, stream = fleet.shared.stream.arn, "worker started");
         let mut looking = true;
@@ -160,9 +200,9 @@ impl Worker {
                     break ended;
                 }
                 error = &mut shard_sync => break Err(error),
-                Some((term, keeper)) = started.recv() => fleet.start(term, *keeper),
+                Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
-                Some(_) = fleet.keepers.join_next() => {}
+                error = fleet.keepers.failed() => break Err(error),
             }
         };
         tracing::info!(worker = %fleet.shared.worker, "worker lets go of its shards");
@@ -175,9 +215,10 @@ impl Worker {
             tokio::select! {
                 biased;
                 _ = &mut coordinator, if looking => looking = false,
-                Some((term, keeper)) = started.recv() => fleet.start(term, *keeper),
+                Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
-                Some(_) = fleet.keepers.join_next() => {}
+                // Whatever ended it: a shutdown that is under way needs no other reason.
+                () = fleet.keepers.one_ended() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     let timed_out = WorkerError::ShutdownTimedOut { timeout: shutdown_timeout, shards: fleet.give_up().await };
                     return result.and(Err(timed_out));
@@ -206,17 +247,40 @@ struct Fleet {
     held: Held,
     look_again: Arc<Notify>,
     machine: Machine,
-    // Before the consumers, so that a drop stops the keepers first: one that saw its consumer go would free the lease, and a
-    // dropped worker writes nothing more.
-    keepers: JoinSet<TermEnd>,
+    keepers: LeaseKeepers,
     consumers: JoinSet<ShardId>,
+    /// Tasks that only wake now and then, see [`LeaseKeepers::pulse`] and
+    /// [`Reading::runs`](crate::consumer::Reading::runs).
+    _pulses: JoinSet<()>,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Before the consumers: a keeper that saw its consumer go would free the lease, and a
+        // dropped worker writes nothing more.
+        self.keepers.stop();
+    }
 }
 
 impl Fleet {
-    fn start(&mut self, term: Term, keeper: TermKeeper) {
+    fn new(shared: Arc<Shared>, held: Held, look_again: Arc<Notify>, machine: Machine, keepers: LeaseKeepers) -> Self {
+        let mut pulses = JoinSet::new();
+        if let Some(task) = keepers.pulse() {
+            pulses.spawn(task);
+        }
+        let (reading, clock) = (Arc::clone(&shared.reading), Arc::clone(&shared.clock));
+        pulses.spawn(machine.run(async move {
+            loop {
+                reading.runs(clock.boot_time());
+                tokio::time::sleep(SIGN_OF_LIFE).await;
+            }
+        }));
+        Self { shared, held, look_again, machine, keepers, consumers: JoinSet::new(), _pulses: pulses }
+    }
+
+    fn start(&mut self, term: Term) {
         let shard = term.taken().shard_id.clone();
         let consumer = ShardConsumer::new(Arc::clone(&self.shared), term);
-        self.keepers.spawn(self.machine.run(keeper.run()));
         self.consumers.spawn(self.machine.run(async move {
             // Users' panics are caught where their code is called. One that gets here is ours: the shard is given up, and taken anew.
             if AssertUnwindSafe(consumer.run()).catch_unwind().await.is_err() {
@@ -239,17 +303,20 @@ impl Fleet {
         self.consumers.is_empty() && self.keepers.is_empty()
     }
 
-    /// Stops the processors where they are and frees their leases, without checkpoints.
+    /// Stops the processors where they are, or leaves those that block alone, and frees all leases
+    /// without checkpoints.
     async fn give_up(&mut self) -> Vec<ShardId> {
         let shards: Vec<_> = self.shared.status.read().into_keys().collect();
         tracing::error!(
             ?shards,
             "shutdown took too long; the leases are freed, records since the last checkpoints will be delivered again"
         );
-        // With its consumer a term's holder is gone, and its keeper frees the lease.
-        self.consumers.shutdown().await;
-        let freed = async { while self.keepers.join_next().await.is_some() {} };
-        if tokio::time::timeout(LAST_WRITES, freed).await.is_err() {
+        self.consumers.abort_all();
+        let stopped = async { while self.consumers.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_POLLS, stopped).await.is_err() {
+            tracing::warn!(consumers = self.consumers.len(), "some processors block their threads and are left alone");
+        }
+        if !self.keepers.let_go(LAST_WRITES).await {
             tracing::warn!("not all leases could be freed; they expire");
         }
         shards

@@ -3,7 +3,7 @@
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
 use kcl_core::dead_letter::{BlobError, BlobStore as _, Envelope, Payload};
-use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, PartitionKeys, S3BlobStore, SqsDeadLetterQueue};
+use kcl_core::{DeadLetter, DeadLetterError, DeadLetterQueue, PartitionKeys, S3BlobStore, SqsDeadLetterQueue, Timestamp};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
 use serde_json::Value;
@@ -188,10 +188,34 @@ async fn a_fifo_queue_keeps_one_of_a_letter_sent_again_after_a_lost_answer() {
     let error = send(&dead_letters, letter(7, "first")).await.unwrap_err();
     assert!(matches!(error, DeadLetterError::Unavailable { .. }), "{error:?}");
 
-    let again = DeadLetter { attempts: 5, worker: "another".into(), ..letter(7, "first") };
+    let again = DeadLetter { worker: "another".into(), ..letter(7, "first") };
     send(&dead_letters, again).await.unwrap();
     send(&dead_letters, letter(8, "second")).await.unwrap();
     assert_eq!(aws.payloads(&url).await, ["Zmlyc3Q=", "c2Vjb25k"]);
+}
+
+#[tokio::test]
+async fn a_fifo_queue_takes_a_letter_about_another_failure_of_the_same_record() {
+    let aws = Aws::start().await;
+    let url = aws.queue("letters.fifo", 262_144).await;
+    let dead_letters = aws.dead_letters("letters.fifo");
+    let first = letter(7, "payload");
+    send(&dead_letters, first.clone()).await.unwrap();
+    // A redrive by a handler takes it off, within the five minutes of de-duplication.
+    assert_eq!(aws.payloads(&url).await.len(), 1);
+    // The shard is read anew, and the record fails again.
+    let failed_again = [
+        DeadLetter { fencing_token: first.fencing_token + 1, ..first.clone() },
+        DeadLetter { first_failure: Timestamp::from_millis(1), ..first.clone() },
+        DeadLetter { last_failure: Timestamp::from_millis(1), ..first.clone() },
+        DeadLetter { attempts: first.attempts + 1, ..first },
+    ];
+    for letter in failed_again {
+        for _ in 0..2 {
+            send(&dead_letters, letter.clone()).await.unwrap();
+        }
+        assert_eq!(aws.payloads(&url).await, ["cGF5bG9hZA=="], "the new failure arrives, once");
+    }
 }
 
 fn keyed(number: u128, key: &str) -> DeadLetter {

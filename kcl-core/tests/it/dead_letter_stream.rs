@@ -1,7 +1,7 @@
 //! The dead-letter queue that is a Kinesis stream, against a stream.
 
 use aws_sdk_kinesis::types::ShardIteratorType;
-use kcl_core::dead_letter::{Envelope, Payload};
+use kcl_core::dead_letter::{Envelope, Payload, ToldKey};
 use kcl_core::{DeadLetterError, DeadLetterQueue, KinesisDeadLetterQueue, PartitionKeys, S3BlobStore};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
@@ -63,6 +63,27 @@ async fn a_letter_is_put_under_its_key_as_far_as_that_may_be_told() {
     assert_eq!(keys.iter().filter(|key| **key == "secret").count(), 2);
     assert_eq!(keys.iter().filter(|key| key.len() == 64).count(), 2, "SHA-256: {keys:?}");
     assert_eq!(keys.iter().filter(|key| key.len() == 32).count(), 5, "a key of the letter's own: {keys:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_kinesis_refuses_is_put_under_its_hash() {
+    let aws = Aws::start().await;
+    let too_long = "k".repeat(257);
+    let letters = [letter(1, Some(""), vec![1]), letter(2, Some(&too_long), vec![2]), letter(3, Some(&"k".repeat(256)), vec![3])];
+    assert_eq!(accepted(&aws.queue().send(&letters).await), [true; 3]);
+    let found = aws.letters().await;
+    let told: Vec<_> = found.iter().map(|(key, letter)| (key.len(), letter.partition_key.clone())).collect();
+    let clear = |key: &str| ToldKey::Clear(key.to_owned());
+    assert_eq!(told, [(64, clear("")), (64, clear(&too_long)), (256, clear(&"k".repeat(256)))]);
+}
+
+#[tokio::test]
+async fn the_stream_that_it_feeds_is_told_by_its_arn() {
+    let aws = Aws::start().await;
+    let queue = aws.queue();
+    assert_eq!(queue.feeds(), Some("letters"));
+    queue.check().await.unwrap();
+    assert!(queue.feeds().is_some_and(|arn| arn.starts_with("arn:") && arn.ends_with(":stream/letters")), "{:?}", queue.feeds());
 }
 
 #[tokio::test]

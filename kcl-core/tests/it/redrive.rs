@@ -7,8 +7,10 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
 use kcl_core::dead_letter::{BlobStore as _, Envelope, FailureKind, PartitionKeys};
-use kcl_core::redrive::{Fate, FileLetters, Filter, HandlerTarget, Redrive, RedriveReport, SqsLetters, StayReason, StreamTarget};
-use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, S3BlobStore, SqsDeadLetterQueue};
+use kcl_core::redrive::{
+    Fate, FileLetters, Filter, HandlerTarget, Redrive, RedriveError, RedriveReport, SqsLetters, StayReason, StreamTarget,
+};
+use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, S3BlobStore, SqsDeadLetterQueue, Timestamp};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
 use tokio_util::sync::CancellationToken;
@@ -52,8 +54,13 @@ impl Aws {
         SqsLetters::new(&self.local.sdk_config(), &self.url)
     }
 
+    /// The letters of these tests are of a stream elsewhere.
+    fn target(&self) -> StreamTarget {
+        StreamTarget::new(&self.local.sdk_config(), "orders").from_other_streams(true)
+    }
+
     fn redrive(&self) -> Redrive {
-        Redrive::new(self.letters(), StreamTarget::new(&self.local.sdk_config(), "orders"))
+        Redrive::new(self.letters(), self.target())
     }
 
     fn fault(&self, fault: Fault, service: Service, operation: &str, times: u64) {
@@ -127,7 +134,7 @@ async fn records_come_back_in_order_and_each_once() {
     let letters: Vec<_> = (0..60_u128).rev().map(|number| keyed(number, ["a", "b", "c"][number as usize % 3])).collect();
     send(&aws.queue(), &letters).await;
     send(&aws.queue(), &letters[..7]).await;
-    let report = aws.redrive().run().await;
+    let report = aws.redrive().run().await.unwrap();
     assert_eq!((report.accepted, report.duplicates, report.stayed, report.stopped.clone()), (60, 7, 0, None), "{report:?}");
     assert_sum(&report);
     let records = aws.records().await;
@@ -140,7 +147,7 @@ async fn records_come_back_in_order_and_each_once() {
 async fn a_fifo_queue_is_redriven_too() {
     let aws = Aws::with_queue("letters.fifo").await;
     send(&aws.queue(), &(0..20).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
-    let report = aws.redrive().run().await;
+    let report = aws.redrive().run().await.unwrap();
     assert_eq!((report.accepted, report.stopped), (20, None));
     assert_ordered(&aws.records().await);
     assert_eq!(aws.left().await, (0, 0));
@@ -154,7 +161,7 @@ async fn a_dry_run_counts_and_changes_nothing() {
     send(&aws.queue(), &[letter(100, Some("a"), vec![0; 300_000]), letters[3].clone()]).await;
     send(&aws.queue().partition_keys(PartitionKeys::Omitted), &[keyed(101, "secret")]).await;
     let (redrive, fates) = observed(aws.redrive().blob_store(aws.bucket()).dry_run(true));
-    let report = redrive.run().await;
+    let report = redrive.run().await.unwrap();
     assert_eq!((report.would_be_tried, report.duplicates, report.stayed, report.accepted), (26, 1, 1, 0), "{report:?}");
     assert_sum(&report);
     assert!(fates.lock().unwrap().contains(&(Some("101".into()), Fate::Stays(StayReason::KeyNotTold))));
@@ -162,7 +169,7 @@ async fn a_dry_run_counts_and_changes_nothing() {
     assert_eq!(aws.left().await, (28, 0), "all can be seen again");
     assert_eq!(aws.count(Service::S3, "GetObject"), 0);
 
-    let report = aws.redrive().limit(5).dry_run(true).run().await;
+    let report = aws.redrive().limit(5).dry_run(true).run().await.unwrap();
     assert_eq!(report.would_be_tried, 5);
     assert_eq!(aws.left().await, (28, 0));
 }
@@ -176,7 +183,7 @@ async fn what_can_not_be_read_or_put_back_stays_with_its_reason() {
     send(&aws.queue().partition_keys(PartitionKeys::Hashed), &[keyed(1, "secret")]).await;
     send(&aws.queue(), &[letter(2, Some("b"), vec![7; 300_000]), keyed(3, "b"), keyed(4, "c")]).await;
     let (redrive, fates) = observed(aws.redrive());
-    let report = redrive.run().await;
+    let report = redrive.run().await.unwrap();
     assert_eq!((report.accepted, report.stayed, report.stopped.clone()), (1, 6, None), "{report:?}");
     let fates = fates.lock().unwrap().clone();
     let of = |number: &str| fates.iter().find(|(of, _)| of.as_deref() == Some(number)).unwrap().1.clone();
@@ -195,14 +202,14 @@ async fn payloads_come_from_the_bucket_and_are_deleted_on_request() {
     let aws = Aws::start().await;
     let large = |number| letter(number, Some("a"), format!("{}:{number}", "x".repeat(300_000)));
     send(&aws.queue(), &[large(1)]).await;
-    let report = aws.redrive().blob_store(aws.bucket()).run().await;
+    let report = aws.redrive().blob_store(aws.bucket()).run().await.unwrap();
     assert_eq!((report.accepted, report.blobs_deleted), (1, 0));
     assert_eq!(aws.count(Service::S3, "DeleteObject"), 0);
 
     send(&aws.queue(), &[large(2)]).await;
     aws.fault(Fault::ServerError, Service::S3, "GetObject", 2);
     aws.fault(Fault::LoseAnswer, Service::S3, "DeleteObject", 1);
-    let report = aws.redrive().blob_store(aws.bucket()).delete_blobs(true).run().await;
+    let report = aws.redrive().blob_store(aws.bucket()).delete_blobs(true).run().await.unwrap();
     assert_eq!((report.accepted, report.blobs_deleted, report.blobs_left), (1, 1, 0), "{report:?}");
     assert_eq!(aws.records().await.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>(), [300_002; 2]);
     assert_eq!(aws.left().await, (0, 0));
@@ -218,12 +225,12 @@ async fn a_payload_that_is_gone_or_another_one_is_not_put_back() {
     s3.delete_object().bucket("payloads").key(keys[0]).send().await.unwrap();
     s3.put_object().bucket("payloads").key(keys[1]).body(vec![3; 300_000].into()).send().await.unwrap();
     let (redrive, fates) = observed(aws.redrive().blob_store(aws.bucket()));
-    let report = redrive.run().await;
+    let report = redrive.run().await.unwrap();
     assert_eq!((report.accepted, report.stayed), (0, 2), "{report:?}");
     let fates = format!("{:?}", fates.lock().unwrap());
     assert!(fates.contains("PayloadChanged") && fates.contains("NotFound"), "{fates}");
     let (elsewhere, fates) = observed(aws.redrive().blob_store(S3BlobStore::new(&aws.local.sdk_config(), "other")));
-    assert_eq!(elsewhere.run().await.stayed, 2);
+    assert_eq!(elsewhere.run().await.unwrap().stayed, 2);
     assert!(format!("{:?}", fates.lock().unwrap()).contains("Elsewhere"), "a message does not choose the bucket");
     assert_eq!(aws.left().await, (2, 0));
 }
@@ -236,7 +243,7 @@ async fn throttling_and_lost_answers_cost_duplicates_at_worst() {
     aws.fault(Fault::LoseAnswer, Service::Kinesis, "PutRecord", 1);
     aws.fault(Fault::LoseAnswer, Service::Sqs, "DeleteMessage", 2);
     aws.fault(Fault::ServerError, Service::Sqs, "ReceiveMessage", 2);
-    let report = aws.redrive().run().await;
+    let report = aws.redrive().run().await.unwrap();
     assert_eq!((report.accepted, report.stopped), (12, None));
     let mut records = aws.records().await;
     assert_eq!(records.len(), 13, "the record whose answer was lost is there twice");
@@ -251,20 +258,20 @@ async fn a_stream_that_takes_nothing_ends_the_run_and_all_letters_stay() {
     let aws = Aws::start().await;
     let letters: Vec<_> = (0..15).map(|number| keyed(number, ["a", "b"][number as usize % 2])).collect();
     send(&aws.queue(), &letters).await;
-    let report = Redrive::new(aws.letters(), StreamTarget::new(&aws.local.sdk_config(), "nowhere")).run().await;
-    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("nowhere")), "{report:?}");
-    assert_eq!((report.accepted, report.letters), (0, 0));
+    let refused = Redrive::new(aws.letters(), StreamTarget::new(&aws.local.sdk_config(), "nowhere")).run().await.unwrap_err();
+    assert!(matches!(&refused, RedriveError::Target(_)) && refused.to_string().contains("`nowhere` does not exist"), "{refused:?}");
     assert_eq!(aws.left().await, (15, 0));
+    assert_eq!(aws.count(Service::Sqs, "ReceiveMessage"), 0);
 
     aws.fault(Fault::Error { status: 400, code: "AccessDeniedException" }, Service::Kinesis, "PutRecord", 1);
-    let report = aws.redrive().run().await;
+    let report = aws.redrive().run().await.unwrap();
     assert!(report.stopped.as_ref().is_some_and(|why| why.contains("AccessDenied")), "{report:?}");
     let (visible, hidden) = aws.left().await;
     assert_eq!((visible as u64 + report.accepted, hidden), (15, 0));
 
     let report =
         Redrive::new(SqsLetters::new(&aws.local.sdk_config(), "missing"), HandlerTarget::new(|_, _| async { Ok::<_, std::io::Error>(()) }));
-    let report = report.run().await;
+    let report = report.run().await.unwrap();
     assert!(report.stopped.as_ref().is_some_and(|why| why.contains("missing")), "{report:?}");
 }
 
@@ -275,16 +282,94 @@ async fn only_letters_that_are_meant_are_touched() {
         .map(|number| DeadLetter { kind: if number % 4 == 0 { FailureKind::Panic } else { FailureKind::Poison }, ..keyed(number, "a") })
         .collect();
     send(&aws.queue(), &letters).await;
-    let meant = Filter { kind: Some("panic".into()), ..Filter::default() };
-    let report = aws.redrive().only(meant).filter(|letter| letter.record.sequence_number != 8.into()).run().await;
+    let meant = Filter { kind: Some(FailureKind::Panic), ..Filter::default() };
+    let report = aws.redrive().only(meant).filter(|letter| letter.record.sequence_number != 8.into()).run().await.unwrap();
     assert_eq!((report.accepted, report.not_meant), (4, 16), "{report:?}");
     let payloads: Vec<_> = aws.records().await.into_iter().map(|(_, payload)| payload).collect();
     assert_eq!(payloads, ["a:0", "a:4", "a:12", "a:16"]);
     assert_eq!(aws.left().await, (16, 0));
 
-    let report = aws.redrive().limit(3).run().await;
+    let report = aws.redrive().limit(3).run().await.unwrap();
     assert_eq!(report.accepted, 3);
     assert_eq!(aws.left().await, (13, 0));
+}
+
+#[tokio::test]
+async fn letters_of_another_stream_stay_unless_that_is_asked_for() {
+    let aws = Aws::start().await;
+    let described = aws.kinesis.describe_stream_summary().stream_name("orders").send().await.unwrap();
+    let described = described.stream_description_summary.unwrap();
+    let (arn, created) = (described.stream_arn().to_owned(), described.stream_creation_timestamp.to_millis().unwrap());
+    let own = |number| DeadLetter {
+        stream_arn: arn.clone(),
+        stream_created: Timestamp::from_millis(created.try_into().unwrap()),
+        ..keyed(number, "a")
+    };
+    let earlier = DeadLetter { stream_created: Timestamp::from_millis(1000), ..own(2) };
+    send(&aws.queue(), &[keyed(1, "a"), earlier, own(3)]).await;
+
+    let strict = || Redrive::new(aws.letters(), StreamTarget::new(&aws.local.sdk_config(), "orders"));
+    let (redrive, fates) = observed(strict().dry_run(true));
+    let report = redrive.run().await.unwrap();
+    assert_eq!((report.would_be_tried, report.stayed), (1, 2), "a dry run shows it: {report:?}");
+    let of = |number: &str| fates.lock().unwrap().iter().find(|(of, _)| of.as_deref() == Some(number)).unwrap().1.clone();
+    let elsewhere = "arn:aws:kinesis:us-east-2:123456789012:stream/orders";
+    assert_eq!(of("1"), Fate::Stays(StayReason::OtherStream { stream: elsewhere.into() }));
+    assert_eq!(of("2"), Fate::Stays(StayReason::EarlierStream { stream: arn.clone() }));
+
+    // By name and by ARN; those of the key that stay do not hold it back.
+    let report = strict().run().await.unwrap();
+    assert_eq!((report.accepted, report.stayed), (1, 2), "{report:?}");
+    let by_arn = Redrive::new(aws.letters(), StreamTarget::new(&aws.local.sdk_config(), &arn));
+    assert_eq!(by_arn.run().await.unwrap().stayed, 2);
+    assert_eq!(aws.records().await, [("a".to_owned(), "a:3".to_owned())]);
+    assert_eq!(aws.left().await, (2, 0));
+    assert_eq!(aws.redrive().run().await.unwrap().accepted, 2);
+}
+
+#[tokio::test]
+async fn records_with_keys_that_no_stream_takes_stay_once_and_a_handler_takes_them() {
+    let aws = Aws::start().await;
+    let too_long = "k".repeat(257);
+    send(&aws.queue(), &[keyed(1, ""), keyed(2, &too_long), keyed(3, "a"), keyed(4, "")]).await;
+    let (redrive, fates) = observed(aws.redrive());
+    let report = redrive.run().await.unwrap();
+    assert_eq!((report.accepted, report.stayed, report.stopped.clone()), (1, 3, None), "{report:?}");
+    assert_eq!(aws.count(Service::Kinesis, "PutRecord"), 1, "what is known to be refused is not tried");
+    let fates = fates.lock().unwrap().clone();
+    assert_eq!(fates.iter().filter(|(_, fate)| *fate == Fate::Stays(StayReason::KeyNotTaken)).count(), 3, "{fates:?}");
+    let handler = HandlerTarget::new(|_, _| async { Ok::<_, std::io::Error>(()) });
+    assert_eq!(Redrive::new(aws.letters(), handler).run().await.unwrap().accepted, 3);
+    assert_eq!(aws.left().await, (0, 0));
+}
+
+#[tokio::test]
+async fn letters_that_others_hold_are_counted() {
+    let aws = Aws::start().await;
+    send(&aws.queue(), &(0..5).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    // As a run does that is killed.
+    let received = aws.sqs.receive_message().queue_url(&aws.url).max_number_of_messages(2).visibility_timeout(600).send().await.unwrap();
+    assert_eq!(received.messages().len(), 2);
+    aws.sqs.send_message().queue_url(&aws.url).message_body("delayed").delay_seconds(600).send().await.unwrap();
+    let report = aws.redrive().run().await.unwrap();
+    assert_eq!((report.accepted, report.stayed, report.invisible), (3, 0, Some(3)), "{report:?}");
+
+    // Who may not ask is told nothing, and the run is as good as without.
+    aws.fault(Fault::Error { status: 403, code: "AccessDenied" }, Service::Sqs, "GetQueueAttributes", 1);
+    let report = aws.redrive().run().await.unwrap();
+    assert_eq!((report.letters, report.invisible, report.stopped), (0, None, None));
+}
+
+#[tokio::test]
+async fn a_queue_that_lets_no_more_be_invisible_ends_the_run_and_all_is_given_back() {
+    let aws = Aws::start().await;
+    send(&aws.queue(), &(0..30).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
+    let rule = Rule::new(Fault::Error { status: 403, code: "OverLimit" }).service(Service::Sqs).operation("ReceiveMessage");
+    aws.local.faults().add(rule.times(1));
+    let report = aws.redrive().run().await.unwrap();
+    assert!(report.stopped.as_ref().is_some_and(|why| why.contains("so many are invisible")), "{report:?}");
+    assert_eq!((aws.left().await, report.invisible), ((30, 0), Some(0)));
+    assert_eq!(aws.count(Service::Sqs, "ReceiveMessage"), 0, "it is not asked again and again");
 }
 
 #[tokio::test]
@@ -305,7 +390,7 @@ async fn a_handler_processes_in_place_and_what_it_refuses_stays() {
         }
     };
     let (redrive, fates) = observed(Redrive::new(aws.letters(), HandlerTarget::new(handler)));
-    let report = redrive.run().await;
+    let report = redrive.run().await.unwrap();
     assert_eq!((report.accepted, report.stayed), (4, 2), "{report:?}");
     assert_eq!(*seen.lock().unwrap(), ["a:0", "a:1", "a:2", "a:3"]);
     let refused = Fate::Stays(StayReason::Refused { message: "still no order".into() });
@@ -330,7 +415,7 @@ async fn a_run_that_is_asked_to_stop_gives_back_what_it_holds() {
             Ok::<_, std::io::Error>(())
         }
     };
-    let report = Redrive::new(aws.letters(), HandlerTarget::new(handler)).run_until(stop.cancelled_owned()).await;
+    let report = Redrive::new(aws.letters(), HandlerTarget::new(handler)).run_until(stop.cancelled_owned()).await.unwrap();
     assert_eq!((report.accepted, report.stopped.as_deref()), (3, Some("asked to stop")), "{report:?}");
     assert_eq!(aws.left().await, (7, 0));
 }
@@ -344,14 +429,14 @@ async fn a_file_is_redriven_and_keeps_its_lines() {
     let queue = FileDeadLetterQueue::new(&path);
     send(&queue, &(0..25).map(|number| keyed(number, "a")).collect::<Vec<_>>()).await;
     let written = std::fs::read(&path).unwrap();
-    let redrive = || Redrive::new(FileLetters::new(&path), StreamTarget::new(&aws.local.sdk_config(), "orders"));
-    assert_eq!(redrive().dry_run(true).run().await.would_be_tried, 25);
-    assert_eq!(redrive().limit(10).run().await.accepted, 10);
+    let redrive = || Redrive::new(FileLetters::new(&path), aws.target());
+    assert_eq!(redrive().dry_run(true).run().await.unwrap().would_be_tried, 25);
+    assert_eq!(redrive().limit(10).run().await.unwrap().accepted, 10);
     send(&queue, &[keyed(25, "a")]).await;
     std::fs::OpenOptions::new().append(true).open(&path).and_then(|mut file| std::io::Write::write_all(&mut file, b"{\"half")).unwrap();
-    let report = redrive().run().await;
+    let report = redrive().run().await.unwrap();
     assert_eq!((report.accepted, report.stayed), (16, 0), "{report:?}");
-    assert_eq!(redrive().run().await.letters, 0, "what was put back is known");
+    assert_eq!(redrive().run().await.unwrap().letters, 0, "what was put back is known");
     let records = aws.records().await;
     assert_eq!(records.len(), 26);
     assert_ordered(&records);

@@ -54,7 +54,7 @@ impl Aws {
         let mut reader = polling.open(shard, StartingPosition::TrimHorizon, Arc::new(SoleReader));
         let mut payloads = Vec::new();
         loop {
-            match reader.next().await.unwrap() {
+            match reader.fetch().await.unwrap() {
                 Fetched::Records { records, .. } => {
                     payloads.extend(records.iter().map(|record| String::from_utf8(record.data().to_vec()).unwrap()));
                 }

@@ -223,6 +223,10 @@ fn the_position_follows_events_and_what_was_read_in_between() {
         (Mark { last_record: Some(number(9)), ..NUMBERS }, after(9)),
         // The continuation may be beyond the last record.
         (Mark { continuation: Some(number(12)), last_record: Some(number(11)), ..NUMBERS }, after(12)),
+        // An older one does not lead back, with records or without.
+        (told(7), after(12)),
+        (Mark { continuation: Some(number(9)), last_record: Some(number(14)), ..NUMBERS }, after(14)),
+        (Mark { last_record: Some(number(13)), ..NUMBERS }, after(14)),
     ] {
         assert!(life.event(generation, mark));
         assert_eq!(life.position(), position, "{mark:?}");
@@ -230,7 +234,27 @@ fn the_position_follows_events_and_what_was_read_in_between() {
     assert!(life.over(generation, End::Broken, now, 1.0));
     life.advance(number(20));
     assert_eq!(life.position(), after(20));
+    life.advance(number(19));
     assert_eq!(life.begin().start, after(20));
+}
+
+#[test]
+fn records_up_to_the_last_one_given_are_repeated() {
+    let now = Instant::now();
+    let repeated = |life: &Life| [4, 5, 6, 7].map(|value| life.is_repeated(number(value)));
+    let mut life = Life::new(StartingPosition::AtSequenceNumber(number(5)));
+    assert_eq!(repeated(&life), [false; 4], "none was given yet");
+    let generation = life.begin().generation;
+    assert!(life.opened(generation, now));
+    // A continuation number is no record.
+    assert!(life.event(generation, told(6)));
+    assert_eq!(repeated(&life), [false; 4]);
+    assert!(life.event(generation, Mark { last_record: Some(number(5)), ..NUMBERS }));
+    assert_eq!(repeated(&life), [true, true, false, false]);
+    assert!(life.over(generation, End::Broken, now, 0.5));
+    life.advance(number(6));
+    assert_eq!(repeated(&life), [true, true, true, false]);
+    assert_eq!(repeated(&Life::new(after(4))), [true, false, false, false]);
 }
 
 #[test]

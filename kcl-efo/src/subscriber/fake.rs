@@ -1,6 +1,6 @@
 //! A service whose every call and every event is scripted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -71,6 +71,8 @@ pub(super) struct Script {
     pub(super) answer: Box<dyn FnMut(Operation) -> Answer + Send>,
     pub(super) fate: Box<dyn FnMut() -> Fate + Send>,
     pub(super) latency: Box<dyn FnMut() -> Duration + Send>,
+    /// Changes each event on its way; what it gives comes instead of the event, in order.
+    pub(super) twist: Box<dyn FnMut(Event) -> Vec<Event> + Send>,
     /// Most records of one event.
     pub(super) event_records: usize,
     /// An event is there only when it is asked for a second time, as where a connection is read on demand.
@@ -108,6 +110,7 @@ impl Fake {
                 answer: Box::new(|_| Answer::Served),
                 fate: Box::new(|| Fate::Served),
                 latency: Box::new(|| Duration::ZERO),
+                twist: Box::new(|event| vec![event]),
                 event_records: 10,
                 on_demand: false,
                 creating: Duration::ZERO,
@@ -302,6 +305,7 @@ impl FanOutApi for Fake {
             given: 0,
             fate,
             asked: false,
+            twisted: VecDeque::new(),
         }))
     }
 }
@@ -315,6 +319,7 @@ struct Events {
     given: u32,
     fate: Fate,
     asked: bool,
+    twisted: VecDeque<Event>,
 }
 
 impl Drop for Events {
@@ -364,6 +369,9 @@ impl Events {
 impl EventStream for Events {
     async fn next(&mut self) -> Result<Option<Event>, FanOutError> {
         loop {
+            if let Some(event) = self.twisted.pop_front() {
+                return Ok(Some(event));
+            }
             if let Fate::After(events, then) = &self.fate
                 && self.given >= *events
             {
@@ -375,8 +383,13 @@ impl EventStream for Events {
             }
             let service = self.service.clone();
             let changed = service.changed.notified();
-            if let Some(present) = self.present() {
-                return present;
+            match self.present() {
+                Some(Ok(Some(event))) => {
+                    self.twisted = (service.script().twist)(event).into();
+                    continue;
+                }
+                Some(present) => return present,
+                None => {}
             }
             if self.asked {
                 tokio::task::yield_now().await;

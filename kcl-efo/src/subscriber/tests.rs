@@ -810,3 +810,76 @@ async fn a_consumer_that_does_not_exist_can_be_deregistered() {
     fan_out.deregister().await.unwrap();
     assert_eq!(fake.count(Operation::Deregister), 1, "another one deregisters it already");
 }
+
+/// Events that the service repeats, whole or in part, and continuation numbers that lag behind.
+#[tokio::test(start_paused = true)]
+async fn what_the_service_repeats_is_given_once_and_the_position_never_goes_back() {
+    for seed in 0..100 {
+        let chance = Chance::new(seed);
+        let fake = Fake::new(0);
+        fake.consumer();
+        let (twists, mut before) = (chance.clone(), Vec::<Event>::new());
+        fake.script().twist = Box::new(move |mut event| {
+            before.push(event.clone());
+            let earlier = before[usize::try_from(twists.below(before.len() as u64)).unwrap()].clone();
+            match twists.below(6) {
+                0 => vec![event.clone(), event],
+                1 => vec![earlier, event],
+                2 => vec![event, earlier],
+                3 => {
+                    event.continuation = earlier.continuation;
+                    vec![event]
+                }
+                4 => {
+                    let own = std::mem::take(&mut event.records);
+                    event.records = earlier.records.into_iter().filter(|record| !own.contains(record)).chain(own.clone()).collect();
+                    vec![event]
+                }
+                _ => vec![event],
+            }
+        });
+        let lives = chance.clone();
+        fake.script().fate = Box::new(move || Fate::After(1 + u32::try_from(lives.below(8)).unwrap(), Then::Ends));
+        let mut reader = fake.reader();
+        let (mut seen, mut positions) = (Vec::new(), Vec::new());
+        for _ in 0..20 {
+            fake.put(usize::try_from(chance.below(15)).unwrap());
+            while seen.len() < fake.all().len() {
+                if let Next::Event(event) = timeout(AWAY, reader.next()).await.unwrap() {
+                    seen.extend(numbers(&event.records));
+                }
+                if let StartingPosition::AfterSequenceNumber(number) = reader.position() {
+                    positions.push(number);
+                }
+            }
+        }
+        assert_eq!(seen, fake.all(), "seed {seed}");
+        assert!(positions.is_sorted(), "seed {seed}");
+    }
+}
+
+/// The last event of a shard, and one that is not.
+#[tokio::test(start_paused = true)]
+async fn an_end_without_children_is_told_from_a_renewal() {
+    for (tip, records, continuation, expected) in [
+        (Some(0), 0, None, true),
+        (Some(7), 0, None, false),
+        (None, 0, None, false),
+        (Some(0), 3, None, false),
+        (Some(0), 0, Some(5), false),
+    ] {
+        let fake = Fake::new(records);
+        fake.consumer();
+        fake.script().twist = Box::new(move |mut event| {
+            (event.continuation, event.millis_behind_latest) = (continuation.map(|number: u128| number.into()), tip);
+            event.children.clear();
+            vec![event]
+        });
+        fake.script().fate = Box::new(|| Fate::After(1, Then::Ends));
+        let mut reader = fake.reader();
+        assert!(matches!(reader.next().await, Next::Event(_)));
+        assert!(!reader.ended_without_children(), "it lives");
+        assert!(matches!(reader.next().await, Next::Interrupted(None)));
+        assert_eq!(reader.ended_without_children(), expected, "{tip:?} {records} {continuation:?}");
+    }
+}

@@ -1,4 +1,4 @@
-//! The names of the lease table's attributes: the Java library's, and six of our own.
+//! The names of the lease table's attributes: the Java library's, and seven of our own.
 //!
 //! The Java library leaves attributes that it does not know alone, and so do we.
 
@@ -16,8 +16,12 @@ pub(super) const OWNER_SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
 pub(super) const CHECKPOINT: &str = "checkpoint";
 /// The place inside an aggregated record (N).
 pub(super) const CHECKPOINT_SUB_SEQUENCE_NUMBER: &str = "checkpointSubSequenceNumber";
-/// What a two-phase checkpoint of the Java library leaves until its second phase (S, N, B). Never read here.
-pub(super) const PENDING_CHECKPOINT: [&str; 3] = ["pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCheckpointState"];
+/// A prepared checkpoint: a sequence number or a sentinel (S); absent: none.
+pub(super) const PENDING_CHECKPOINT: &str = "pendingCheckpoint";
+/// The place of a prepared checkpoint inside an aggregated record (N).
+pub(super) const PENDING_CHECKPOINT_SUB_SEQUENCE_NUMBER: &str = "pendingCheckpointSubSequenceNumber";
+/// The application's own bytes with a prepared checkpoint (B); absent: it gave none.
+pub(super) const PENDING_CHECKPOINT_STATE: &str = "pendingCheckpointState";
 /// The parents (SS); the singular is the Java library's.
 pub(super) const PARENTS: &str = "parentShardId";
 /// The children (SS).
@@ -43,5 +47,7 @@ pub(super) const WATERMARK: &str = "rk_ckptTs";
 pub(super) const FINISHED_BEYOND: &str = "rk_done";
 /// Ours: the record in work alone (S: sequence number, sub-sequence number and how often it was begun, with slashes between).
 pub(super) const SUSPECT: &str = "rk_suspect";
+/// Ours: the stop of the shard (S: the reason and when it was made, in epoch milliseconds, with a slash between).
+pub(super) const STOPPED: &str = "rk_stop";
 /// Ours: when the stream was created (N, epoch milliseconds).
 pub(super) const STREAM_CREATED: &str = "rk_streamTs";

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use super::item::NoOwner;
 use super::{attribute, item};
-use crate::lease::Lease;
+use crate::lease::{Lease, WorkerId};
 use crate::write::{Change, LeaseWrite, Switches};
 
 /// A condition, an update (empty for a deletion), and what their placeholders stand for.
@@ -21,8 +22,9 @@ pub(super) struct Expression {
     pub(super) values: BTreeMap<String, AttributeValue>,
 }
 
-/// The expression of a conditional write. See [`LeaseWrite::apply`] for what it means.
-pub(super) fn of_write(write: &LeaseWrite) -> Expression {
+/// The expression of a conditional write. See [`LeaseWrite::apply`] for what it means. `no_owner` is how
+/// the item says that there is none.
+pub(super) fn of_write(write: &LeaseWrite, no_owner: &NoOwner) -> Expression {
     let mut parts = Parts::default();
 
     // Without it, a write that expects no owner and any counter would make an item of a row that is gone.
@@ -31,8 +33,11 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
     if let Some(counter) = write.expected.counter {
         parts.expect(attribute::LEASE_COUNTER, Some(item::number(counter)));
     }
-    parts.expect(attribute::LEASE_OWNER, write.expected.owner.as_ref().map(item::worker_id));
-    parts.expect(attribute::CHECKPOINT_OWNER, write.expected.checkpoint_owner.as_ref().map(item::worker_id));
+    parts.expect_owner(attribute::LEASE_OWNER, write.expected.owner.as_ref(), no_owner.owner.as_ref());
+    parts.expect_owner(attribute::CHECKPOINT_OWNER, write.expected.checkpoint_owner.as_ref(), no_owner.checkpoint_owner.as_ref());
+    if let Some(stopped) = write.expected.stopped {
+        parts.expect(attribute::STOPPED, Some(item::stopped(&stopped)));
+    }
 
     parts.set_or_remove(attribute::LEASE_OWNER, write.owner.as_ref().map(item::worker_id));
     parts.set_or_remove(attribute::CHECKPOINT_OWNER, write.checkpoint_owner.as_ref().map(item::worker_id));
@@ -48,8 +53,19 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
     if let Some(checkpoint) = &write.checkpoint {
         parts.set(attribute::CHECKPOINT, AttributeValue::S(checkpoint.stored_text()));
         parts.set(attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER, item::number(checkpoint.stored_sub_sequence_number()));
-        for name in attribute::PENDING_CHECKPOINT {
-            parts.set_or_remove(name, None);
+    }
+    let [pending, sub_sequence_number, state] = match &write.pending_checkpoint {
+        Change::Keep => [None, None, None],
+        Change::Remove => [Some(None), Some(None), Some(None)],
+        Change::Set(pending) => item::pending_checkpoint(pending).map(Some),
+    };
+    for (name, change) in [
+        (attribute::PENDING_CHECKPOINT, pending),
+        (attribute::PENDING_CHECKPOINT_SUB_SEQUENCE_NUMBER, sub_sequence_number),
+        (attribute::PENDING_CHECKPOINT_STATE, state),
+    ] {
+        if let Some(value) = change {
+            parts.set_or_remove(name, value);
         }
     }
     if !write.children.is_empty() {
@@ -58,6 +74,7 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
     parts.change(attribute::WATERMARK, &write.watermark, |time| item::timestamp(*time));
     parts.change(attribute::FINISHED_BEYOND, &write.finished_beyond, item::finished_beyond);
     parts.change(attribute::SUSPECT, &write.suspect, item::suspect);
+    parts.change(attribute::STOPPED, &write.stopped, item::stopped);
     parts.change(attribute::INITIAL_TIMESTAMP, &write.initial_timestamp, |time| item::timestamp(*time));
     if let Some(time) = write.initial_timestamp_if_absent {
         parts.set_if_absent(attribute::INITIAL_TIMESTAMP, item::timestamp(time));
@@ -69,10 +86,10 @@ pub(super) fn of_write(write: &LeaseWrite) -> Expression {
 }
 
 /// The expression of a deletion: the row is gone already, or counter, owner and checkpoint are as seen.
-pub(super) fn of_deletion(seen: &Lease) -> Expression {
+pub(super) fn of_deletion(seen: &Lease, no_owner: &NoOwner) -> Expression {
     let mut parts = Parts::default();
     parts.expect(attribute::LEASE_COUNTER, Some(item::number(seen.counter)));
-    parts.expect(attribute::LEASE_OWNER, seen.owner.as_ref().map(item::worker_id));
+    parts.expect_owner(attribute::LEASE_OWNER, seen.owner.as_ref(), no_owner.owner.as_ref());
     parts.expect(attribute::CHECKPOINT, Some(AttributeValue::S(seen.checkpoint.stored_text())));
     if let Some(record) = seen.checkpoint.record() {
         let sub_sequence_number = record.sub_sequence_number;
@@ -111,6 +128,11 @@ impl Parts {
     fn value(&mut self, placeholder: String, value: AttributeValue) -> String {
         self.values.insert(placeholder.clone(), value);
         placeholder
+    }
+
+    /// The attribute must name this worker; for none it must be absent, or, if given, this value.
+    fn expect_owner(&mut self, attribute: &str, owner: Option<&WorkerId>, none: Option<&AttributeValue>) {
+        self.expect(attribute, owner.map(item::worker_id).or_else(|| none.cloned()));
     }
 
     /// The attribute must have this value, or be absent.
@@ -168,10 +190,11 @@ impl Parts {
 mod tests {
     use std::collections::BTreeSet;
 
-    use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
+    use bytes::Bytes;
+    use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, PendingCheckpoint, Timestamp};
 
     use super::*;
-    use crate::lease::WorkerId;
+    use crate::lease::{StopReason, Stopped};
     use crate::write::{NewStart, WriteId};
 
     fn lease(owner: Option<&str>, checkpoint_owner: Option<&str>) -> Lease {
@@ -194,6 +217,8 @@ mod tests {
                 Some(AttributeValue::N(number)) => number.clone(),
                 Some(AttributeValue::S(text)) => format!("'{text}'"),
                 Some(AttributeValue::Ss(texts)) => format!("{texts:?}"),
+                Some(AttributeValue::B(bytes)) => format!("{:?}", bytes.as_ref()),
+                Some(AttributeValue::Null(_)) => "NULL".to_owned(),
                 Some(other) => panic!("{other:?}"),
                 None => expression.names.get(bare).cloned().unwrap_or_else(|| bare.to_owned()),
             };
@@ -208,6 +233,8 @@ mod tests {
     fn every_write_is_an_expression() {
         let (id, b) = (WriteId(0xab), WorkerId::from("b"));
         let at = Checkpoint::At(ExtendedSequenceNumber::new(495u128.into(), 2));
+        let pending = |state| PendingCheckpoint { checkpoint: at, state };
+        let stop = Stopped { reason: StopReason::SafetyValve, since: Timestamp::from_millis(14) };
         let owned = lease(Some("a"), None);
         let handed = lease(Some("b"), Some("a"));
         let mut noted = LeaseWrite::checkpoint(&owned, at, id);
@@ -291,9 +318,58 @@ mod tests {
                 "attribute_exists(leaseKey) AND leaseOwner = 'a' AND attribute_not_exists(checkpointOwner)".to_owned(),
                 "SET leaseOwner = 'b', checkpointOwner = 'a'".to_owned(),
             ),
+            (
+                "prepare a checkpoint",
+                LeaseWrite::prepare(&handed, pending(Some(Bytes::from_static(&[7]))), id),
+                handed_row.clone(),
+                format!(
+                    "SET leaseOwner = 'b', checkpointOwner = 'a', {wid}, pendingCheckpoint = '495', \
+                     pendingCheckpointSubSequenceNumber = 2, pendingCheckpointState = [7] ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "prepare a checkpoint without a state, in place of one with",
+                LeaseWrite::prepare(&handed, pending(None), id),
+                handed_row.clone(),
+                format!(
+                    "SET leaseOwner = 'b', checkpointOwner = 'a', {wid}, pendingCheckpoint = '495', \
+                     pendingCheckpointSubSequenceNumber = 2 REMOVE pendingCheckpointState ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "checkpoint below a pending one",
+                LeaseWrite::checkpoint(
+                    &Lease { pending_checkpoint: Some(pending(None)), ..handed.clone() },
+                    Checkpoint::At(ExtendedSequenceNumber::new(495u128.into(), 1)),
+                    id,
+                ),
+                handed_row.clone(),
+                format!(
+                    "SET leaseOwner = 'b', checkpointOwner = 'a', {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = '495', \
+                     checkpointSubSequenceNumber = 1 ADD leaseCounter 1"
+                ),
+            ),
+            (
+                "stop",
+                LeaseWrite::set_stopped(&handed, Some(stop), id),
+                handed_row.clone(),
+                format!("SET leaseOwner = 'b', checkpointOwner = 'a', {wid}, rk_stop = 'safety-valve/14' ADD leaseCounter 1"),
+            ),
+            (
+                "resume",
+                LeaseWrite::set_stopped(&handed, None, id),
+                handed_row.clone(),
+                format!("SET leaseOwner = 'b', checkpointOwner = 'a', {wid} REMOVE rk_stop ADD leaseCounter 1"),
+            ),
+            (
+                "resume from outside",
+                LeaseWrite::resume(&Lease { stopped: Some(stop), ..handed.clone() }).unwrap(),
+                "attribute_exists(leaseKey) AND leaseOwner = 'b' AND checkpointOwner = 'a' AND rk_stop = 'safety-valve/14'".to_owned(),
+                "SET leaseOwner = 'b', checkpointOwner = 'a' REMOVE rk_stop".to_owned(),
+            ),
         ];
         for (name, write, condition, update) in cases {
-            assert_eq!(spelled_out(&of_write(&write)), (condition, update), "{name}");
+            assert_eq!(spelled_out(&of_write(&write, &NoOwner::default())), (condition, update), "{name}");
         }
     }
 
@@ -308,9 +384,23 @@ mod tests {
         ] {
             let seen = Lease { checkpoint, ..lease(Some("a"), None) };
             let expected = (format!("attribute_not_exists(leaseKey) OR ({condition})"), String::new());
-            assert_eq!(spelled_out(&of_deletion(&seen)), expected, "{checkpoint}");
+            assert_eq!(spelled_out(&of_deletion(&seen, &NoOwner::default())), expected, "{checkpoint}");
         }
-        let (condition, _) = spelled_out(&of_deletion(&lease(None, None)));
+        let (condition, _) = spelled_out(&of_deletion(&lease(None, None), &NoOwner::default()));
         assert!(condition.contains("attribute_not_exists(leaseOwner)"), "{condition}");
+    }
+
+    #[test]
+    fn an_odd_way_to_say_that_there_is_no_owner_is_expected_as_it_stands() {
+        let odd = NoOwner { owner: Some(AttributeValue::S(String::new())), checkpoint_owner: Some(AttributeValue::Null(true)) };
+        let seen = lease(None, None);
+        let (condition, _) = spelled_out(&of_write(&LeaseWrite::take(&seen, &"b".into(), WriteId(1)), &odd));
+        assert_eq!(condition, "attribute_exists(leaseKey) AND leaseCounter = 7 AND leaseOwner = '' AND checkpointOwner = NULL");
+        let (condition, _) = spelled_out(&of_deletion(&seen, &odd));
+        assert!(condition.contains("leaseOwner = ''"), "{condition}");
+        // Where an owner is expected, nothing else will do.
+        let owned = lease(Some("a"), Some("b"));
+        let (condition, _) = spelled_out(&of_write(&LeaseWrite::renew(&owned, WriteId(1)), &odd));
+        assert_eq!(condition, "attribute_exists(leaseKey) AND leaseCounter = 7 AND leaseOwner = 'a' AND checkpointOwner = 'b'");
     }
 }

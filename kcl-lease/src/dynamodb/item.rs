@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
-use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, Timestamp};
+use bytes::Bytes;
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use super::attribute;
-use crate::lease::{HashKeyRange, Lease, ShardId, Suspect, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
 use crate::table::UnreadableLease;
 use crate::write::WriteId;
 
@@ -35,6 +36,23 @@ impl ReadItem {
     }
 }
 
+/// How an item says that the lease has no owner, or no checkpoint owner, if not by lacking the attribute:
+/// empty text or NULL. The Java library writes neither; people and other tools do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct NoOwner {
+    pub(super) owner: Option<AttributeValue>,
+    pub(super) checkpoint_owner: Option<AttributeValue>,
+}
+
+impl NoOwner {
+    /// `None`: the item says it by lacking the attributes, if at all.
+    pub(super) fn odd_in(item: &Item) -> Option<Self> {
+        let odd = |name| item.get(name).filter(|value| value.is_null() || value.as_s().is_ok_and(String::is_empty)).cloned();
+        let odd = Self { owner: odd(attribute::LEASE_OWNER), checkpoint_owner: odd(attribute::CHECKPOINT_OWNER) };
+        (odd != Self::default()).then_some(odd)
+    }
+}
+
 /// Reads an item.
 pub(super) fn read(item: &Item) -> ReadItem {
     let attributes = Attributes(item);
@@ -56,9 +74,9 @@ fn read_lease(attributes: Attributes<'_>) -> Result<Lease, String> {
              application of one stream"
         ));
     }
-    let sub_sequence_number = attributes.number(attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER)?.unwrap_or(0);
-    let checkpoint = Checkpoint::from_stored(attributes.required_text(attribute::CHECKPOINT)?, sub_sequence_number)
-        .map_err(|error| format!("`{}`: {error}", attribute::CHECKPOINT))?;
+    let checkpoint = attributes
+        .checkpoint(attribute::CHECKPOINT, attribute::CHECKPOINT_SUB_SEQUENCE_NUMBER)?
+        .ok_or_else(|| wrong(attribute::CHECKPOINT, "missing"))?;
     let write_id = match attributes.text(attribute::WRITE_ID)? {
         None => None,
         Some(id) => Some(WriteId(u64::from_str_radix(id, 16).map_err(|_| wrong(attribute::WRITE_ID, "no hexadecimal number"))?)),
@@ -70,6 +88,7 @@ fn read_lease(attributes: Attributes<'_>) -> Result<Lease, String> {
         counter: attributes.number(attribute::LEASE_COUNTER)?.ok_or_else(|| wrong(attribute::LEASE_COUNTER, "missing"))?,
         owner_switches_since_checkpoint: attributes.number(attribute::OWNER_SWITCHES)?.unwrap_or(0),
         checkpoint,
+        pending_checkpoint: attributes.pending_checkpoint()?,
         parents: attributes.shard_ids(attribute::PARENTS)?,
         children: attributes.shard_ids(attribute::CHILDREN)?,
         hash_range: attributes.hash_range()?,
@@ -78,6 +97,7 @@ fn read_lease(attributes: Attributes<'_>) -> Result<Lease, String> {
         stream_created: attributes.timestamp(attribute::STREAM_CREATED)?,
         finished_beyond: attributes.finished_beyond(),
         suspect: attributes.suspect()?,
+        stopped: attributes.stopped()?,
         write_id,
     })
 }
@@ -123,6 +143,21 @@ pub(super) fn write(lease: &Lease) -> Item {
     if let Some(record) = &lease.suspect {
         put(attribute::SUSPECT, suspect(record));
     }
+    if let Some(pending) = &lease.pending_checkpoint {
+        let [checkpoint, sub_sequence_number, state] = pending_checkpoint(pending);
+        for (name, value) in [
+            (attribute::PENDING_CHECKPOINT, checkpoint),
+            (attribute::PENDING_CHECKPOINT_SUB_SEQUENCE_NUMBER, sub_sequence_number),
+            (attribute::PENDING_CHECKPOINT_STATE, state),
+        ] {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
+    }
+    if let Some(stop) = &lease.stopped {
+        put(attribute::STOPPED, stopped(stop));
+    }
     if let Some(id) = lease.write_id {
         put(attribute::WRITE_ID, write_id(id));
     }
@@ -158,6 +193,21 @@ pub(super) fn suspect(suspect: &Suspect) -> AttributeValue {
     AttributeValue::S(format!("{}/{}/{begun}", record.sequence_number, record.sub_sequence_number))
 }
 
+/// A prepared checkpoint's position, its place inside an aggregated record, and the application's
+/// state.
+pub(super) fn pending_checkpoint(pending: &PendingCheckpoint) -> [Option<AttributeValue>; 3] {
+    let PendingCheckpoint { checkpoint, state } = pending;
+    [
+        Some(AttributeValue::S(checkpoint.stored_text())),
+        Some(number(checkpoint.stored_sub_sequence_number())),
+        state.as_ref().map(|state| AttributeValue::B(Blob::new(state.to_vec()))),
+    ]
+}
+
+pub(super) fn stopped(stopped: &Stopped) -> AttributeValue {
+    AttributeValue::S(format!("{}/{}", stopped.reason, stopped.since.as_millis()))
+}
+
 pub(super) fn write_id(id: WriteId) -> AttributeValue {
     AttributeValue::S(id.to_string())
 }
@@ -172,11 +222,21 @@ impl<'a> Attributes<'a> {
         self.text(attribute::LEASE_KEY).ok().flatten().unwrap_or("(an item whose key is no text)").to_owned()
     }
 
+    /// Empty text and NULL are nothing: other tools write them where the Java library removes the
+    /// attribute.
     fn text(self, name: &str) -> Result<Option<&'a str>, String> {
         match self.0.get(name) {
-            None => Ok(None),
-            Some(AttributeValue::S(text)) if !text.is_empty() => Ok(Some(text)),
+            None | Some(AttributeValue::Null(_)) => Ok(None),
+            Some(AttributeValue::S(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
             Some(_) => Err(wrong(name, "no text (S)")),
+        }
+    }
+
+    fn bytes(self, name: &str) -> Result<Option<Bytes>, String> {
+        match self.0.get(name) {
+            None | Some(AttributeValue::Null(_)) => Ok(None),
+            Some(AttributeValue::B(bytes)) => Ok(Some(Bytes::copy_from_slice(bytes.as_ref())).filter(|bytes| !bytes.is_empty())),
+            Some(_) => Err(wrong(name, "no bytes (B)")),
         }
     }
 
@@ -189,6 +249,27 @@ impl<'a> Attributes<'a> {
             None => Ok(None),
             Some(AttributeValue::N(number)) => number.parse().map(Some).map_err(|_| wrong(name, "no whole number from 0 to 2^64-1")),
             Some(_) => Err(wrong(name, "no number (N)")),
+        }
+    }
+
+    fn checkpoint(self, name: &str, sub_name: &str) -> Result<Option<Checkpoint>, String> {
+        let sub_sequence_number = self.number(sub_name)?.unwrap_or(0);
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        Checkpoint::from_stored(text, sub_sequence_number).map(Some).map_err(|error| format!("`{name}`: {error}"))
+    }
+
+    fn pending_checkpoint(self) -> Result<Option<PendingCheckpoint>, String> {
+        let checkpoint = self.checkpoint(attribute::PENDING_CHECKPOINT, attribute::PENDING_CHECKPOINT_SUB_SEQUENCE_NUMBER)?;
+        let Some(checkpoint) = checkpoint else { return Ok(None) };
+        Ok(Some(PendingCheckpoint { checkpoint, state: self.bytes(attribute::PENDING_CHECKPOINT_STATE)? }))
+    }
+
+    fn stopped(self) -> Result<Option<Stopped>, String> {
+        let Some(text) = self.text(attribute::STOPPED)? else { return Ok(None) };
+        let parts = text.split_once('/').map(|(reason, since)| (StopReason::from_stored(reason), since.parse()));
+        match parts {
+            Some((Some(reason), Ok(since))) => Ok(Some(Stopped { reason, since: Timestamp::from_millis(since) })),
+            _ => Err(wrong(attribute::STOPPED, "not of the form REASON/MILLISECONDS with a known reason")),
         }
     }
 
@@ -293,6 +374,14 @@ mod tests {
                 open: vec![ExtendedSequenceNumber::new(2.into(), 0)],
             }),
             suspect: Some(Suspect { record: ExtendedSequenceNumber::new(9.into(), 2), begun: 3 }),
+            pending_checkpoint: Some(PendingCheckpoint {
+                checkpoint: Checkpoint::At(ExtendedSequenceNumber::new(
+                    "49590338271490256608559692538361571095921575989136588899".parse().unwrap(),
+                    4,
+                )),
+                state: Some(Bytes::from_static(&[0, 255])),
+            }),
+            stopped: Some(Stopped { reason: StopReason::SafetyValve, since: Timestamp::from_millis(5) }),
             write_id: Some(WriteId(0xab)),
             ..Lease::new(
                 "shardId-000000000003".into(),
@@ -320,6 +409,10 @@ mod tests {
             ("rk_ckptTs", n("2")),
             ("rk_done", AttributeValue::B(Blob::new([1, 0, 2, 0, 1, 1]))),
             ("rk_suspect", s("9/2/3")),
+            ("pendingCheckpoint", s("49590338271490256608559692538361571095921575989136588899")),
+            ("pendingCheckpointSubSequenceNumber", n("4")),
+            ("pendingCheckpointState", AttributeValue::B(Blob::new([0, 255]))),
+            ("rk_stop", s("safety-valve/5")),
             ("rk_streamTs", n("3")),
             ("rk_wid", s("00000000000000ab")),
         ]);
@@ -348,8 +441,44 @@ mod tests {
         assert_eq!(read(&least()), ReadItem::Lease(Box::new(lease.clone())));
         // one end of a range alone says nothing, and attributes of others are not looked at
         let mut more = least();
-        more.extend(item([("startingHashKey", s("5")), ("throughputKBps", n("1.5")), ("pendingCheckpoint", AttributeValue::Bool(true))]));
+        more.extend(item([("startingHashKey", s("5")), ("throughputKBps", n("1.5")), ("theirs", AttributeValue::Bool(true))]));
         assert_eq!(read(&more), ReadItem::Lease(Box::new(lease)));
+    }
+
+    #[test]
+    fn text_that_is_empty_or_null_is_not_there() {
+        let lease = Lease::new("shardId-000000000000".into(), Checkpoint::Latest);
+        for name in ["leaseOwner", "checkpointOwner", "entityType", "pendingCheckpoint", "endingHashKey", "rk_stop", "rk_wid"] {
+            for nothing in [s(""), AttributeValue::Null(true)] {
+                let mut item = least();
+                item.insert(name.to_owned(), nothing);
+                assert_eq!(read(&item), ReadItem::Lease(Box::new(lease.clone())), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_prepared_checkpoint_of_the_java_library_is_read() {
+        let at = |sub| Checkpoint::At(ExtendedSequenceNumber::new(495u128.into(), sub));
+        let state = AttributeValue::B(Blob::new([1, 2]));
+        for (attributes, expected) in [
+            (item([("pendingCheckpoint", s("495"))]), Some((at(0), None))),
+            (item([("pendingCheckpoint", s("495")), ("pendingCheckpointSubSequenceNumber", n("3"))]), Some((at(3), None))),
+            (item([("pendingCheckpoint", s("495")), ("pendingCheckpointState", state.clone())]), Some((at(0), Some(vec![1, 2])))),
+            (item([("pendingCheckpoint", s("SHARD_END"))]), Some((Checkpoint::ShardEnd, None))),
+            // without a position the rest means nothing
+            (item([("pendingCheckpointSubSequenceNumber", n("3")), ("pendingCheckpointState", state)]), None),
+        ] {
+            let mut whole = least();
+            whole.extend(attributes);
+            let ReadItem::Lease(lease) = read(&whole) else { panic!("{whole:?}") };
+            let pending = |(checkpoint, state): (_, Option<Vec<u8>>)| PendingCheckpoint { checkpoint, state: state.map(Bytes::from) };
+            assert_eq!(lease.pending_checkpoint, expected.map(pending), "{whole:?}");
+        }
+        let mut wrong = least();
+        wrong.extend(item([("pendingCheckpoint", s("495")), ("pendingCheckpointState", n("0"))]));
+        let ReadItem::Unreadable(unreadable) = read(&wrong) else { panic!("{wrong:?}") };
+        assert_eq!(unreadable.reason, "`pendingCheckpointState` is no bytes (B)");
     }
 
     #[test]
@@ -378,6 +507,12 @@ mod tests {
             ("parentShardId", Some(s("shardId-000000000001")), "`parentShardId` is no set of text (SS)"),
             ("startingHashKey", Some(s("-1")), "`startingHashKey` is no whole number from 0 to 2^128-1"),
             ("rk_wid", Some(s("not hex")), "`rk_wid` is no hexadecimal number"),
+            ("leaseCounter", Some(AttributeValue::Null(true)), "`leaseCounter` is no number (N)"),
+            ("checkpoint", Some(s("")), "`checkpoint` is missing"),
+            ("pendingCheckpoint", Some(AttributeValue::Bool(true)), "`pendingCheckpoint` is no text (S)"),
+            ("rk_stop", Some(s("safety-valve")), "`rk_stop` is not of the form REASON/MILLISECONDS with a known reason"),
+            ("rk_stop", Some(s("whim/5")), "`rk_stop` is not of the form REASON/MILLISECONDS with a known reason"),
+            ("rk_stop", Some(s("operator/soon")), "`rk_stop` is not of the form REASON/MILLISECONDS with a known reason"),
             ("entityType", Some(n("1")), "`entityType` is no text (S)"),
         ] {
             let mut item = least();

@@ -26,12 +26,13 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 use futures::future::try_join_all;
 
 use self::error::table_error;
-use self::item::{Item, ReadItem};
+use self::item::{Item, NoOwner, ReadItem};
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId};
 use crate::table::{LeaseListing, LeaseTable, TableError, WriteOutcome};
@@ -184,7 +185,70 @@ impl LeaseTable for DynamoDbLeaseTable {
     }
 
     async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
-        let expression = expression::of_write(write);
+        match self.update(write, &NoOwner::default()).await? {
+            // The row is as expected, but says in an odd way that it has no owner. Nobody else repairs it.
+            Updated::Refused(Some(item)) if is_expected(write, &item) => match NoOwner::odd_in(&item) {
+                Some(odd) => Ok(self.update(write, &odd).await?.outcome(write)),
+                None => Ok(Updated::Refused(Some(item)).outcome(write)),
+            },
+            updated => Ok(updated.outcome(write)),
+        }
+    }
+
+    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
+        self.transact_write(write, with).await
+    }
+
+    async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
+        match self.delete_as(seen, &NoOwner::default()).await? {
+            Deleted::Refused(Some(item)) => match NoOwner::odd_in(&item) {
+                Some(odd) => Ok(matches!(self.delete_as(seen, &odd).await?, Deleted::Gone)),
+                None => Ok(false),
+            },
+            Deleted::Refused(None) => Ok(false),
+            Deleted::Gone => Ok(true),
+        }
+    }
+}
+
+/// The answer to one attempt at a conditional write.
+enum Updated {
+    /// The item as the write made it.
+    Written(Item),
+    /// The item that refused it, if there is one.
+    Refused(Option<Item>),
+}
+
+impl Updated {
+    // An item that was a lease when it was last seen and can't be read now was spoilt by hand in between. It is answered like one
+    // that is gone, whether the write is in effect or not: nobody can take or keep such a lease until it is repaired, so
+    // its owner has to let go, and what it owned is judged by the counter once the item is readable again.
+    fn outcome(self, write: &LeaseWrite) -> WriteOutcome {
+        match self {
+            Self::Written(item) => item::read(&item).lease().map_or(WriteOutcome::Refused(None), WriteOutcome::Applied),
+            Self::Refused(item) => match item.and_then(|item| item::read(&item).lease()) {
+                Some(row) if write.is_in_effect(&row) => WriteOutcome::Applied(row),
+                row => WriteOutcome::Refused(row),
+            },
+        }
+    }
+}
+
+/// Whether the write expects this row.
+fn is_expected(write: &LeaseWrite, item: &Item) -> bool {
+    item::read(item).lease().is_some_and(|row| write.apply(&row).is_some())
+}
+
+/// The answer to one attempt at a deletion.
+enum Deleted {
+    Gone,
+    /// The item that refused it, if the table shows it.
+    Refused(Option<Item>),
+}
+
+impl DynamoDbLeaseTable {
+    async fn update(&self, write: &LeaseWrite, no_owner: &NoOwner) -> Result<Updated, TableError> {
+        let expression = expression::of_write(write, no_owner);
         let request = self
             .client
             .update_item()
@@ -196,33 +260,19 @@ impl LeaseTable for DynamoDbLeaseTable {
             .set_expression_attribute_values(Some(expression.values.into_iter().collect()))
             .return_values(ReturnValue::AllNew)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        // An item that was a lease when it was last seen and can't be read now was spoilt by hand in between. It is answered like one
-        // that is gone, whether the write is in effect or not: nobody can take or keep such a lease until it is repaired, so
-        // its owner has to let go, and what it owned is judged by the counter once the item is readable again.
         match request.send().await {
-            Ok(updated) => {
-                let row = item::read(&updated.attributes.unwrap_or_default().into_iter().collect()).lease();
-                Ok(row.map_or(WriteOutcome::Refused(None), WriteOutcome::Applied))
-            }
+            Ok(updated) => Ok(Updated::Written(updated.attributes.unwrap_or_default().into_iter().collect())),
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
-                    let row = refused.item().and_then(|item| item::read(&item.clone().into_iter().collect()).lease());
-                    Ok(match row {
-                        Some(row) if write.is_in_effect(&row) => WriteOutcome::Applied(row),
-                        row => WriteOutcome::Refused(row),
-                    })
+                    Ok(Updated::Refused(refused.item().map(|item| item.clone().into_iter().collect())))
                 }
                 _ => Err(table_error(&self.table, "dynamodb:UpdateItem", &error)),
             },
         }
     }
 
-    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
-        self.transact_write(write, with).await
-    }
-
-    async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
-        let expression = expression::of_deletion(seen);
+    async fn delete_as(&self, seen: &Lease, no_owner: &NoOwner) -> Result<Deleted, TableError> {
+        let expression = expression::of_deletion(seen, no_owner);
         let request = self
             .client
             .delete_item()
@@ -230,11 +280,16 @@ impl LeaseTable for DynamoDbLeaseTable {
             .key(attribute::LEASE_KEY, item::shard_id(&seen.shard_id))
             .condition_expression(expression.condition)
             .set_expression_attribute_names(Some(expression.names.into_iter().collect()))
-            .set_expression_attribute_values(Some(expression.values.into_iter().collect()));
+            .set_expression_attribute_values(Some(expression.values.into_iter().collect()))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match request.send().await {
-            Ok(_) => Ok(true),
-            Err(error) if error.code() == Some(CONDITION_FAILED) => Ok(false),
-            Err(error) => Err(table_error(&self.table, "dynamodb:DeleteItem", &error)),
+            Ok(_) => Ok(Deleted::Gone),
+            Err(error) => match error.as_service_error() {
+                Some(DeleteItemError::ConditionalCheckFailedException(refused)) => {
+                    Ok(Deleted::Refused(refused.item().map(|item| item.clone().into_iter().collect())))
+                }
+                _ => Err(table_error(&self.table, "dynamodb:DeleteItem", &error)),
+            },
         }
     }
 }

@@ -5,6 +5,7 @@ use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{CancellationReason, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update};
 
 use super::error::table_error;
+use super::item::NoOwner;
 use super::{DynamoDbLeaseTable, attribute, expression, item};
 use crate::table::TableError;
 use crate::transaction::{RefusedItem, TransactItems, TransactOutcome};
@@ -44,7 +45,7 @@ impl DynamoDbLeaseTable {
     }
 
     fn lease_update(&self, write: &LeaseWrite) -> Result<Update, aws_sdk_dynamodb::error::BuildError> {
-        let expression = expression::of_write(write);
+        let expression = expression::of_write(write, &NoOwner::default());
         Update::builder()
             .table_name(&self.table)
             .key(attribute::LEASE_KEY, item::shard_id(&write.shard_id))

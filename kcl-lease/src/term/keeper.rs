@@ -4,21 +4,35 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, FinishedBeyond};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::transact::{TransactError, Transaction};
 use super::{Command, Notes, TermContext, TermEnd, TermStatus, View};
 use crate::backoff::Backoff;
-use crate::lease::{Lease, ShardId, Suspect};
+use crate::lease::{Lease, ShardId, Stopped, Suspect};
 use crate::table::{TableError, WriteOutcome};
 use crate::write::{Change, LeaseWrite, NewStart, Switches};
 
 /// Lease durations for which checkpoints of a term that was taken from the dead leave the count of owner changes as it is.
 const PROBATION: u32 = 5;
 
-/// The writing half of a term. Run it as a task of its own, so that a processor that blocks can't keep it from renewing.
+/// An order of a worker to all its keepers. It counts more than what the holders of the terms ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeeperOrder {
+    /// Keep the lease until the term's holder releases it, or is dropped.
+    #[default]
+    Keep,
+    /// Free the lease without a checkpoint: the holder did not finish in time, and may be in code
+    /// that blocks its thread. The term ends, so that nothing the holder does later counts.
+    LetGo,
+    /// Write nothing more, as if the process had died: the lease expires.
+    Stop,
+}
+
+/// The writing half of a term. Run it where no processor can block it: on a thread of its own, or
+/// on one that only keepers share.
 #[derive(Debug)]
 pub struct TermKeeper {
     pub(super) context: TermContext,
@@ -38,6 +52,8 @@ pub struct TermKeeper {
 pub(super) enum Intent {
     Renew,
     Checkpoint(Checkpoint),
+    Prepare(PendingCheckpoint),
+    SetStopped(Option<Stopped>),
     Suspect(Suspect, Option<Checkpoint>),
     Restart(NewStart),
     Release(Option<Checkpoint>, BTreeSet<ShardId>),
@@ -69,10 +85,20 @@ impl TermKeeper {
     ///
     /// # Cancel safety
     /// Dropping the future stops all writes at once, like the death of the process: the lease expires.
-    pub async fn run(mut self) -> TermEnd {
+    pub async fn run(self) -> TermEnd {
+        let orders = watch::Sender::new(KeeperOrder::Keep);
+        self.run_with(orders.subscribe()).await
+    }
+
+    /// Does the same as [`run`](Self::run), and follows the worker's orders. If their sender is
+    /// dropped, that is an order to stop.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn run_with(mut self, mut orders: watch::Receiver<KeeperOrder>) -> TermEnd {
         self.look_for_handoff();
         let end = loop {
-            let (intent, reply) = match self.next_order().await {
+            let (intent, reply) = match self.next_order(&mut orders).await {
                 Order::Write(intent, reply) => (intent, reply),
                 Order::Transact(transaction) => match self.transact(&transaction).await {
                     Ok(answer) => {
@@ -108,8 +134,11 @@ impl TermKeeper {
         end
     }
 
-    async fn next_order(&mut self) -> Order {
+    async fn next_order(&mut self, orders: &mut watch::Receiver<KeeperOrder>) -> Order {
         loop {
+            if is_stopped(orders) {
+                return std::future::pending().await;
+            }
             // Commands first: a checkpoint proves life as well as a renewal does.
             tokio::select! {
                 biased;
@@ -117,6 +146,10 @@ impl TermKeeper {
                     // Whoever asked has given up waiting; it will ask again with a later checkpoint.
                     Some(Command::Checkpoint { reply, .. }) if reply.is_closed() => {}
                     Some(Command::Checkpoint { checkpoint, reply }) => return Order::Write(Intent::Checkpoint(checkpoint), Some(reply)),
+                    // As above: it must not be noted after a checkpoint that was asked for later.
+                    Some(Command::Prepare { reply, .. }) if reply.is_closed() => {}
+                    Some(Command::Prepare { pending, reply }) => return Order::Write(Intent::Prepare(pending), Some(reply)),
+                    Some(Command::SetStopped { stopped, reply }) => return Order::Write(Intent::SetStopped(stopped), Some(reply)),
                     Some(Command::Suspect { suspect, checkpoint, reply }) => {
                         return Order::Write(Intent::Suspect(suspect, checkpoint), Some(reply));
                     }
@@ -127,8 +160,17 @@ impl TermKeeper {
                     Some(Command::Transact(transaction)) => return Order::Transact(transaction),
                     // All that was asked for before is through.
                     Some(Command::Settle(reply)) => drop(reply.send(self.held.checkpoint)),
+                    // The holder went together with its worker: an order that was given before.
+                    None if is_stopped(orders) => {}
                     None => return Order::Write(Intent::Release(None, BTreeSet::new()), None),
                 },
+                order = other_than_keep(orders) => {
+                    if order == KeeperOrder::LetGo {
+                        // Ended at once: what a holder that still runs does from now on is refused.
+                        self.end(TermEnd::Released);
+                        return Order::Write(Intent::Release(None, BTreeSet::new()), None);
+                    }
+                }
                 () = wait_for(self.handoff_deadline) => {
                     // The records in work did not finish in time. Let go now: the call that still runs may end after
                     // another worker has begun, but its acknowledgement and checkpoint will be refused.
@@ -174,6 +216,7 @@ impl TermKeeper {
     pub(super) fn goes_on(&mut self, row: Lease, sent: Duration, sent_at: Instant) {
         self.held = row;
         self.look_for_handoff();
+        self.look_for_stop();
         self.next_renewal = sent_at + self.context.timing.renewal_interval();
         self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
     }
@@ -182,6 +225,7 @@ impl TermKeeper {
     pub(super) fn was_asked_for(&mut self, requested: Lease) {
         self.held = requested;
         self.look_for_handoff();
+        self.look_for_stop();
     }
 
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
@@ -200,6 +244,8 @@ impl TermKeeper {
         let mut write = match intent {
             Intent::Renew => LeaseWrite::renew(&self.held, id),
             Intent::Checkpoint(checkpoint) => LeaseWrite::checkpoint(&self.held, *checkpoint, id),
+            Intent::Prepare(pending) => LeaseWrite::prepare(&self.held, pending.clone(), id),
+            Intent::SetStopped(stopped) => LeaseWrite::set_stopped(&self.held, *stopped, id),
             Intent::Suspect(suspect, checkpoint) => LeaseWrite::suspect(&self.held, *suspect, *checkpoint, id),
             Intent::Restart(start) => LeaseWrite::restart(&self.held, *start, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
@@ -241,6 +287,13 @@ impl TermKeeper {
                 }
             });
         }
+    }
+
+    /// Shows the holder the stop that the row has, or that it has none: it may have been cleared from
+    /// outside between any two writes.
+    fn look_for_stop(&self) {
+        let stopped = self.held.stopped;
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.stopped, stopped) != stopped);
     }
 
     fn prolong(&self, valid_until: Duration) {
@@ -306,6 +359,15 @@ fn answer(reply: Reply, result: Result<(), CheckpointWriteError>) {
         // Nobody waits any more: fine, the outcome stands in the row.
         let _ = reply.send(result);
     }
+}
+
+fn is_stopped(orders: &watch::Receiver<KeeperOrder>) -> bool {
+    // Closed: the worker that gives orders is gone.
+    orders.has_changed().is_err() || *orders.borrow() == KeeperOrder::Stop
+}
+
+async fn other_than_keep(orders: &mut watch::Receiver<KeeperOrder>) -> KeeperOrder {
+    orders.wait_for(|order| *order != KeeperOrder::Keep).await.map_or(KeeperOrder::Stop, |order| *order)
 }
 
 async fn wait_for(deadline: Option<Instant>) {

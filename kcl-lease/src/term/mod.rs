@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, Timestamp};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, PendingCheckpoint, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::keeper::{TermKeeper, after_refusal};
+pub use self::keeper::{KeeperOrder, TermKeeper, after_refusal};
 pub use self::transact::TransactError;
 use self::transact::Transaction;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::lease::{Lease, ShardId, Suspect, WorkerId};
+use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
 use crate::table::{LeaseTable, TableError, WriteOutcome};
 use crate::write::{LeaseWrite, NewStart, WriteId};
 
@@ -110,11 +110,15 @@ struct View {
     status: TermStatus,
     /// Boot time before which the hold is certain.
     valid_until: Duration,
+    /// The stop that the row shows.
+    stopped: Option<Stopped>,
 }
 
 /// What the holder asks of the keeper.
 enum Command {
     Checkpoint { checkpoint: Checkpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    Prepare { pending: PendingCheckpoint, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
+    SetStopped { stopped: Option<Stopped>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Suspect { suspect: Suspect, checkpoint: Option<Checkpoint>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Restart { start: NewStart, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
     Release { checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>, reply: oneshot::Sender<Result<(), CheckpointWriteError>> },
@@ -133,7 +137,8 @@ struct Notes {
     given_back: Option<Suspect>,
 }
 
-/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the lease.
+/// The holder's half of a term. Clones share it; when the last one is dropped, the keeper frees the
+/// lease (unless its worker has ordered [`KeeperOrder::Stop`]).
 #[derive(Clone, Debug)]
 pub struct Term {
     taken: Arc<Lease>,
@@ -186,7 +191,7 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
 
 fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool) -> (Term, TermKeeper) {
     let valid_until = sent + context.timing.lease_duration - context.timing.guard();
-    let (view_sender, view) = watch::channel(View { status: TermStatus::Held, valid_until });
+    let (view_sender, view) = watch::channel(View { status: TermStatus::Held, valid_until, stopped: row.stopped });
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
     // What is noted already stays, until the holder says otherwise.
@@ -281,6 +286,32 @@ impl Term {
         }
     }
 
+    /// The stop that the row shows, as far as this worker knows: by the answer to its last write, at most
+    /// a renewal interval old while the table answers. `None`: the shard may be processed.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stopped> {
+        self.view.borrow().stopped
+    }
+
+    /// Waits until the row shows another stop than `than`, or none, and returns it. Returns at once if it
+    /// does so already. It may have been set or cleared by this term, or cleared from outside
+    /// ([`LeaseWrite::resume`]).
+    ///
+    /// # Errors
+    /// Why the term is over.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits.
+    pub async fn stopped_other_than(&self, than: Option<Stopped>) -> Result<Option<Stopped>, TermEnd> {
+        let mut view = self.view.clone();
+        let seen = view.wait_for(|view| view.stopped != than || matches!(view.status, TermStatus::Ended(_))).await.map(|view| *view);
+        match seen {
+            Ok(View { status: TermStatus::Ended(end), .. }) => Err(end),
+            Ok(view) => Ok(view.stopped),
+            Err(_) => Err(self.end_without_word()),
+        }
+    }
+
     /// Tells the keeper that all records that arrived before `time` are finished. Written along with the next write of the row.
     pub fn set_watermark(&self, time: Timestamp) {
         self.notes.send_modify(|notes| notes.watermark = Some(time));
@@ -311,6 +342,20 @@ impl Term {
     /// The note may or may not be made.
     pub async fn note_suspect(&self, suspect: Suspect, checkpoint: Option<Checkpoint>) -> Result<(), CheckpointWriteError> {
         self.ask(|reply| Command::Suspect { suspect, checkpoint, reply }).await
+    }
+
+    /// Stops the shard beyond this term, or clears its stop, with a write of its own. Once it returns,
+    /// the row says so, and so does [`stopped`](Self::stopped). Keeping to a stop is the holder's part:
+    /// a term goes on renewing, and writes the checkpoints that it is asked for.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::write`]: after [`CheckpointWriteError::Unavailable`] it may still be
+    /// written later, and will be unless the term ends.
+    ///
+    /// # Cancel safety
+    /// The write may or may not be made. It is never made after that of a later call.
+    pub async fn set_stopped(&self, stopped: Option<Stopped>) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::SetStopped { stopped, reply }).await
     }
 
     /// Begins the shard anew elsewhere, within the term: what the row says of how far it was read is void, and its checkpoint becomes the new start.
@@ -362,6 +407,10 @@ impl Term {
 impl CheckpointWriter for Term {
     async fn write(&self, checkpoint: Checkpoint) -> Result<(), CheckpointWriteError> {
         self.ask(|reply| Command::Checkpoint { checkpoint, reply }).await
+    }
+
+    async fn prepare(&self, pending: PendingCheckpoint) -> Result<(), CheckpointWriteError> {
+        self.ask(|reply| Command::Prepare { pending, reply }).await
     }
 }
 

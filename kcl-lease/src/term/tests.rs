@@ -165,12 +165,21 @@ impl World {
 
     /// Takes the lease as it stands and runs its keeper.
     async fn take(&mut self, worker: &str) -> Term {
-        let row = self.row().await;
-        match acquire(&self.context(worker), &row).await.unwrap() {
-            Acquired::Yes(term, keeper) => {
-                self.tasks.spawn(keeper.run());
-                term
-            }
+        let (term, keeper) = self.acquire(worker).await;
+        self.tasks.spawn(keeper.run());
+        term
+    }
+
+    /// The same with a worker that gives orders.
+    async fn take_with(&mut self, worker: &str, orders: watch::Receiver<KeeperOrder>) -> Term {
+        let (term, keeper) = self.acquire(worker).await;
+        self.tasks.spawn(keeper.run_with(orders));
+        term
+    }
+
+    async fn acquire(&self, worker: &str) -> (Term, TermKeeper) {
+        match acquire(&self.context(worker), &self.row().await).await.unwrap() {
+            Acquired::Yes(term, keeper) => (term, *keeper),
             Acquired::No(row) => panic!("not taken: {row:?}"),
         }
     }
@@ -353,6 +362,64 @@ async fn a_term_whose_holder_is_gone_frees_its_lease() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_told_to_let_go_frees_the_lease_although_its_holder_lives() {
+    let mut world = World::new().await;
+    let orders = watch::Sender::new(KeeperOrder::Keep);
+    let holder = world.take_with("a", orders.subscribe()).await;
+    orders.send_replace(KeeperOrder::LetGo);
+    assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
+    assert_eq!(world.row().await.owner, None);
+    assert!(!holder.is_valid());
+    assert!(matches!(holder.write(at(9)).await, Err(CheckpointWriteError::LeaseLost)));
+    assert_eq!(world.row().await.checkpoint, Checkpoint::TrimHorizon);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_before_the_order_to_let_go_is_written() {
+    let mut world = World::new().await;
+    let orders = watch::Sender::new(KeeperOrder::Keep);
+    let holder = world.take_with("a", orders.subscribe()).await;
+    // The keeper is busy with this one when the others come.
+    world.table.next(&[Fate::Slow(Duration::from_secs(1))]);
+    let (first, second, ()) = tokio::join!(
+        holder.write(at(1)),
+        async {
+            tokio::task::yield_now().await;
+            holder.write(at(2)).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            orders.send_replace(KeeperOrder::LetGo);
+        }
+    );
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    assert_eq!(world.tasks.join_next().await.unwrap().unwrap(), TermEnd::Released);
+    assert_eq!((world.row().await.owner, world.row().await.checkpoint), (None, at(2)));
+}
+
+/// A worker that is dropped is like a process that dies: what its consumers' end looks like to the
+/// keepers must not free the leases.
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_told_to_stop_writes_nothing_more() {
+    for gone in [false, true] {
+        let mut world = World::new().await;
+        let orders = watch::Sender::new(KeeperOrder::Keep);
+        let holder = world.take_with("a", orders.subscribe()).await;
+        tokio::task::yield_now().await;
+        let before = world.row().await;
+        if gone {
+            drop(orders);
+        } else {
+            orders.send_replace(KeeperOrder::Stop);
+        }
+        drop(holder);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.row().await, before, "the sender of orders is gone: {gone}");
+        assert!(world.tasks.try_join_next().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_race_for_a_lease_has_one_winner_and_the_loser_does_nothing() {
     let mut world = World::new().await;
     let seen = world.row().await;
@@ -466,4 +533,119 @@ async fn a_term_can_begin_its_shard_elsewhere_and_goes_on() {
     term.write(at(6)).await.unwrap();
     let row = world.row().await;
     assert_eq!((row.checkpoint, row.watermark), (at(6), Some(now)), "what was noted before is older");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_prepared_and_then_made() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    let pending = |number| PendingCheckpoint { checkpoint: at(number), state: Some(bytes::Bytes::from_static(b"state")) };
+    world.table.next(&[Fate::AppliedAnswerLost, Fate::DroppedBeforeApplied]);
+    term.prepare(pending(5)).await.unwrap();
+    let row = world.row().await;
+    assert_eq!((row.checkpoint, row.pending_checkpoint, row.counter), (Checkpoint::TrimHorizon, Some(pending(5)), 2));
+
+    // A checkpoint of what came before it, as automatic ones are, leaves it; its own removes it.
+    term.write(at(3)).await.unwrap();
+    assert_eq!(world.row().await.pending_checkpoint, Some(pending(5)));
+    term.write(at(5)).await.unwrap();
+    assert_eq!(world.row().await.pending_checkpoint, None);
+
+    // The next owner sees what this one had prepared.
+    term.prepare(pending(9)).await.unwrap();
+    term.release(None, BTreeSet::new()).await.unwrap();
+    assert!(matches!(term.prepare(pending(10)).await, Err(CheckpointWriteError::LeaseLost)));
+    let next = world.take("b").await;
+    assert_eq!((next.taken().checkpoint, next.taken().pending_checkpoint.clone()), (at(5), Some(pending(9))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preparation_that_nobody_waits_for_is_not_begun_after_a_later_checkpoint() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    *world.table.down.lock().unwrap() = true;
+    // The keeper repeats a checkpoint; the preparation behind it in the queue is given up.
+    let (first, prepared) = tokio::join!(term.write(at(1)), term.prepare(PendingCheckpoint { checkpoint: at(9), state: None }),);
+    assert!(matches!(first, Err(CheckpointWriteError::Unavailable(_))) && matches!(prepared, Err(CheckpointWriteError::Unavailable(_))));
+    *world.table.down.lock().unwrap() = false;
+    term.write(at(2)).await.unwrap();
+    let row = world.row().await;
+    assert_eq!((row.checkpoint, row.pending_checkpoint), (at(2), None));
+}
+
+fn stop(millis: u64) -> Stopped {
+    Stopped { reason: crate::lease::StopReason::SafetyValve, since: Timestamp::from_millis(millis) }
+}
+
+/// Clears the stop as an operator does.
+async fn resume(world: &World) {
+    let write = LeaseWrite::resume(&world.row().await).expect("the shard is stopped");
+    assert!(matches!(world.table.inner.write(&write).await.unwrap(), WriteOutcome::Applied(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_written_at_once_and_outlives_the_term() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    assert_eq!(term.stopped(), None);
+    let begun = Instant::now();
+    term.set_stopped(Some(stop(1))).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(1), "not with the next renewal");
+    assert_eq!((term.stopped(), world.row().await.stopped), (Some(stop(1)), Some(stop(1))));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    term.write(at(5)).await.unwrap();
+    assert_eq!(term.stopped(), Some(stop(1)));
+    term.release(None, BTreeSet::new()).await.unwrap();
+    assert!(matches!(term.set_stopped(None).await, Err(CheckpointWriteError::LeaseLost)));
+    assert_eq!(term.stopped_other_than(Some(stop(1))).await, Err(TermEnd::Released));
+
+    let next = world.take("b").await;
+    assert_eq!((next.stopped(), next.taken().stopped), (Some(stop(1)), Some(stop(1))));
+    next.set_stopped(None).await.unwrap();
+    assert_eq!((next.stopped(), world.row().await.stopped), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_is_cleared_from_outside_is_seen_within_a_renewal_interval() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    term.set_stopped(Some(stop(1))).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    resume(&world).await;
+    let cleared = Instant::now();
+    assert_eq!(term.stopped_other_than(Some(stop(1))).await, Ok(None));
+    assert!(cleared.elapsed() <= DURATION / 3, "{:?}", cleared.elapsed());
+    assert!(term.is_valid(), "it costs the owner nothing");
+    // A later stop is another one.
+    term.set_stopped(Some(stop(2))).await.unwrap();
+    assert_eq!(term.stopped_other_than(None).await, Ok(Some(stop(2))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_whose_answer_was_lost_is_not_written_again_over_a_resumption() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    world.table.next(&[Fate::AppliedAnswerLost]);
+    let resumed = async {
+        // The write is in effect, and the keeper waits to repeat it.
+        while world.row().await.stopped.is_none() {
+            tokio::task::yield_now().await;
+        }
+        resume(&world).await;
+    };
+    let (stopping, ()) = tokio::join!(term.set_stopped(Some(stop(1))), resumed);
+    stopping.unwrap();
+    assert_eq!((term.stopped(), world.row().await.stopped), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_a_handoff_and_a_resumption_at_once_are_both_seen() {
+    let mut world = World::new().await;
+    let term = world.take("a").await;
+    term.set_stopped(Some(stop(1))).await.unwrap();
+    let request = LeaseWrite::request_handoff(&world.row().await, &"b".into()).unwrap();
+    assert!(matches!(world.table.inner.write(&request).await.unwrap(), WriteOutcome::Applied(_)));
+    resume(&world).await;
+    assert_eq!(term.stopped_other_than(Some(stop(1))).await, Ok(None));
+    assert_eq!(term.status(), TermStatus::HandoffRequested);
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
-use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, Timestamp};
+use bytes::Bytes;
+use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, PendingCheckpoint, Timestamp};
 use kcl_lease::conformance::lease_table_suite;
 use kcl_lease::{
     Change, DynamoDbLeaseTable, HashKeyRange, Lease, LeaseTable, LeaseWrite, UnreadableLease, WorkerId, WriteId, WriteOutcome,
@@ -83,25 +84,101 @@ async fn a_handoff_that_a_java_worker_began_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_a_checkpoint_clears_a_pending_one() {
+async fn a_prepared_checkpoint_of_the_java_library_is_read_kept_and_cleared() {
     let local = LocalDynamoDb::start().await;
     let table = local.new_lease_table().await;
-    let pending = raw_item([
-        ("pendingCheckpoint", s("49590338271490256608559692538361571095921575989136588999")),
-        ("pendingCheckpointSubSequenceNumber", n("0")),
+    let (pending_at, beyond) =
+        ("49590338271490256608559692538361571095921575989136588999", "49590338271490256608559692538361571095921575989136589000");
+    let attributes = raw_item([
+        ("pendingCheckpoint", s(pending_at)),
+        ("pendingCheckpointSubSequenceNumber", n("2")),
         ("pendingCheckpointState", AttributeValue::B(Blob::new([1, 2, 3]))),
     ]);
     let mut java = java_lease(KEY);
-    java.extend(pending.clone());
+    java.extend(attributes.clone());
     local.put_item(&table, java).await;
-    let is_pending = |item: &RawItem| pending.keys().filter(|name| item.contains_key(*name)).count();
+    let pending_in = |item: RawItem| item.into_iter().filter(|(name, _)| name.starts_with("pending")).collect::<RawItem>();
 
     let seen = table.get(&KEY.into()).await.unwrap().unwrap();
+    let position = |sub| Checkpoint::At(ExtendedSequenceNumber::new(pending_at.parse().unwrap(), sub));
+    let expected = PendingCheckpoint { checkpoint: position(2), state: Some(Bytes::from_static(&[1, 2, 3])) };
+    assert_eq!(seen.pending_checkpoint, Some(expected));
     let taken = applied(&table, &LeaseWrite::take(&seen, &"rust-worker".into(), WriteId(1))).await;
     let renewed = applied(&table, &LeaseWrite::renew(&taken, WriteId(2))).await;
-    assert_eq!(is_pending(&local.item(&table, KEY).await.unwrap()), 3);
-    applied(&table, &LeaseWrite::checkpoint(&renewed, at("49590338271490256608559692538361571095921575989136589000"), WriteId(3))).await;
-    assert_eq!(is_pending(&local.item(&table, KEY).await.unwrap()), 0);
+    let below = applied(&table, &LeaseWrite::checkpoint(&renewed, position(1), WriteId(3))).await;
+    assert_eq!(pending_in(local.item(&table, KEY).await.unwrap()), attributes);
+    let covered = applied(&table, &LeaseWrite::checkpoint(&below, at(beyond), WriteId(4))).await;
+    assert_eq!(pending_in(local.item(&table, KEY).await.unwrap()), RawItem::new());
+
+    // ours is written as theirs is, and one without a state leaves none behind
+    let after = Checkpoint::At(ExtendedSequenceNumber::new(beyond.parse().unwrap(), 1));
+    let ours = PendingCheckpoint { checkpoint: after, state: Some(Bytes::from_static(&[9])) };
+    let prepared = applied(&table, &LeaseWrite::prepare(&covered, ours, WriteId(5))).await;
+    let mut expected = raw_item([
+        ("pendingCheckpoint", s(beyond)),
+        ("pendingCheckpointSubSequenceNumber", n("1")),
+        ("pendingCheckpointState", AttributeValue::B(Blob::new([9]))),
+    ]);
+    assert_eq!(pending_in(local.item(&table, KEY).await.unwrap()), expected);
+    let without = PendingCheckpoint { checkpoint: after, state: None };
+    applied(&table, &LeaseWrite::prepare(&prepared, without, WriteId(6))).await;
+    expected.remove("pendingCheckpointState");
+    assert_eq!(pending_in(local.item(&table, KEY).await.unwrap()), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_the_largest_size_fits_into_the_item() {
+    let local = LocalDynamoDb::start().await;
+    let table = local.new_lease_table().await;
+    let seen = Lease { owner: Some("a".into()), ..Lease::new(KEY.into(), Checkpoint::TrimHorizon) };
+    assert!(table.create(&seen).await.unwrap());
+    let pending = PendingCheckpoint { checkpoint: at("7"), state: Some(vec![7; PendingCheckpoint::MAX_STATE_BYTES].into()) };
+    let prepared = applied(&table, &LeaseWrite::prepare(&seen, pending.clone(), WriteId(1))).await;
+    assert_eq!(prepared.pending_checkpoint, Some(pending));
+    assert_eq!(table.list().await.unwrap().leases, [prepared]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_is_empty_or_null_is_none() {
+    let local = LocalDynamoDb::start().await;
+    let nobody = [s(""), AttributeValue::Null(true)];
+    for owner in nobody.clone() {
+        for checkpoint_owner in nobody.clone() {
+            let table = local.new_table_without_index().await;
+            let mut java = java_lease(KEY);
+            java.extend(raw_item([("leaseOwner", owner.clone()), ("checkpointOwner", checkpoint_owner)]));
+            local.put_item(&table, java).await;
+
+            let seen = table.get(&KEY.into()).await.unwrap().unwrap();
+            assert_eq!((&seen.owner, &seen.checkpoint_owner), (&None, &None));
+            assert_eq!(table.list().await.unwrap().leases, std::slice::from_ref(&seen));
+            let taken = applied(&table, &LeaseWrite::take(&seen, &"rust-worker".into(), WriteId(1))).await;
+            assert_eq!(taken.owner, Some("rust-worker".into()));
+            applied(&table, &LeaseWrite::renew(&taken, WriteId(2))).await;
+            let item = local.item(&table, KEY).await.unwrap();
+            assert_eq!((item.get("leaseOwner"), item.get("checkpointOwner")), (Some(&s("rust-worker")), None));
+        }
+        // one that another worker took is no longer free
+        let table = local.new_table_without_index().await;
+        let mut java = java_lease(KEY);
+        java.insert("leaseOwner".to_owned(), owner.clone());
+        local.put_item(&table, java).await;
+        let seen = table.get(&KEY.into()).await.unwrap().unwrap();
+        let mut taken = java_lease(KEY);
+        taken.insert("leaseOwner".to_owned(), s("java-worker"));
+        local.put_item(&table, taken).await;
+        let late = table.write(&LeaseWrite::take(&seen, &"rust-worker".into(), WriteId(1))).await.unwrap();
+        assert!(matches!(late, WriteOutcome::Refused(Some(_))), "{late:?}");
+        assert!(!table.delete(&seen).await.unwrap());
+        // and one that is finished can be deleted
+        let mut finished = java_lease(KEY);
+        finished.extend(raw_item([("leaseOwner", owner.clone()), ("checkpoint", s("SHARD_END"))]));
+        local.put_item(&table, finished).await;
+        let seen = table.get(&KEY.into()).await.unwrap().unwrap();
+        assert!(!table.delete(&Lease { counter: seen.counter - 1, ..seen.clone() }).await.unwrap());
+        assert!(table.delete(&seen).await.unwrap());
+        assert_eq!(local.item(&table, KEY).await, None);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,14 @@ impl LocalDynamoDb {
         table
     }
 
+    /// A new, empty lease table without the index by owner, as version 2 of the Java library made it: an
+    /// owner may be anything in it.
+    pub(crate) async fn new_table_without_index(&self) -> DynamoDbLeaseTable {
+        let name = format!("leases-{}", self.tables.fetch_add(1, Ordering::Relaxed));
+        self.make_table(&name, &[("leaseKey", KeyType::Hash)]).await;
+        self.lease_table(&name)
+    }
+
     /// Makes a table with these keys, all of type S.
     pub(crate) async fn make_table(&self, name: &str, keys: &[(&str, KeyType)]) {
         let mut request = self.client.create_table().table_name(name).billing_mode(BillingMode::PayPerRequest);

@@ -16,9 +16,11 @@ impl Oracle {
         let shard = &after.shard_id;
         // The take of a worker notes the stream in the row; no other write does.
         let takes = write.stream_created_if_absent.is_some();
-        let asks = write.write_id.is_none();
+        let resumes = write.expected.stopped.is_some();
+        let asks = write.write_id.is_none() && !resumes;
         let kind = match (takes, asks) {
             (true, _) => "take",
+            _ if resumes => "resume",
             (_, true) => "request",
             _ if after.actual_owner() != before.actual_owner() || after.owner != before.owner => "release",
             _ if write.checkpoint.is_some() => "checkpoint",
@@ -43,7 +45,9 @@ impl Oracle {
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
-        if takes {
+        if resumes {
+            self.reached("resumed from outside");
+        } else if takes {
             self.taken(host, before, after, now);
         } else if asks {
             self.reached("handoff requested");

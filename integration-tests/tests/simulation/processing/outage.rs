@@ -123,6 +123,8 @@ enum Form {
     Gathers,
 }
 
+/// Records that come before or during the outage, and those that come a second apart after it.
+const BEFORE: u64 = 240;
 const RECORDS: u64 = 300;
 const KEYS: u64 = 40;
 
@@ -139,12 +141,12 @@ async fn outage(seconds: u64, shards: u32, lanes: usize, form: Form, is_one_bad:
     })
     .await;
     let name = format!("{seconds} s, {shards} shards, {lanes} lanes, {form:?}, one bad: {is_one_bad}");
-    for number in 0..RECORDS {
-        if is_one_bad && number == RECORDS / 3 {
+    for number in 0..BEFORE {
+        if is_one_bad && number == BEFORE / 3 {
             scene.aws.put(STREAM, "key-3", "bad".to_owned());
         }
         scene.put(number, KEYS);
-        if number == RECORDS / 2 {
+        if number == BEFORE / 2 {
             sleep(away / 4).await;
         }
     }
@@ -155,10 +157,13 @@ async fn outage(seconds: u64, shards: u32, lanes: usize, form: Form, is_one_bad:
     }
     sleep_until(scene.database.away_until).await;
     assert!(scene.letters().is_empty(), "{name}: {} letters", scene.letters().len());
-    let soon = Duration::from_secs(60);
-    // The bad record has its attempts, and the queue its answer, before what comes after it.
-    let soon = if is_one_bad { soon * 2 } else { soon };
     let back = Instant::now();
+    for number in BEFORE..RECORDS {
+        scene.put(number, KEYS);
+        sleep(Duration::from_secs(1)).await;
+    }
+    // The bad record has its attempts before others of its key.
+    let soon = Duration::from_secs(if is_one_bad { 120 } else { 65 });
     until("all are processed", || scene.database.rows().len() as u64 == RECORDS || back.elapsed() > soon).await;
     assert_eq!(scene.database.rows().len() as u64, RECORDS, "{name}: {:?}", scene.states());
     until("the bad one is found", || scene.letters().len() == usize::from(is_one_bad) || back.elapsed() > soon).await;

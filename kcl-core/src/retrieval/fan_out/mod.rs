@@ -27,15 +27,16 @@ use crate::stream::StartingPosition;
 #[derive(Clone, Debug)]
 pub struct FanOutRetrieval {
     fan_out: FanOut,
-    /// What reads a shard while it has no subscription.
-    bridge: Option<Polling>,
+    polling: Polling,
+    may_bridge: bool,
 }
 
 impl FanOutRetrieval {
-    /// Reads with these subscriptions, and with `bridge` while a shard has none; without one such a shard waits.
+    /// Reads with these subscriptions. `may_bridge`: a shard without one is polled meanwhile; otherwise it waits, and of the stream that
+    /// `polling` reads only the shards are listed, at the end of one.
     #[must_use]
-    pub fn new(fan_out: FanOut, bridge: Option<Polling>) -> Self {
-        Self { fan_out, bridge }
+    pub fn new(fan_out: FanOut, polling: Polling, may_bridge: bool) -> Self {
+        Self { fan_out, polling, may_bridge }
     }
 }
 
@@ -45,7 +46,7 @@ impl Retrieval for FanOutRetrieval {
     /// Opened at [`StartingPosition::Latest`], the place is fixed by the first event of a subscription: there is no bridge before it.
     fn open(&self, shard: &ShardId, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Box<dyn ShardReader> {
         let subscriber = self.fan_out.subscriber(shard.as_str(), start, ownership);
-        Box::new(Reader::new(self.fan_out.stream_arn(), shard.clone(), subscriber, self.bridge.clone()))
+        Box::new(Reader::new(self.fan_out.stream_arn(), shard.clone(), subscriber, self.polling.clone(), self.may_bridge))
     }
 
     fn share(&self, workers: usize) {

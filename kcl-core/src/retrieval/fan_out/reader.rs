@@ -1,7 +1,13 @@
 //! One shard by fan-out: its subscriptions, and polling from the same place on while it has none.
 //!
-//! Never both at once: the bridge reads only until an attempt to subscribe may be made, and what it has given is where that
-//! attempt starts. An answer that it still waited for then is forgotten, which loses nothing, as nobody was given it.
+//! Never both at once: the bridge reads only until an attempt to subscribe may be made, and what it
+//! has given is where that attempt starts. An answer that it still waited for then is forgotten,
+//! which loses nothing, as nobody was given it.
+//!
+//! A shard's end comes with its last event, which names the children. Some servers leave them out
+//! and just end the subscription. The bridge finds such an end by polling. Without one the shards
+//! are listed: if that shows the shard closed and its children, and a subscription that was made
+//! after it has nothing more to give, the shard has ended.
 
 use std::time::Duration;
 
@@ -12,19 +18,25 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::record::Record;
 use crate::retrieval::polling::{Polling, Reader as PollingReader};
-use crate::retrieval::{Fetched, ShardReader};
-use crate::stream::{StartingPosition, StreamError, child};
+use crate::retrieval::{Fetched, ShardReader, StartRefusals};
+use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, child, children_of};
 
 /// How long a shard is without a subscription before it is polled: a renewal takes less. It also keeps the reads of two bridges apart by
 /// more than the 200 ms that the service demands.
 const GRACE: Duration = Duration::from_millis(250);
+/// The bytes to reserve for an event. Events are seldom larger: the service pushes 2 MiB per second
+/// and shard, in several events. More would be held in vain while an idle shard waits for its next.
+const EVENT: usize = 1 << 20;
 
 pub(super) struct Reader {
     stream: String,
     shard: ShardId,
     subscriber: Subscriber,
-    polling: Option<Polling>,
+    polling: Polling,
+    may_bridge: bool,
     bridge: Bridge,
+    refusals: StartRefusals,
+    ending: Ending,
 }
 
 /// How the shard is read while it has no subscription.
@@ -33,52 +45,69 @@ struct Bridge {
     /// Since when there is no subscription.
     since: Option<Instant>,
     reader: Option<PollingReader>,
+    /// `ready` has said that it may be read now.
+    may_read: bool,
     /// Why there is none was said already.
     told: bool,
 }
 
+/// How far it is known that the shard has ended, if no event names its children.
+enum Ending {
+    /// Nothing is known.
+    Open,
+    /// The shards are to be listed.
+    ToList,
+    /// They were listed, and the shard is closed and became these.
+    Closed(Vec<ChildShard>),
+    /// A subscription made since has nothing more to give.
+    Ended(Vec<ChildShard>),
+}
+
 impl Reader {
-    pub(super) fn new(stream: &str, shard: ShardId, subscriber: Subscriber, polling: Option<Polling>) -> Self {
-        Self { stream: stream.to_owned(), shard, subscriber, polling, bridge: Bridge::default() }
+    pub(super) fn new(stream: &str, shard: ShardId, subscriber: Subscriber, polling: Polling, may_bridge: bool) -> Self {
+        Self {
+            stream: stream.to_owned(),
+            shard,
+            subscriber,
+            polling,
+            may_bridge,
+            bridge: Bridge::default(),
+            refusals: StartRefusals::default(),
+            ending: Ending::Open,
+        }
     }
 
-    /// Reads by polling until the shard may be subscribed to. `None`: now it may.
+    fn is_bridged(&self) -> bool {
+        self.may_bridge && self.subscriber.position() != StartingPosition::Latest
+    }
+
+    /// Reads by polling until the shard may be subscribed to. `None`: now it may, or the call gave nothing.
     async fn bridged(&mut self) -> Result<Option<Fetched>, StreamError> {
-        let position = self.subscriber.position();
-        let Some(polling) = self.polling.as_ref().filter(|_| position != StartingPosition::Latest) else {
-            return match self.subscriber.ready().await {
-                Ok(()) => Ok(None),
-                Err(error) => self.interrupted(error).map(|()| None),
-            };
+        let may_read = std::mem::take(&mut self.bridge.may_read);
+        let Some(reader) = self.bridge.reader.as_mut().filter(|_| may_read) else { return Ok(None) };
+        let fetched = tokio::select! {
+            biased;
+            ready = self.subscriber.ready() => {
+                reader.abandon();
+                return match ready {
+                    Ok(()) => Ok(None),
+                    Err(error) => self.interrupted(error, false).map(|()| None),
+                };
+            },
+            fetched = reader.next() => fetched?,
         };
-        let since = *self.bridge.since.get_or_insert_with(Instant::now);
-        let fetched = {
-            let bridge = &mut self.bridge.reader;
-            let poll = async {
-                sleep_until(since + GRACE).await;
-                let reader = bridge.get_or_insert_with(|| polling.reader(&self.shard, position));
-                reader.next().await
-            };
-            tokio::select! {
-                biased;
-                ready = self.subscriber.ready() => match ready {
-                    Ok(()) => return Ok(None),
-                    Err(error) => return self.interrupted(error).map(|()| None),
-                },
-                fetched = poll => fetched?,
-            }
-        };
-        if let Fetched::Records { records, .. } = &fetched
+        if let Some(Fetched::Records { records, .. }) = &fetched
             && let Some(last) = records.last()
         {
             self.subscriber.advance(last.sequence_number());
         }
-        Ok(Some(fetched))
+        Ok(fetched)
     }
 
-    /// There is no subscription. `Err`: nothing reads the shard meanwhile, and nothing here mends that.
-    fn interrupted(&mut self, error: FanOutError) -> Result<(), StreamError> {
-        let bridged = self.polling.is_some() && self.subscriber.position() != StartingPosition::Latest;
+    /// There is no subscription. `by_service`: the attempt at one was refused. `Err`: nothing reads
+    /// the shard meanwhile, and nothing here mends that.
+    fn interrupted(&mut self, error: FanOutError, by_service: bool) -> Result<(), StreamError> {
+        let bridged = self.is_bridged();
         if !std::mem::replace(&mut self.bridge.told, true) {
             if bridged && !error.is_retryable() {
                 tracing::warn!(shard = %self.shard, %error, "the shard can't be subscribed to; it is polled until it can");
@@ -86,7 +115,11 @@ impl Reader {
                 tracing::debug!(shard = %self.shard, %error, bridged, "the shard has no subscription now");
             }
         }
-        if bridged || error.is_retryable() { Ok(()) } else { Err(self.in_words(error)) }
+        if bridged || error.is_retryable() {
+            return Ok(());
+        }
+        let error = self.in_words(error);
+        Err(if by_service { self.refusals.judge(error, self.subscriber.position()) } else { error })
     }
 
     fn in_words(&self, error: FanOutError) -> StreamError {
@@ -97,30 +130,90 @@ impl Reader {
             error => StreamError::FanOut(error),
         }
     }
+
+    /// A subscription has ended as at the end of a shard, and no event has named the children.
+    fn ended_without_children(&mut self) {
+        self.ending = match std::mem::replace(&mut self.ending, Ending::Open) {
+            Ending::Closed(children) => {
+                tracing::info!(shard = %self.shard, "the shard has ended: its children are known by a listing, as no event has named them");
+                Ending::Ended(children)
+            }
+            _ => Ending::ToList,
+        };
+    }
+
+    /// Lists the shards, once.
+    async fn look_for_children(&mut self) {
+        let listing = match self.polling.api().list_shards(ShardFilter::All).await {
+            Ok(listing) => listing,
+            Err(error) => {
+                // The next subscription ends in the same way, and asks again.
+                tracing::debug!(shard = %self.shard, %error, "the children of the shard could not be listed");
+                Vec::new()
+            }
+        };
+        let is_open = listing.iter().any(|shard| shard.shard_id == self.shard && shard.ending_sequence_number.is_none());
+        let children = children_of(&self.shard, &listing);
+        self.ending = if is_open || children.is_empty() { Ending::Open } else { Ending::Closed(children) };
+    }
 }
 
 #[async_trait]
 impl ShardReader for Reader {
-    async fn next(&mut self) -> Result<Fetched, StreamError> {
-        loop {
-            if self.subscriber.is_interrupted()
-                && let Some(fetched) = self.bridged().await?
-            {
-                return Ok(fetched);
-            }
-            if self.subscriber.is_interrupted() {
-                continue;
-            }
-            match self.subscriber.next().await {
-                Next::Event(event) => {
-                    self.bridge = Bridge::default();
-                    let records = event.records.into_iter().map(Record::from).collect();
-                    return Ok(Fetched::Records { records, millis_behind_latest: event.millis_behind_latest });
-                }
-                Next::ShardEnd(children) => return Ok(Fetched::ShardEnd { children: children.into_iter().map(child).collect() }),
-                Next::Interrupted(Some(error)) => self.interrupted(error)?,
-                Next::Interrupted(None) => {}
-            }
+    async fn ready(&mut self) -> Result<usize, StreamError> {
+        if matches!(self.ending, Ending::ToList | Ending::Ended(_)) {
+            return Ok(0);
         }
+        if !self.subscriber.is_interrupted() {
+            return Ok(EVENT);
+        }
+        let ready = if self.is_bridged() {
+            let (position, since) = (self.subscriber.position(), *self.bridge.since.get_or_insert_with(Instant::now));
+            let (bridge, polling, shard) = (&mut self.bridge.reader, &self.polling, &self.shard);
+            let poll = async {
+                sleep_until(since + GRACE).await;
+                bridge.get_or_insert_with(|| polling.reader(shard, position)).ready().await
+            };
+            tokio::select! {
+                biased;
+                ready = self.subscriber.ready() => ready,
+                bytes = poll => {
+                    self.bridge.may_read = true;
+                    return bytes;
+                },
+            }
+        } else {
+            self.subscriber.ready().await
+        };
+        match ready {
+            Ok(()) => Ok(EVENT),
+            Err(error) => self.interrupted(error, false).map(|()| 0),
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Fetched>, StreamError> {
+        match &self.ending {
+            Ending::Ended(children) => return Ok(Some(Fetched::ShardEnd { children: children.clone() })),
+            Ending::ToList => {
+                self.look_for_children().await;
+                return Ok(None);
+            }
+            Ending::Open | Ending::Closed(_) => {}
+        }
+        if self.subscriber.is_interrupted() {
+            return self.bridged().await;
+        }
+        match self.subscriber.next().await {
+            Next::Event(event) => {
+                (self.bridge, self.refusals) = (Bridge::default(), StartRefusals::default());
+                let records = event.records.into_iter().map(Record::from).collect();
+                return Ok(Some(Fetched::Records { records, millis_behind_latest: event.millis_behind_latest }));
+            }
+            Next::ShardEnd(children) => return Ok(Some(Fetched::ShardEnd { children: children.into_iter().map(child).collect() })),
+            Next::Interrupted(Some(error)) => self.interrupted(error, true)?,
+            Next::Interrupted(None) if self.subscriber.ended_without_children() => self.ended_without_children(),
+            Next::Interrupted(None) => {}
+        }
+        Ok(None)
     }
 }

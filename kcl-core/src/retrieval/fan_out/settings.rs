@@ -92,8 +92,7 @@ impl Intended {
         match established {
             Ok(()) => {
                 tracing::info!(stream = fan_out.stream_arn(), "the stream is read by enhanced fan-out");
-                let bridge = self.bridge.then_some(polling);
-                Ok((Arc::new(FanOutRetrieval::new(fan_out.clone(), bridge)), Some(fan_out)))
+                Ok((Arc::new(FanOutRetrieval::new(fan_out.clone(), polling, self.bridge)), Some(fan_out)))
             }
             // A hiccup is no reason to poll for as long as the worker lives.
             Err(error) if self.or_poll && !error.is_retryable() => {

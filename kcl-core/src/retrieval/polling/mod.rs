@@ -3,12 +3,20 @@
 //! | module | owns |
 //! |---|---|
 //! | `pace` | the settings and the service's limits: how long to wait after an answer |
+//! | `contention` | the pace on a shard that other applications read too |
+//! | `expected` | how many bytes the next answer may have |
+//! | `limit` | how many records a read asks for, on a slow line |
+//! | `tip` | the tip of a shard, if the server does not say how far behind it is |
 //! | `reader` | one shard: what is called next, and what an answer changes |
 
+mod contention;
+mod expected;
+mod limit;
 mod pace;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod tip;
 
 use std::sync::Arc;
 
@@ -35,6 +43,11 @@ impl Polling {
     #[must_use]
     pub fn new(api: Arc<dyn StreamApi>, config: PollingConfig, clock: Arc<dyn Clock>, entropy: Entropy) -> Self {
         Self { api, config, clock, entropy }
+    }
+
+    /// The stream that is polled.
+    pub(crate) fn api(&self) -> &dyn StreamApi {
+        self.api.as_ref()
     }
 
     /// See [`Retrieval::open`]: what is read here does not depend on who owns the shard.
