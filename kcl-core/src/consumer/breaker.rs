@@ -184,7 +184,10 @@ impl Neighbours {
     fn change(&self, shard: &ShardId, change: impl FnOnce(&mut Standing)) {
         // A standing is changed as a whole: no panic leaves it half done.
         let mut standings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(standings.entry(shard.clone()).or_default());
+        match standings.get_mut(shard) {
+            Some(standing) => change(standing),
+            None => change(standings.entry(shard.clone()).or_default()),
+        }
     }
 
     /// Notes that a call of the shard has finished a record.

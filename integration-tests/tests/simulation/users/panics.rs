@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kcl_core::test_util::Event;
 use kcl_core::{
-    DeadLetter, DeadLetterError, DeadLetterQueue, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, ShardContext,
-    ShardState, WorkerBuilder, async_trait,
+    DeadLetter, DeadLetterError, DeadLetterQueue, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetryPolicy,
+    ShardContext, ShardState, WorkerBuilder, async_trait,
 };
 use tokio::time::sleep;
 
@@ -88,8 +88,14 @@ async fn a_minute(settings: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> (BTr
 
 #[tokio::test(start_paused = true)]
 async fn panics_in_drop_and_in_a_queue_make_no_hot_loop() {
+    // The record has no neighbour that could tell whose fault it is.
+    let at_once = RetryPolicy { patience: Duration::ZERO, ..RetryPolicy::default() };
     let settings: [(&str, ShardState, Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder>); 2] = [
-        ("drop", ShardState::BlockedByRecord, Box::new(|builder| builder.processor(|_: &ShardContext| DropBomb { armed: false }))),
+        (
+            "drop",
+            ShardState::BlockedByRecord,
+            Box::new(move |builder| builder.retry_policy(at_once).processor(|_: &ShardContext| DropBomb { armed: false })),
+        ),
         (
             "queue",
             ShardState::WaitingForDeadLetterQueue,
