@@ -566,7 +566,7 @@ mod tests {
         // cut off, or ended early
         assert_eq!(judge(&[0, 3], None), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
         assert_eq!(judge(&[0, 3], Some(Verdict::Acknowledged)), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
-        assert_eq!(judge(&[], Some(Verdict::Acknowledged)).3, true, "no progress: not at once again");
+        assert!(judge(&[], Some(Verdict::Acknowledged)).3, "no progress: not at once again");
         assert_eq!(judge(&[1], Some(Verdict::Done)).0, [0, 1, 2, 3, 4]);
     }
 
@@ -668,7 +668,7 @@ mod tests {
         assert_eq!(failures_until_given_up(&policy, outage(50)).await, Some(53), "its attempts begin when others succeed");
         let once = |attempt: u32, others: &mut Outcomes| {
             if attempt == 2 {
-                succeeds(others)
+                succeeds(others);
             }
         };
         assert_eq!(failures_until_given_up(&policy, once).await, Some(7), "no other since the last attempt: not at once");
@@ -680,13 +680,13 @@ mod tests {
         assert_eq!(failures_until_given_up(&policy, then_outage).await, None, "a success of before the outage");
         let before_the_last = |attempt: u32, others: &mut Outcomes| {
             if [2, 5].contains(&attempt) {
-                succeeds(others)
+                succeeds(others);
             }
         };
         assert_eq!(failures_until_given_up(&policy, before_the_last).await, Some(5));
         let at_last = |attempt: u32, others: &mut Outcomes| {
             if attempt == 30 {
-                fails(others)
+                fails(others);
             }
         };
         assert_eq!(failures_until_given_up(&policy, at_last).await, Some(98), "patience begins anew, while the failure is recent");
