@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kcl_core::test_util::SimulatedAws;
 use kcl_core::{
-    Batching, DeadLetter, Lanes, Outcome, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch, RecordHandler, RecordProcessor,
-    RetryPolicy, ShardContext, ShardState, WorkerBuilder, WorkerHandle, async_trait,
+    Batching, Checkpoint, Checkpointing, DeadLetter, Lanes, Outcome, PollingConfig, ProcessError, ProcessResult, Record, RecordBatch,
+    RecordHandler, RecordProcessor, RetryPolicy, ShardContext, ShardState, WorkerBuilder, WorkerHandle, async_trait,
 };
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -219,6 +219,10 @@ async fn a_bad_record_is_found_whatever_the_size_of_batches() {
                 .await;
         scene.aws.put(STREAM, "key-0", "bad".to_owned());
         (0..20).for_each(|number| scene.put(number, 5));
+        until("another one was tried", || !scene.database.rows().is_empty()).await;
+        sleep(Duration::from_millis(500)).await;
+        assert!(scene.letters().is_empty());
+        assert_eq!(scene.aws.leases(APPLICATION)[0].checkpoint, Checkpoint::TrimHorizon, "it has not passed the first one");
         until("it is found", || scene.letters().len() == 1).await;
         assert!(scene.aws.elapsed() < Duration::from_secs(120));
         until("all are processed", || scene.database.rows().len() == 20).await;
@@ -243,6 +247,23 @@ async fn a_record_without_neighbours_has_the_patience_and_no_more() {
         let found = usize::from(patience != Duration::MAX);
         assert_eq!((scene.letters().len(), scene.database.rows().len()), (found, found));
     }
+}
+
+/// A checkpoint by hand would cover the record that waits.
+#[tokio::test(start_paused = true)]
+async fn a_processor_that_checkpoints_for_itself_is_given_nothing_ahead() {
+    let retry = RetryPolicy { patience: Duration::from_secs(60), ..RetryPolicy::default() };
+    let scene = Scene::start(1, Duration::ZERO, |builder, database| {
+        let builder = builder.checkpointing(Checkpointing::Manual).batching(Batching::up_to(1)).retry_policy(retry);
+        builder.handler(Handler(database.clone()))
+    })
+    .await;
+    scene.aws.put(STREAM, "key-0", "bad".to_owned());
+    (1..10).for_each(|number| scene.put(number, 10));
+    sleep(Duration::from_secs(55)).await;
+    assert_eq!((scene.letters().len(), scene.database.rows().len()), (0, 0));
+    until("it is found", || scene.letters().len() == 1).await;
+    until("all are processed", || scene.database.rows().len() == 9).await;
 }
 
 /// Two bad records of different keys fail alike; those that succeed beside them tell.

@@ -50,6 +50,8 @@ impl DeadLetterQueue for PanickingQueue {
     }
 }
 
+type Settings = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder>;
+
 struct Poisoned;
 
 #[async_trait]
@@ -90,7 +92,7 @@ async fn a_minute(settings: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> (BTr
 async fn panics_in_drop_and_in_a_queue_make_no_hot_loop() {
     // The record has no neighbour that could tell whose fault it is.
     let at_once = RetryPolicy { patience: Duration::ZERO, ..RetryPolicy::default() };
-    let settings: [(&str, ShardState, Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder>); 2] = [
+    let settings: [(&str, ShardState, Settings); 2] = [
         (
             "drop",
             ShardState::BlockedByRecord,
