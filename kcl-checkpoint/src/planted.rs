@@ -138,6 +138,8 @@ bugs! {
     DropPanicEscapes = "drop-panic-escapes",
     /// Processors that collect records are not called while none come.
     IdleForgotten = "idle-forgotten",
+    /// Attempts alone decide whether a record is given up, whatever becomes of others.
+    OutageIsPoison = "outage-is-poison",
 }
 
 #[cfg(feature = "planted-bugs")]

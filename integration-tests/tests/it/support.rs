@@ -183,6 +183,7 @@ impl World {
             .polling(PollingConfig { idle_interval: Duration::from_millis(200), ..PollingConfig::default() })
             .retry_policy(kcl_core::RetryPolicy {
                 max_attempts: 3,
+                patience: Duration::ZERO,
                 first_backoff: Duration::from_millis(10),
                 max_backoff: Duration::from_millis(200),
                 ..kcl_core::RetryPolicy::default()

@@ -29,6 +29,7 @@ impl ShardConsumer {
     pub(super) async fn begin_calls(&mut self) -> Result<bool, Stop> {
         let now = Instant::now();
         self.work.schedule.wake(now);
+        self.work.seeks_probe = false;
         if self.work.rewind.is_due() {
             return Ok(true);
         }
@@ -44,11 +45,19 @@ impl ShardConsumer {
             if work.careful.is_some() && !work.lanes.is_idle() {
                 return Ok(true);
             }
+            let is_outage = self.is_outage(now);
+            let work = &mut self.work;
+            if is_outage && (!work.lanes.is_idle() || !work.breaker.may(now)) {
+                // One call at a time finds out whether the world is back.
+                return Ok(true);
+            }
             let most = if work.careful.is_some() { 1 } else { usize::MAX };
             // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
             let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();
             let before = if in_order { work.outbox.oldest() } else { None };
-            let Some((group, entries)) = work.schedule.take(most, before) else { return Ok(true) };
+            let taken = if is_outage { work.schedule.take_least_tried(most, before) } else { work.schedule.take(most, before) };
+            let is_probe = taken.is_none();
+            let Some((group, entries)) = taken.or_else(|| self.take_probe(now)) else { return Ok(true) };
             let entries = self.without_followers(group, entries);
             if in_order && self.work.outbox.oldest() != before {
                 // Some have followed another one there, and are waited for like it.
@@ -61,7 +70,11 @@ impl ShardConsumer {
             }
             if !self.hold.is_open() {
                 // The lease has run out while the record was noted: later.
-                self.put_back(group, entries);
+                if is_probe {
+                    self.work.schedule.put_back_probe(group, entries, 0);
+                } else {
+                    self.put_back(group, entries);
+                }
                 return Ok(false);
             }
             if is_planted(Bug::KeyLogged) {
@@ -73,6 +86,7 @@ impl ShardConsumer {
                 // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
                 self.hold.control.note_delivered(reached);
             }
+            self.work.probing = is_probe;
             self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard);
         }
     }
@@ -131,7 +145,7 @@ impl ShardConsumer {
                 }
                 tracing::error!(%record, deaths, "processes keep dying with a record in work: it is not tried again");
                 let condemned = Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted };
-                self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() });
+                self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() }, false);
             }
         }
         Ok(Vec::new())
@@ -183,7 +197,8 @@ impl ShardConsumer {
 
     /// A call has ended: what is done is finished, and the rest is judged.
     pub(super) fn call_ended(&mut self, called: Called) {
-        let Called { group, ended, verdict, lost, took } = called;
+        let Called { group, ended, verdict, lost, began, took } = called;
+        let is_probe = std::mem::take(&mut self.work.probing);
         self.hold.shared.metrics.processed_in(took.as_secs_f64());
         self.work.note_call_ended();
         let verdict = verdict.map(|verdict| if is_planted(Bug::FailedBatchSkipped) { Verdict::Done } else { verdict });
@@ -197,8 +212,11 @@ impl ShardConsumer {
             }
             self.report_failure(verdict, &ended);
         }
-        let judged = judge(ended, verdict, self.hold.shared.clock.wall_time(), &self.hold.shared.retry);
-        self.apply(group, judged);
+        let shared = &self.hold.shared;
+        let evidence = self.evidence(group, &ended.entries);
+        let judged = judge(ended, verdict, shared.clock.wall_time(), &shared.retry, &evidence);
+        self.note_outcomes(&judged, began, is_probe);
+        self.apply(group, judged, is_probe);
         if lost {
             self.processor_lost();
         }
@@ -247,16 +265,17 @@ impl ShardConsumer {
         self.finish(records, false);
     }
 
-    /// Carries out what was judged of a group's records.
-    fn apply(&mut self, group: GroupKey, judged: Judged) {
-        let Judged { finished, condemned, mut back, wait, retry_after, stop } = judged;
+    /// Carries out what was judged of a group's records. `is_probe`: a record behind the one that
+    /// the group waits for.
+    fn apply(&mut self, group: GroupKey, judged: Judged, is_probe: bool) {
+        let Judged { finished, condemned, mut back, wait, retry_after, stop, .. } = judged;
         self.processed(group, &finished);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
             self.hold.control.note_failed_after(self.prefix.acked());
         }
         let mut hold = Hold::default();
-        if wait {
+        if wait && !is_probe {
             let backoff = self.work.backoffs.entry(group).or_insert_with(|| self.hold.backoff());
             hold.not_before = Some(Instant::now() + backoff.next_wait().max(retry_after.unwrap_or_default()));
         }
@@ -281,7 +300,11 @@ impl ShardConsumer {
             tracing::error!("the processor wants the shard to stop: it stands still until it is resumed, or until it is taken anew");
             self.hold.shared.flow.stop_shard(self.hold.shard.shard_id(), PauseReason::Processor);
         }
-        self.work.schedule.put_back(group, back, hold);
+        if is_probe {
+            self.work.schedule.put_back_probe(group, back, hold.letters);
+        } else {
+            self.work.schedule.put_back(group, back, hold);
+        }
     }
 
     /// Notes records as finished, so that checkpoints may pass them.
@@ -289,6 +312,7 @@ impl ShardConsumer {
         for record in records {
             self.prefix.ack(record.position());
             self.work.schedule.finished(record);
+            self.work.outcomes.left(record.position());
             let is_repetition = !dead && self.work.rewind.is_repetition(record.position());
             self.work.rewind.finished(record.position());
             if is_repetition {

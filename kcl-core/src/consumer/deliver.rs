@@ -185,7 +185,8 @@ impl ShardConsumer {
     /// Takes in what calls under way have acknowledged: those records are finished.
     pub(super) fn take_acknowledged(&mut self) {
         self.work.gather_until = None;
-        for (group, records) in self.work.lanes.take_acknowledged() {
+        for (group, began, records) in self.work.lanes.take_acknowledged() {
+            self.world_is_fine(began);
             self.processed(group, &records);
         }
     }
@@ -211,9 +212,7 @@ impl ShardConsumer {
     fn look_at_flow(&mut self) {
         let paused = self.hold.shared.flow.paused(self.hold.shard.shard_id());
         if paused.is_none() {
-            if std::mem::take(&mut self.work.valve_closed) {
-                self.work.valve.reset();
-            }
+            self.open_valve();
             self.resumed();
         }
         if paused != self.work.paused {
@@ -227,6 +226,7 @@ impl ShardConsumer {
 
     fn show_state(&mut self, is_open: bool) {
         self.show_call();
+        let is_outage = self.tell_of_outage();
         if !is_open {
             self.hold.suspended();
             return;
@@ -240,6 +240,7 @@ impl ShardConsumer {
             None if work.schedule.has_blocked() || (!work.outbox.is_empty() && self.hold.shared.dead_letter_queue.is_none()) => {
                 ShardState::BlockedByRecord
             }
+            None if is_outage => ShardState::DependencyFailing,
             None if work.schedule.has_waiting() || work.make.is_failing() || work.rewind.is_due() => ShardState::Retrying,
             None if work.read_failing => ShardState::ReadFailing,
             None if !work.lanes.has_any() => ShardState::Starting,

@@ -87,6 +87,7 @@ pub(super) struct Called {
     pub(super) verdict: Option<Verdict>,
     /// The call has cost its processor, and whatever that held.
     pub(super) lost: bool,
+    pub(super) began: Instant,
     pub(super) took: Duration,
 }
 
@@ -222,11 +223,12 @@ impl Lanes {
         self.lanes[lane] = Lane::Busy(Busy { since: Instant::now(), job, task });
     }
 
-    /// The records that were acknowledged in calls under way since this was asked last.
-    pub(super) fn take_acknowledged(&mut self) -> Vec<(GroupKey, Vec<Record>)> {
+    /// The records that were acknowledged in calls under way since this was asked last, each with
+    /// the begin of its call.
+    pub(super) fn take_acknowledged(&mut self) -> Vec<(GroupKey, Instant, Vec<Record>)> {
         let mut taken = Vec::new();
         for lane in &mut self.lanes {
-            let Lane::Busy(Busy { job: Job::Records(in_work), .. }) = lane else { continue };
+            let Lane::Busy(Busy { job: Job::Records(in_work), since, .. }) = lane else { continue };
             let indices = in_work.batch.take_acknowledged();
             if indices.is_empty() {
                 continue;
@@ -235,7 +237,7 @@ impl Lanes {
                 in_work.finished[*index] = true;
             }
             let records = indices.iter().map(|index| in_work.batch.records()[*index].clone()).collect();
-            taken.push((in_work.group, records));
+            taken.push((in_work.group, *since, records));
         }
         taken
     }
@@ -282,7 +284,7 @@ impl Lanes {
                 if let Some(seat) = seat {
                     self.lanes[lane] = Lane::Free(seat);
                 }
-                Some(LaneEvent::Called(in_work.called(Some(verdict), lost, took, shard)))
+                Some(LaneEvent::Called(in_work.called(Some(verdict), lost, busy.since, took, shard)))
             }
             (Job::Callback(callback), returned) => {
                 let (seat, result) = match returned {
@@ -317,10 +319,10 @@ impl Lanes {
             self.calls.detach_all();
         }
         let in_work = cut.into_iter().filter_map(|busy| match busy.job {
-            Job::Records(in_work) => Some((in_work, busy.since.elapsed())),
+            Job::Records(in_work) => Some((in_work, busy.since)),
             _ => None,
         });
-        in_work.map(|(in_work, took)| in_work.called(None, true, took, shard)).collect()
+        in_work.map(|(in_work, since)| in_work.called(None, true, since, since.elapsed(), shard)).collect()
     }
 
     fn cut_where(&mut self, which: impl Fn(&Job) -> bool) -> Vec<Busy> {
@@ -360,7 +362,7 @@ impl Drop for Lanes {
 
 impl InWork {
     /// Ends the call.
-    fn called(mut self, verdict: Option<Verdict>, lost: bool, took: Duration, shard: &ShardContext) -> Called {
+    fn called(mut self, verdict: Option<Verdict>, lost: bool, began: Instant, took: Duration, shard: &ShardContext) -> Called {
         let mut acknowledged = self.batch.close();
         if lost && is_planted(Bug::AckForgottenAtCut) {
             acknowledged.fill(false);
@@ -373,6 +375,6 @@ impl InWork {
         let entries = entries.map(|(record, history)| Entry { record, history, cut: false }).collect();
         let interrupted = shard.interruption().is_some();
         let ended = Ended { entries, acknowledged, taken_in: self.finished, covered, interrupted };
-        Called { group: self.group, ended, verdict, lost, took }
+        Called { group: self.group, ended, verdict, lost, began, took }
     }
 }

@@ -14,6 +14,7 @@ use super::outbox::Outgoing;
 use super::retry::Condemned;
 use super::schedule::GroupKey;
 use super::settings::PoisonedKey;
+use super::valve::Valve;
 use super::work::Answers;
 use crate::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, FailureKind};
 
@@ -63,9 +64,23 @@ impl ShardConsumer {
         if !letters.is_empty() {
             let queue = Arc::clone(queue);
             work.sending = Some(async move { send(queue.as_ref(), &letters).await }.boxed());
-        } else if !std::mem::replace(&mut work.valve_closed, true) {
+        } else {
+            self.close_valve();
+        }
+    }
+
+    /// Stops the shard, as too many of its records go to the queue. Once, until it is resumed.
+    fn close_valve(&mut self) {
+        if !std::mem::replace(&mut self.work.valve_closed, true) {
             tracing::error!("too many records go to the dead-letter queue: the shard stops until it is resumed");
             self.valve_closed();
+        }
+    }
+
+    /// Begins to count anew, if the valve was closed: the shard is resumed.
+    pub(super) fn open_valve(&mut self) {
+        if std::mem::take(&mut self.work.valve_closed) {
+            self.work.valve.reset();
         }
     }
 
@@ -80,8 +95,7 @@ impl ShardConsumer {
             self.hold.shared.metrics.dead_lettered(letter.kind.as_str());
             self.hold.shared.status.update(self.hold.shard.shard_id(), |status| status.dead_letters += 1);
             if !is_planted(Bug::FinishedBeforeDeadLetter) {
-                // What only follows says nothing new of the program.
-                self.finish(std::slice::from_ref(&letter.record), letter.kind != FailureKind::Follows);
+                self.finish(std::slice::from_ref(&letter.record), Valve::counts(letter.kind));
             }
             self.note_dead(record);
             match waiting {

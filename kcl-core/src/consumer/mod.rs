@@ -11,6 +11,7 @@
 //! | `schedule` | which records wait for a call, in which order |
 //! | `calls`, `lanes`, `seat`, `call` | calls of processors, and what follows when they end |
 //! | `retry` | what a failure means for each record of its batch |
+//! | `breaker`, `outages` | whether the world fails or a record is at fault; pacing and probes meanwhile |
 //! | `careful` | records that kill their process |
 //! | `rewind` | what a processor had collected and takes along when it is lost |
 //! | `letters`, `outbox`, `valve` | the way to the dead-letter queue |
@@ -21,6 +22,7 @@
 //! | `farewell` | the end of the hold: calls cut off, processors told, the lease let go |
 
 mod bound;
+mod breaker;
 mod call;
 mod calls;
 mod careful;
@@ -33,6 +35,7 @@ mod in_hand;
 mod intake;
 mod lanes;
 mod letters;
+mod outages;
 mod outbox;
 mod ownership;
 mod prefetch;
@@ -62,6 +65,7 @@ use kcl_lease::{Clock, Entropy, LeaseTable, OutageLog, ShardId, WorkerId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::breaker::Neighbours;
 pub(crate) use self::call::Advice;
 use self::farewell::Farewell;
 pub(crate) use self::flow::Flow;
@@ -130,6 +134,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<ServiceClock>,
     pub(crate) entropy: Entropy,
     pub(crate) retry: RetryPolicy,
+    /// What calls have come to, by shard.
+    pub(crate) neighbours: Neighbours,
     pub(crate) processing: Processing,
     pub(crate) flow: Flow,
     pub(crate) checkpointing: Checkpointing,
@@ -336,6 +342,7 @@ impl Drop for Left {
     fn drop(&mut self) {
         self.shared.metrics.lease_left(self.is_lost);
         self.shared.flow.term_ended(&self.shard);
+        self.shared.neighbours.left(&self.shard);
         self.shared.status.leave(&self.shard);
     }
 }

@@ -7,14 +7,37 @@ use std::time::Duration;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{ExtendedSequenceNumber, Timestamp};
 
+use super::breaker::{Evidence, Finding, Span};
 use super::call::{Advice, CallFailure};
-use super::schedule::Entry;
+use super::schedule::{Entry, History};
 use super::seat::Verdict;
 use crate::dead_letter::{Condition, FailureKind};
 use crate::error::ConfigError;
 use crate::record::Record;
 
-/// How often, and how soon, what failed is tried again, and when it is given up.
+/// The time from a record's first failure on after which a success of other records is proof although
+/// none was tried since the record's last attempt: had the world failed meanwhile, others would most
+/// likely have failed by then.
+const PROOF: Duration = Duration::from_secs(60);
+
+/// The rules by which failed records are tried again, and given up.
+///
+/// A failure of the world ([`ProcessError::retry`](crate::ProcessError::retry), a panic, a call that
+/// overruns) says nothing of the record by itself. Outcomes of *other* records since the record's
+/// first failure do, those of its shard, or else of the worker's other shards:
+///
+/// - **Others succeed**: it is the record. Its failures count from now on, and after `max_attempts`
+///   of them it is given up; if no other was tried since the last but one of them, not before a
+///   minute has passed.
+/// - **Others fail as well**: it is the world. No record is given up, however long that lasts. The
+///   shard shows [`DependencyFailing`](crate::ShardState::DependencyFailing), waits with a growing
+///   backoff, makes one call at a time, and goes on by itself when one succeeds.
+/// - **No other was tried**: the record is given up after `max_attempts` and `patience`, both. With
+///   one lane the shard looks for evidence before: it calls the processor with a later record of
+///   another partition key, alone, ahead of the one that waits. It does not where the processor
+///   checkpoints for itself or commits.
+///
+/// A record that the processor calls [poison](crate::ProcessError::poison) is given up at once.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,16 +47,24 @@ use crate::record::Record;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts at a record that is known to fail, the first included. To find out which record of a batch fails takes attempts that
-    /// do not count. 1 to 10,000; default 5.
+    /// The failures of a record that count, before it is given up. Attempts that find out which
+    /// record of a batch fails do not count, nor those that fail while others fail as well. 1 to
+    /// 10,000; default 5.
     pub max_attempts: u32,
-    /// The longest wait after a first failure; it doubles with each further one. Each wait is drawn at random up to its limit.
-    /// 1 ms to 1 h; default 200 ms.
+    /// The least time from a record's first failure until it is given up while nothing shows that
+    /// the record is at fault. It starts over with each failure that was the world's.
+    /// [`Duration::MAX`]: for ever. Zero: attempts alone decide, and other records are not asked.
+    /// Default 15 min.
+    pub patience: Duration,
+    /// The longest wait after a first failure; it doubles with each further one. Each wait is drawn
+    /// at random up to its limit. 1 ms to 1 h; default 200 ms.
     pub first_backoff: Duration,
-    /// The longest wait at all. `first_backoff` to 1 h; default 10 s.
+    /// The longest wait at all, also while a dependency is away: so long after its return the shard
+    /// goes on at the latest. `first_backoff` to 1 h; default 10 s.
     pub max_backoff: Duration,
-    /// A record that has failed and arrived longer ago than this is not tried again, whatever attempts it has left. Every record is tried
-    /// once, however old. At least 1 s; `None`, the default: age does not matter.
+    /// The age from which on a record that has failed is given up, whatever attempts and patience it
+    /// has left, but not while other records fail as well. Every record is tried once, however old.
+    /// At least 1 s; `None`, the default: age does not matter.
     pub max_age: Option<Duration>,
     /// How long one call of [`process_records`](crate::RecordProcessor::process_records) may take. Then the call is dropped at its next
     /// await, counts as a failed attempt, and the processor is made anew. 1 ms up to the handoff timeout, which is how long another worker
@@ -47,6 +78,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             max_attempts: 5,
+            patience: Duration::from_secs(15 * 60),
             first_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(10),
             max_age: None,
@@ -84,14 +116,55 @@ impl RetryPolicy {
         Ok(())
     }
 
-    /// Why a record is given up after one more failure; `None`: it is tried again.
-    fn given_up(&self, record: &Record, failures: u32, advice: Advice, now: Timestamp) -> Option<Condition> {
-        if advice == Advice::Poison || failures >= self.max_attempts {
-            return Some(Condition::RetryAttemptsExhausted);
+    /// The age from which on a failure of other records is no evidence any more: the longest wait of
+    /// a record that is tried again and again, and some time for the call.
+    pub(super) fn lapse(&self) -> Duration {
+        self.max_backoff * 2 + Duration::from_secs(60)
+    }
+
+    /// Returns whether other records are asked.
+    pub(super) fn asks_others(&self) -> bool {
+        !self.patience.is_zero() && !is_planted(Bug::OutageIsPoison)
+    }
+
+    /// Why a record is given up after one more failure, which its history has; `None`: it is tried
+    /// again.
+    fn given_up(&self, record: &Record, history: &History, advice: Advice, finding: Finding, now: Now) -> Option<Condition> {
+        let exhausted = Some(Condition::RetryAttemptsExhausted);
+        if advice == Advice::Poison {
+            return exhausted;
         }
-        let age = Duration::from_millis(now.as_millis().saturating_sub(record.approximate_arrival()?.as_millis()));
+        if !self.asks_others() {
+            if history.failures >= self.max_attempts {
+                return exhausted;
+            }
+        } else {
+            let has_waited = |patience| history.waits_since.is_some_and(|since| now.boot.saturating_duration_since(since) >= patience);
+            let is_proven = |fresh| fresh || has_waited(self.patience.min(PROOF));
+            match finding {
+                Finding::World => return None,
+                Finding::Record { fresh } if history.counted >= self.max_attempts && is_proven(fresh) => return exhausted,
+                _ if history.failures >= self.max_attempts && has_waited(self.patience) => return exhausted,
+                _ => {}
+            }
+        }
+        let age = Duration::from_millis(now.wall.as_millis().saturating_sub(record.approximate_arrival()?.as_millis()));
         self.max_age.filter(|most| age > *most).map(|_| Condition::RecordAgeExceeded)
     }
+}
+
+/// The time at which a call has ended.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    boot: tokio::time::Instant,
+    wall: Timestamp,
+}
+
+/// What a call is judged by.
+struct Rules<'a> {
+    policy: &'a RetryPolicy,
+    evidence: &'a Evidence<'a>,
+    now: Now,
 }
 
 /// A record that is given up.
@@ -133,13 +206,28 @@ pub(super) struct Judged {
     pub(super) retry_after: Option<Duration>,
     /// The processor wants the shard to stop.
     pub(super) stop: bool,
+    /// The call has finished a record.
+    pub(super) succeeded: bool,
+    /// The failures that a retry may help against.
+    pub(super) failed: Vec<Failed>,
+}
+
+/// A failure of the world, or of a record that is not known to be poison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failed {
+    pub(super) span: Span,
+    /// It says nothing of the world to other records of the shard.
+    pub(super) is_suspect: bool,
+    /// It says nothing of the world to other shards.
+    pub(super) is_suspect_elsewhere: bool,
 }
 
 /// Decides on the records of a call. `verdict`: `None` for a call that was cut off.
 ///
 /// A verdict that names a record as failed which was acknowledged is ignored for that record. One
 /// that names a record which the checkpoint covers is not: nothing that failed is passed over.
-pub(super) fn judge(ended: Ended, verdict: Option<Verdict>, now: Timestamp, policy: &RetryPolicy) -> Judged {
+pub(super) fn judge(ended: Ended, verdict: Option<Verdict>, wall: Timestamp, policy: &RetryPolicy, evidence: &Evidence<'_>) -> Judged {
+    let rules = &Rules { policy, evidence, now: Now { boot: evidence.now, wall } };
     let Ended { entries, acknowledged, taken_in, covered, interrupted } = ended;
     let mut slots = Slots { acknowledged, taken_in, covered, entries: entries.into_iter().map(Some).collect() };
     let mut judged = Judged::default();
@@ -152,11 +240,11 @@ pub(super) fn judge(ended: Ended, verdict: Option<Verdict>, now: Timestamp, poli
             slots.rest_comes_back(&mut judged);
         }
         Some(Verdict::FailedFrom(record, failure)) => match slots.index_of(record) {
-            Some(index) => slots.failed_from(index, failure, now, policy, &mut judged),
-            None => slots.somebody_failed(stranger(record), now, policy, &mut judged),
+            Some(index) => slots.failed_from(index, failure, rules, &mut judged),
+            None => slots.somebody_failed(stranger(record), rules, &mut judged),
         },
-        Some(Verdict::Failed(failures)) => slots.these_failed(failures, now, policy, &mut judged),
-        Some(Verdict::Unknown(failure)) => slots.somebody_failed(failure, now, policy, &mut judged),
+        Some(Verdict::Failed(failures)) => slots.these_failed(failures, rules, &mut judged),
+        Some(Verdict::Unknown(failure)) => slots.somebody_failed(failure, rules, &mut judged),
     }
     judged
 }
@@ -196,9 +284,11 @@ impl Slots {
         for index in 0..self.entries.len() {
             if (self.is_done(index) || others(index))
                 && let Some(entry) = self.entries[index].take()
-                && !self.taken_in.get(index).copied().unwrap_or(false)
             {
-                judged.finished.push(entry.record);
+                judged.succeeded = true;
+                if !self.taken_in.get(index).copied().unwrap_or(false) {
+                    judged.finished.push(entry.record);
+                }
             }
         }
     }
@@ -208,7 +298,7 @@ impl Slots {
         judged.back.extend(self.entries.drain(..).flatten());
     }
 
-    fn failed_from(&mut self, index: usize, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
+    fn failed_from(&mut self, index: usize, failure: CallFailure, rules: &Rules<'_>, judged: &mut Judged) {
         // One that was committed or acknowledged failed after that: what comes after was not tried.
         let is_settled = self.is_acknowledged(index) || (index < self.covered && failure.advice != Advice::Poison);
         let culprit = if is_settled { None } else { self.entries[index].take() };
@@ -218,7 +308,7 @@ impl Slots {
                 if let Some(next) = self.entries[index + 1..].iter_mut().flatten().next() {
                     next.cut = true;
                 }
-                one_failed(culprit, failure, now, policy, judged);
+                one_failed(culprit, failure, None, rules, judged);
             }
             None => {
                 judged.stop = failure.advice == Advice::Stop;
@@ -229,17 +319,11 @@ impl Slots {
         judged.back.extend(self.entries.drain(..).flatten());
     }
 
-    fn these_failed(
-        &mut self,
-        failures: Vec<(ExtendedSequenceNumber, CallFailure)>,
-        now: Timestamp,
-        policy: &RetryPolicy,
-        judged: &mut Judged,
-    ) {
+    fn these_failed(&mut self, failures: Vec<(ExtendedSequenceNumber, CallFailure)>, rules: &Rules<'_>, judged: &mut Judged) {
         let mut by_index = BTreeMap::new();
         for (record, failure) in failures {
             let Some(index) = self.index_of(record) else {
-                return self.somebody_failed(stranger(record), now, policy, judged);
+                return self.somebody_failed(stranger(record), rules, judged);
             };
             if !self.is_acknowledged(index) {
                 // Of two reasons for one record the first is told.
@@ -253,16 +337,22 @@ impl Slots {
             judged.back.extend(self.entries.drain(..).flatten());
         }
         self.finish(|_| true, judged);
+        // All have failed, each for itself: alike.
+        let alike = (by_index.len() > 1 && !judged.succeeded).then_some(Finding::World);
         for (failure, entry) in by_index.into_values() {
             if let Some(entry) = entry {
-                one_failed(Entry { cut: true, ..entry }, failure, now, policy, judged);
+                one_failed(Entry { cut: true, ..entry }, failure, alike, rules, judged);
             }
+        }
+        if judged.succeeded {
+            // Others in the same call have not failed.
+            judged.failed.iter_mut().for_each(|failed| (failed.is_suspect, failed.is_suspect_elsewhere) = (true, true));
         }
         judged.back.sort_by_key(|entry| entry.record.position());
     }
 
     /// A failure that names no record.
-    fn somebody_failed(&mut self, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
+    fn somebody_failed(&mut self, failure: CallFailure, rules: &Rules<'_>, judged: &mut Judged) {
         let (anything_done, last) = (self.is_anything_done(), self.entries.len().saturating_sub(1));
         self.finish(|index| index < last && is_planted(Bug::ErrorFinishesHanded), judged);
         let mut open: Vec<_> = self.entries.drain(..).flatten().collect();
@@ -274,19 +364,20 @@ impl Slots {
             // A batch of one can't be in doubt about which record failed.
             [_] if !anything_done => {
                 (judged.stop, judged.wait) = (false, false);
-                open.into_iter().for_each(|entry| one_failed(entry, failure.clone(), now, policy, judged));
+                open.into_iter().for_each(|entry| one_failed(entry, failure.clone(), None, rules, judged));
                 return;
             }
             // It was perhaps not tried: it is alone next time.
             [_] => {}
             several => {
+                let finding = note_failure(several, &failure, rules, judged);
                 for entry in several.iter_mut() {
-                    entry.history.attempts += 1;
-                    entry.history.first_failure.get_or_insert(now);
+                    entry.history.failed(rules.now.boot, rules.now.wall, finding, false);
                 }
                 // The halves are tried each for itself. A call that the processor has stopped says
-                // nothing about its records.
-                if !judged.stop {
+                // nothing about its records, and if the world fails halves would fail as well.
+                let is_worlds = finding == Finding::World && failure.advice == Advice::Retry && rules.policy.asks_others();
+                if !judged.stop && !is_worlds {
                     several[several.len() / 2].cut = true;
                 }
             }
@@ -295,18 +386,29 @@ impl Slots {
     }
 }
 
-/// A record is known to have failed.
-fn one_failed(mut entry: Entry, failure: CallFailure, now: Timestamp, policy: &RetryPolicy, judged: &mut Judged) {
-    entry.history.attempts += 1;
-    entry.history.first_failure.get_or_insert(now);
+/// Notes a failure of records that are in order, and gives what other records say of it.
+fn note_failure(entries: &[Entry], failure: &CallFailure, rules: &Rules<'_>, judged: &mut Judged) -> Finding {
+    let (Some(span), Some(first)) = (Span::of(rules.evidence.group, entries), entries.first()) else { return Finding::Unknown };
+    if failure.advice == Advice::Retry {
+        let (is_suspect, is_suspect_elsewhere) = rules.evidence.suspects(&first.history);
+        judged.failed.push(Failed { span, is_suspect, is_suspect_elsewhere });
+    }
+    rules.evidence.of(&span, &first.history)
+}
+
+/// A record is known to have failed. `finding`: if the call itself tells whose fault it is.
+fn one_failed(mut entry: Entry, failure: CallFailure, finding: Option<Finding>, rules: &Rules<'_>, judged: &mut Judged) {
+    let found = note_failure(std::slice::from_ref(&entry), &failure, rules, judged);
+    let finding = finding.unwrap_or(found);
     judged.retry_after = judged.retry_after.max(failure.retry_after);
-    if failure.advice == Advice::Stop {
+    let is_to_blame = failure.advice != Advice::Stop;
+    entry.history.failed(rules.now.boot, rules.now.wall, finding, is_to_blame);
+    if !is_to_blame {
         judged.stop = true;
         judged.back.push(entry);
         return;
     }
-    entry.history.failures += 1;
-    match policy.given_up(&entry.record, entry.history.failures, failure.advice, now) {
+    match rules.policy.given_up(&entry.record, &entry.history, failure.advice, finding, rules.now) {
         Some(condition) => judged.condemned.push(Condemned { entry, failure, condition }),
         None => {
             judged.wait = true;
@@ -318,13 +420,27 @@ fn one_failed(mut entry: Entry, failure: CallFailure, now: Timestamp, policy: &R
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio::time::Instant;
 
+    use super::super::breaker::{Outcomes, Standing};
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
     fn policy() -> RetryPolicy {
-        RetryPolicy { max_attempts: 3, ..RetryPolicy::default() }
+        RetryPolicy { max_attempts: 3, patience: Duration::ZERO, ..RetryPolicy::default() }
+    }
+
+    /// As the function under test, with evidence of these outcomes.
+    fn judge_with(ended: Ended, verdict: Option<Verdict>, now: Timestamp, policy: &RetryPolicy, others: &Outcomes) -> Judged {
+        let evidence =
+            Evidence { group: 0, shard: others, others: Standing::default(), is_alone: false, now: Instant::now(), lapse: policy.lapse() };
+        super::judge(ended, verdict, now, policy, &evidence)
+    }
+
+    /// As [`judge_with`], without any evidence.
+    fn judge_alone(ended: Ended, verdict: Option<Verdict>, now: Timestamp, policy: &RetryPolicy) -> Judged {
+        judge_with(ended, verdict, now, policy, &Outcomes::default())
     }
 
     fn entries(count: u128) -> Vec<Entry> {
@@ -352,13 +468,13 @@ mod tests {
     }
 
     fn judge(entries: Vec<Entry>, verdict: Verdict) -> Judged {
-        super::judge(Ended { entries, ..Ended::default() }, Some(verdict), NOW, &policy())
+        judge_alone(Ended { entries, ..Ended::default() }, Some(verdict), NOW, &policy())
     }
 
     /// As [`judge`], of five records with these acknowledged.
     fn judge_acknowledged(acknowledged: &[usize], verdict: Option<Verdict>) -> Judged {
         let acknowledged = (0..5).map(|index| acknowledged.contains(&index)).collect();
-        super::judge(Ended { entries: entries(5), acknowledged, ..Ended::default() }, verdict, NOW, &policy())
+        judge_alone(Ended { entries: entries(5), acknowledged, ..Ended::default() }, verdict, NOW, &policy())
     }
 
     fn number(record: &Record) -> u128 {
@@ -383,7 +499,8 @@ mod tests {
     fn a_known_culprit_is_tried_alone_and_its_neighbours_are_not_repeated() {
         let judged = judge(entries(5), from(2, Advice::Retry));
         assert_eq!(seen(&judged), (vec![0, 1], vec![], text(&["2", "|3", "4"]), true));
-        assert_eq!(judged.back[0].history, History { attempts: 1, failures: 1, first_failure: Some(NOW) });
+        let history = judged.back[0].history;
+        assert_eq!((history.attempts, history.failures, history.first_failure), (1, 1, Some(NOW)));
         assert_eq!(judged.back[1].history, History::default(), "it was not tried");
     }
 
@@ -449,7 +566,7 @@ mod tests {
         // cut off, or ended early
         assert_eq!(judge(&[0, 3], None), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
         assert_eq!(judge(&[0, 3], Some(Verdict::Acknowledged)), (vec![0, 3], vec![], text(&["1", "2", "4"]), false));
-        assert_eq!(judge(&[], Some(Verdict::Acknowledged)).3, true, "no progress: not at once again");
+        assert!(judge(&[], Some(Verdict::Acknowledged)).3, "no progress: not at once again");
         assert_eq!(judge(&[1], Some(Verdict::Done)).0, [0, 1, 2, 3, 4]);
     }
 
@@ -457,13 +574,13 @@ mod tests {
     fn what_was_taken_in_is_not_finished_twice() {
         let acknowledged = vec![true, true, false];
         let ended = Ended { entries: entries(3), acknowledged, taken_in: vec![true, false, false], ..Ended::default() };
-        assert_eq!(seen(&super::judge(ended, Some(Verdict::Done), NOW, &policy())).0, [1, 2]);
+        assert_eq!(seen(&judge_alone(ended, Some(Verdict::Done), NOW, &policy())).0, [1, 2]);
     }
 
     #[test]
     fn what_the_checkpoint_covers_is_finished_although_the_call_fails() {
         let judge =
-            |verdict, covered| super::judge(Ended { entries: entries(5), covered, ..Ended::default() }, Some(verdict), NOW, &policy());
+            |verdict, covered| judge_alone(Ended { entries: entries(5), covered, ..Ended::default() }, Some(verdict), NOW, &policy());
         let seen_of = |verdict, covered| seen(&judge(verdict, covered));
         let retry = Advice::Retry;
         assert_eq!(seen_of(unknown(retry), 3), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true));
@@ -501,12 +618,108 @@ mod tests {
         for (age, given_up) in [(60_000, false), (60_001, true)] {
             let now = Timestamp::from_millis(NOW.as_millis() + age);
             let ended = Ended { entries: entries(1), ..Ended::default() };
-            let judged = super::judge(ended, Some(unknown(Advice::Retry)), now, &limit);
+            let judged = judge_alone(ended, Some(unknown(Advice::Retry)), now, &limit);
             assert_eq!(judged.condemned.first().map(|condemned| condemned.condition), given_up.then_some(Condition::RecordAgeExceeded));
         }
     }
 
-    use super::super::schedule::History;
+    /// The failures of one record until it is given up: `before` each one, others have done this.
+    /// `None`: it is never given up.
+    async fn failures_until_given_up(policy: &RetryPolicy, mut before: impl FnMut(u32, &mut Outcomes)) -> Option<u32> {
+        let mut others = Outcomes::default();
+        let mut left = entries(1);
+        for attempt in 1..=100 {
+            tokio::time::advance(Duration::from_secs(10)).await;
+            before(attempt, &mut others);
+            let ended = Ended { entries: left, ..Ended::default() };
+            let judged = judge_with(ended, Some(unknown(Advice::Retry)), NOW, policy, &others);
+            for failed in judged.failed.iter().filter(|failed| !failed.is_suspect) {
+                others.failed(failed.span, Instant::now());
+            }
+            if judged.condemned.len() == 1 {
+                return Some(attempt);
+            }
+            left = judged.back;
+        }
+        None
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_come_to_decides_whether_a_record_is_given_up() {
+        let patience = Duration::from_secs(600);
+        let policy = RetryPolicy { patience, ..policy() };
+        let neighbour = Span::of(9, &entries(1)).unwrap();
+        let succeeds = |others: &mut Outcomes| others.succeeded(Instant::now());
+        let fails = |others: &mut Outcomes| others.failed(neighbour, Instant::now());
+
+        let found = failures_until_given_up(&policy, |_, others| succeeds(others)).await;
+        assert_eq!(found, Some(3), "others succeed: as many as its attempts");
+        let found = failures_until_given_up(&policy, |_, others| fails(others)).await;
+        assert_eq!(found, None, "others fail alike");
+        let found = failures_until_given_up(&policy, |_, _| {}).await;
+        assert_eq!(found, Some(61), "others are not tried: ten minutes, an attempt each ten seconds");
+        let for_ever = RetryPolicy { patience: Duration::MAX, ..policy };
+        assert_eq!(failures_until_given_up(&for_ever, |_, _| {}).await, None);
+        let alone = RetryPolicy { patience: Duration::ZERO, ..policy };
+        assert_eq!(failures_until_given_up(&alone, |_, others| fails(others)).await, Some(3), "attempts alone");
+
+        let outage =
+            |until: u32| move |attempt: u32, others: &mut Outcomes| if attempt <= until { fails(others) } else { succeeds(others) };
+        assert_eq!(failures_until_given_up(&policy, outage(50)).await, Some(53), "its attempts begin when others succeed");
+        let once = |attempt: u32, others: &mut Outcomes| {
+            if attempt == 2 {
+                succeeds(others);
+            }
+        };
+        assert_eq!(failures_until_given_up(&policy, once).await, Some(7), "no other since the last attempt: not at once");
+        let then_outage = |attempt: u32, others: &mut Outcomes| match attempt {
+            2 => succeeds(others),
+            5.. => fails(others),
+            _ => {}
+        };
+        assert_eq!(failures_until_given_up(&policy, then_outage).await, None, "a success of before the outage");
+        let before_the_last = |attempt: u32, others: &mut Outcomes| {
+            if [2, 5].contains(&attempt) {
+                succeeds(others);
+            }
+        };
+        assert_eq!(failures_until_given_up(&policy, before_the_last).await, Some(5));
+        let at_last = |attempt: u32, others: &mut Outcomes| {
+            if attempt == 30 {
+                fails(others);
+            }
+        };
+        assert_eq!(failures_until_given_up(&policy, at_last).await, Some(98), "patience begins anew, while the failure is recent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_not_divided_and_nothing_is_too_old_while_others_fail() {
+        let policy = RetryPolicy { max_age: Some(Duration::from_secs(1)), ..RetryPolicy::default() };
+        let mut others = Outcomes::default();
+        others.failed(Span::of(9, &entries(1)).unwrap(), Instant::now());
+        let late = Timestamp::from_millis(NOW.as_millis() + 60_000);
+        let judge = |count, advice, others: &Outcomes| {
+            let ended = Ended { entries: entries(count), ..Ended::default() };
+            seen(&judge_with(ended, Some(unknown(advice)), late, &policy, others))
+        };
+        assert_eq!(judge(4, Advice::Retry, &others), (vec![], vec![], text(&["0", "1", "2", "3"]), true));
+        assert_eq!(judge(4, Advice::Poison, &others).2, text(&["0", "1", "|2", "3"]), "one of them is poison");
+        assert_eq!(judge(1, Advice::Retry, &others), (vec![], vec![], text(&["0"]), true));
+        assert_eq!(judge(1, Advice::Retry, &Outcomes::default()).1, [0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_fail_in_one_call_are_alike_unless_others_of_it_succeed() {
+        let policy = RetryPolicy { max_attempts: 1, ..RetryPolicy::default() };
+        let judge = |failed: &[(u128, Advice)]| {
+            let ended = Ended { entries: entries(3), ..Ended::default() };
+            judge_with(ended, Some(these(failed)), NOW, &policy, &Outcomes::default())
+        };
+        let all = judge(&[(0, Advice::Retry), (1, Advice::Retry), (2, Advice::Retry)]);
+        assert!(all.back.iter().all(|entry| entry.history.counted == 0) && all.failed.iter().all(|failed| !failed.is_suspect));
+        let some = judge(&[(0, Advice::Retry), (1, Advice::Retry)]);
+        assert!(some.back.iter().all(|entry| entry.history.counted == 1) && some.failed.iter().all(|failed| failed.is_suspect));
+    }
 
     #[test]
     fn an_impossible_policy_is_refused_by_name() {

@@ -10,6 +10,7 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{ExtendedSequenceNumber, SequenceNumber, Timestamp};
 use tokio::time::Instant;
 
+use super::breaker::{Finding, probe_of};
 use super::settings::Batching;
 use crate::record::Record;
 
@@ -23,8 +24,35 @@ pub(super) struct History {
     pub(super) attempts: u32,
     /// Failed calls that it is to blame for.
     pub(super) failures: u32,
+    /// Those of them that count: since others succeed.
+    pub(super) counted: u32,
     /// When the first of the failed calls ended.
     pub(super) first_failure: Option<Timestamp>,
+    /// As `first_failure`.
+    pub(super) first_failed: Option<Instant>,
+    /// When the last of the failed calls ended.
+    pub(super) last_failed: Option<Instant>,
+    /// The begin of its patience: the first failure, or the last one that was the world's.
+    pub(super) waits_since: Option<Instant>,
+}
+
+impl History {
+    /// Notes a failed call that the record took part in, with what others say of it. `is_to_blame`:
+    /// it is known to be of this record.
+    pub(super) fn failed(&mut self, now: Instant, wall: Timestamp, finding: Finding, is_to_blame: bool) {
+        let is_first = self.first_failed.is_none();
+        self.attempts = self.attempts.saturating_add(1);
+        self.failures = self.failures.saturating_add(u32::from(is_to_blame));
+        self.first_failure.get_or_insert(wall);
+        self.first_failed.get_or_insert(now);
+        self.last_failed = Some(now);
+        match finding {
+            Finding::World => (self.counted, self.waits_since) = (0, Some(now)),
+            Finding::Record { .. } => self.counted = self.counted.saturating_add(u32::from(is_to_blame)),
+            Finding::Unknown => self.counted += u32::from(is_to_blame && is_first),
+        }
+        self.waits_since.get_or_insert(now);
+    }
 }
 
 /// A record that is not finished.
@@ -211,8 +239,25 @@ impl Schedule {
     /// Takes the records of the next call into work: of one group, in order, as many as a batch may
     /// have (`most`: or fewer), and only such that come before this one.
     pub(super) fn take(&mut self, most: usize, before: Option<ExtendedSequenceNumber>) -> Option<(GroupKey, Vec<Entry>)> {
+        self.take_of(self.ready.first().copied(), most, before)
+    }
+
+    /// As [`take`](Self::take), of the group whose first record was tried least: for calls that find
+    /// out whether anything can be processed.
+    pub(super) fn take_least_tried(&mut self, most: usize, before: Option<ExtendedSequenceNumber>) -> Option<(GroupKey, Vec<Entry>)> {
+        let attempts = |key: &GroupKey| self.groups.get(key).and_then(|group| group.queue.front()).map(|entry| entry.history.attempts);
+        let next = self.ready.iter().min_by_key(|(head, key)| (attempts(key), *head)).copied();
+        self.take_of(next, most, before)
+    }
+
+    fn take_of(
+        &mut self,
+        next: Option<(ExtendedSequenceNumber, GroupKey)>,
+        most: usize,
+        before: Option<ExtendedSequenceNumber>,
+    ) -> Option<(GroupKey, Vec<Entry>)> {
         let may_go = |record: ExtendedSequenceNumber| before.is_none_or(|before| record < before);
-        let (_, key) = self.ready.first().copied().filter(|(head, _)| may_go(*head))?;
+        let (_, key) = next.filter(|(head, _)| may_go(*head))?;
         let group = self.groups.get_mut(&key)?;
         let mut bytes = group.queue.front().map_or(0, |entry| entry.record.size());
         let ends_before = |entry: &Entry| {
@@ -242,6 +287,53 @@ impl Schedule {
         group.hold = Hold { letters: group.hold.letters + hold.letters, ..hold };
         self.blocked += usize::from(hold.blocked);
         self.place(key);
+    }
+
+    /// The first record of a shard with one lane, while it waits after a failure, and not for want of
+    /// a dead-letter queue.
+    pub(super) fn waiting_head(&self) -> Option<&Entry> {
+        let (_, key) = self.waiting.first().filter(|_| !self.by_key)?;
+        let group = self.groups.get(key).filter(|group| !group.hold.blocked)?;
+        group.queue.front()
+    }
+
+    /// Takes a record of another key out of a group whose first record waits: for a call ahead of
+    /// that one, which keeps its place and its wait.
+    pub(super) fn take_probe(&mut self) -> Option<(GroupKey, Entry)> {
+        self.waiting_head()?;
+        let (_, key) = self.waiting.first().copied()?;
+        let group = self.groups.get_mut(&key)?;
+        let entry = group.queue.remove(probe_of(group.queue.iter())?)?;
+        if let Some(next) = group.queue.iter_mut().find(|next| next.record.position() > entry.record.position()) {
+            next.cut |= entry.cut;
+        }
+        group.in_work = true;
+        self.place(key);
+        Some((key, entry))
+    }
+
+    /// Ends the call of a probe: unless it is finished it goes back to its place, and the group's
+    /// first record waits on. So many of the group's records are on their way to the dead-letter
+    /// queue now.
+    pub(super) fn put_back_probe(&mut self, key: GroupKey, entries: Vec<Entry>, letters: usize) {
+        let group = self.groups.entry(key).or_default();
+        for entry in entries {
+            let place = group.queue.partition_point(|other| other.record.position() < entry.record.position());
+            group.queue.insert(place, entry);
+        }
+        group.in_work = false;
+        group.hold.letters += letters;
+        self.place(key);
+    }
+
+    /// Returns whether another record than those of this call, which are in work, can be tried: one
+    /// of another group or, with one lane, one that a probe may be made with.
+    pub(super) fn has_others(&self, key: GroupKey, in_call: &[Entry], may_probe: bool) -> bool {
+        if self.by_key {
+            return self.groups.keys().any(|other| *other != key);
+        }
+        let waiting = self.groups.get(&key).into_iter().flat_map(|group| &group.queue);
+        may_probe && probe_of(in_call.iter().chain(waiting)).is_some()
     }
 
     /// A record is open, which may belong to no group.
@@ -509,6 +601,77 @@ mod tests {
         assert!(take(&mut schedule).is_none());
         schedule.flush(true);
         assert_eq!(take(&mut schedule).unwrap().1, [4], "nothing more comes");
+    }
+
+    #[test]
+    fn a_probe_goes_ahead_of_a_first_record_that_waits_and_back_to_its_place() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(1);
+        let mut schedule = schedule(false, "aabc");
+        let (key, _, mut entries) = take(&mut schedule).unwrap();
+        assert!(schedule.take_probe().is_none(), "its group is in work");
+        entries[2].cut = true;
+        schedule.put_back(key, entries, Hold { not_before: Some(until), ..Hold::default() });
+        assert!(schedule.has_others(key, &[], true) && !schedule.has_others(key, &[], false));
+
+        let (_, mut probe) = schedule.take_probe().unwrap();
+        assert_eq!(numbers(std::slice::from_ref(&probe)), [2]);
+        schedule.wake(until);
+        assert!(take(&mut schedule).is_none() && schedule.take_probe().is_none(), "one call at a time");
+        probe.history.attempts = 1;
+        schedule.put_back_probe(key, vec![probe], 0);
+        assert_eq!(schedule.next_wake(), Some(until), "the first one waits as before");
+        let (_, probe) = schedule.take_probe().unwrap();
+        assert_eq!(numbers(&[probe]), [3], "it was tried less");
+        schedule.put_back_probe(key, Vec::new(), 0);
+        schedule.wake(until);
+        assert!(schedule.take_probe().is_none(), "nothing waits");
+        assert_eq!(take(&mut schedule).unwrap().1, [0, 1]);
+    }
+
+    #[test]
+    fn a_probe_takes_its_batchs_end_along() {
+        let mut schedule = schedule(false, "abc");
+        let (key, _, mut entries) = take(&mut schedule).unwrap();
+        (entries[1].cut, entries[2].history.attempts) = (true, 1);
+        schedule.put_back(key, entries, Hold { not_before: Some(Instant::now()), ..Hold::default() });
+        schedule.take_probe().unwrap();
+        schedule.put_back_probe(key, Vec::new(), 1);
+        schedule.wake(Instant::now());
+        assert!(take(&mut schedule).is_none(), "it is on its way to the queue");
+        schedule.letter_accepted(key);
+        schedule.wake(Instant::now());
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0]);
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert_eq!(take(&mut schedule).unwrap().1, [2]);
+    }
+
+    #[test]
+    fn the_group_that_was_tried_least_comes_first_where_that_is_asked_for() {
+        let mut schedule = schedule(true, "ab");
+        let (a, _, mut entries) = take(&mut schedule).unwrap();
+        entries[0].history.attempts = 1;
+        schedule.put_back(a, entries, Hold::default());
+        assert_eq!(schedule.take_least_tried(usize::MAX, None).map(|(_, entries)| numbers(&entries)), Some(vec![1]));
+        assert!(schedule.has_others(a, &[], false));
+    }
+
+    #[test]
+    fn what_others_say_of_a_failure_decides_what_counts() {
+        let (now, wall) = (Instant::now(), Timestamp::from_millis(1));
+        let after = |findings: &[Finding]| {
+            let mut history = History::default();
+            for (index, finding) in findings.iter().enumerate() {
+                history.failed(now + Duration::from_secs(index as u64), wall, *finding, true);
+            }
+            (history.failures, history.counted, history.waits_since.unwrap().duration_since(now).as_secs())
+        };
+        let (unknown, world, record) = (Finding::Unknown, Finding::World, Finding::Record { fresh: false });
+        assert_eq!(after(&[unknown; 3]), (3, 1, 0), "the first one counts");
+        assert_eq!(after(&[unknown, record, record]), (3, 3, 0));
+        assert_eq!(after(&[unknown, record, world]), (3, 0, 2), "patience begins anew");
+        assert_eq!(after(&[unknown, world, unknown, record]), (4, 1, 1));
     }
 
     #[test]

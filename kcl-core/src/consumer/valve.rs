@@ -2,13 +2,19 @@
 
 use std::collections::VecDeque;
 
+use crate::dead_letter::FailureKind;
 use crate::error::ConfigError;
 
 /// When a shard stops because too many of its records go to the dead-letter queue.
 ///
-/// Most often all records fail because the program or something that it needs is broken, not because all records are bad. The shard then stops with
-/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve). The stop stands in the lease: it lasts over restarts and other
-/// owners, until it is ended by [`resume_shard`](crate::WorkerHandle::resume_shard) in the process that owns the shard, or by
+/// Records that count are those that the processor calls poison, those that were given up although
+/// others succeed or after their patience, and broken aggregates. What fails because something that
+/// the processor needs is away stays in the shard, and does not come here: see
+/// [`RetryPolicy`](crate::RetryPolicy). So many records are refused most often because the program
+/// is broken, not because all are bad. The shard then stops with
+/// [`ShardState::StoppedBySafetyValve`](crate::ShardState::StoppedBySafetyValve). The stop stands in
+/// the lease: it lasts over restarts and other owners, until it is ended by
+/// [`resume_shard`](crate::WorkerHandle::resume_shard) in the process that owns the shard, or by
 /// [`Stops`](crate::stops::Stops) from any other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SafetyValve {
@@ -48,6 +54,12 @@ impl Valve {
     /// `None`: it never closes.
     pub(super) fn new(settings: Option<SafetyValve>) -> Self {
         Self { settings, recent: VecDeque::new(), dead: 0 }
+    }
+
+    /// Returns whether a dead letter of this kind counts: one that only follows another one of its
+    /// key says nothing new of the program.
+    pub(super) fn counts(kind: FailureKind) -> bool {
+        kind != FailureKind::Follows
     }
 
     /// How many more dead letters there may be now.

@@ -8,6 +8,7 @@ use kcl_lease::backoff::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::breaker::Outcomes;
 use super::careful::Careful;
 use super::flow::PauseReason;
 use super::hold::Hold;
@@ -26,6 +27,10 @@ use crate::stream::ChildShard;
 /// Keys whose records follow an earlier one into the dead-letter queue: the most that are remembered.
 const MOST_POISONED: usize = 10_000;
 
+/// Open records of a shard with one lane, and their bytes, up to which one for a probe is looked for.
+const MOST_SEARCHED: usize = 1_000;
+const MOST_SEARCHED_BYTES: usize = 16 << 20;
+
 /// The answers of the dead-letter queue to an attempt.
 pub(super) type Answers = Vec<Result<(), DeadLetterError>>;
 
@@ -41,6 +46,16 @@ pub(super) struct Work {
     pub(super) make: Paced,
     /// Of groups that have failed and not succeeded since.
     pub(super) backoffs: BTreeMap<GroupKey, Backoff>,
+    /// Evidence on whose fault failures are.
+    pub(super) outcomes: Outcomes,
+    /// The pace of calls while different records fail alike, and of probes.
+    pub(super) breaker: Paced,
+    /// The call that is under way is a probe.
+    pub(super) probing: bool,
+    /// A record for a probe is looked for beyond the batch in work.
+    pub(super) seeks_probe: bool,
+    /// It was reported that different records fail alike.
+    pub(super) told_of_outage: bool,
     pub(super) valve: Valve,
     pub(super) valve_closed: bool,
     pub(super) stop_note: StopNote,
@@ -106,6 +121,11 @@ impl Work {
             send: Paced::new(hold.backoff()),
             make: Paced::new(hold.backoff()),
             backoffs: BTreeMap::new(),
+            outcomes: Outcomes::default(),
+            breaker: Paced::new(hold.backoff()),
+            probing: false,
+            seeks_probe: false,
+            told_of_outage: false,
             valve: Valve::new(settings.valve),
             valve_closed: false,
             stop_note: StopNote::default(),
@@ -164,7 +184,8 @@ impl Work {
 
     /// Whether the next answer may be taken into the hand.
     pub(super) fn wants_more(&self) -> bool {
-        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0 && !self.schedule.is_filling();
+        let may_read = self.schedule.is_filling() || self.may_search();
+        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0 && !may_read;
         self.in_hand.is_empty() && self.paused.is_none() && !self.has_read_enough() && !one_lane_is_busy
     }
 
@@ -176,12 +197,20 @@ impl Work {
             // One record may always be in work, however large.
             let is_full = self.schedule.open_bytes() >= settings.lanes.max_bytes;
             if is_full { 0 } else { settings.lanes.max_records.saturating_sub(span) }
+        } else if self.may_search() {
+            MOST_SEARCHED.saturating_sub(self.schedule.open())
         } else if self.schedule.open() > 0 && !self.schedule.is_filling() {
             0
         } else {
             let is_full = self.schedule.open_bytes() >= settings.batching.max_bytes;
             if is_full { 0 } else { settings.batching.max_records.saturating_sub(self.schedule.open()) }
         }
+    }
+
+    /// Whether more records may be taken into work beyond the batch, to find one for a probe.
+    fn may_search(&self) -> bool {
+        let room = self.schedule.open() < MOST_SEARCHED && self.schedule.open_bytes() < MOST_SEARCHED_BYTES;
+        self.seeks_probe && room
     }
 
     /// A call has ended: the time without calls begins.
@@ -197,6 +226,7 @@ impl Work {
             self.schedule.next_wake(),
             self.send.not_before,
             self.make.not_before,
+            self.breaker.not_before,
             self.note_due,
             self.rewind.due(),
             self.gather_until,

@@ -25,8 +25,8 @@ use super::taking::Asked;
 use super::unowned::UnownedLeases;
 use crate::blocking::{BlockingHandler, BlockingProcessor};
 use crate::consumer::{
-    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, PoisonedKey, PrefetchBudget, Processing,
-    ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
+    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, Neighbours, PoisonedKey, PrefetchBudget,
+    Processing, ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::guarded::GuardedQueue;
 use crate::dead_letter::{DeadLetterQueue, refuse_own_source};
@@ -457,6 +457,7 @@ impl WorkerBuilder {
         let outages = OutageLog::default();
         let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration);
         let shared = Arc::new(Shared {
+            neighbours: Neighbours::default(),
             metrics: Metrics::new(&meter, &self.application, &stream.name),
             application: self.application,
             worker: worker.clone(),

@@ -29,7 +29,7 @@ impl Oracle {
         }
         self.parents_are_finished(host, shard, now);
         for record in records {
-            self.one_delivered(host, shard, record, now);
+            self.one_delivered(host, shard, record, records.len() == 1, now);
             if let Some(entry) = self.log.find_mut(shard, record.position()) {
                 entry.tried_in.insert(token);
             }
@@ -89,7 +89,17 @@ impl Oracle {
         records.iter().filter_map(entry).map(|entry| entry.published.key).collect()
     }
 
-    fn one_delivered(&mut self, host: &str, shard: &ShardId, record: &Record, now: Duration) {
+    /// Returns whether a record that is delivered alone, ahead of others, may be a probe: one that
+    /// was delivered before it is unfinished, and none of its key is. Those that it was delivered
+    /// ahead of must still come: it does not move the place up to which all were delivered.
+    fn may_be_probe(&self, shard: &ShardId, delivered: std::ops::Range<usize>, index: usize, key: u64) -> bool {
+        let Some(entries) = self.log.shards.get(shard).map(|log| &log.entries) else { return false };
+        let unfinished = |range: std::ops::Range<usize>| entries.get(range).into_iter().flatten().filter(|entry| !entry.done);
+        let waits = unfinished(delivered.clone()).next().is_some();
+        waits && unfinished(delivered.start..index).all(|entry| entry.published.key != key)
+    }
+
+    fn one_delivered(&mut self, host: &str, shard: &ShardId, record: &Record, is_alone: bool, now: Duration) {
         let number = record.position();
         let Some(log) = self.log.shards.get(shard) else { return };
         let Some((index, entry)) = log.find(number) else {
@@ -110,12 +120,18 @@ impl Oracle {
                 return;
             }
         }
-        let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) else { return };
+        let Some(term) = self.terms.get(shard).and_then(|terms| terms.last()) else { return };
         let (first, next, token) = (term.first, term.next, term.token);
-        term.next = next.max(index + 1);
+        let is_ahead = self.contiguous && is_alone && index > next;
+        if is_ahead && self.may_be_probe(shard, first..next, index, key) {
+            self.reached("record delivered ahead of one that waits");
+        } else if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
+            term.next = next.max(index + 1);
+        }
+        let passed = self.terms.get(shard).and_then(|terms| terms.last()).is_some_and(|term| term.next > index);
         if index < first {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which is before the checkpoint of its term"));
-        } else if self.contiguous && self.misses(shard, next, index) && !self.were_trimmed(shard, next, index, now) {
+        } else if self.contiguous && passed && self.misses(shard, next, index) && !self.were_trimmed(shard, next, index, now) {
             let missed = self.log.shards[shard].entries[next].position();
             self.violated("S3", format!("{host} delivers record {number} of {shard} without {missed} before it"));
         }

@@ -262,7 +262,7 @@ async fn nothing_is_called_for_a_commit_while_a_dead_letter_is_on_its_way() {
         let sorting = Sorting(service.clone());
         let running = scene.start(MACHINE, &service, |builder| {
             let sorting = sorting.clone();
-            let retry = RetryPolicy { max_attempts: 3, ..RetryPolicy::default() };
+            let retry = RetryPolicy { max_attempts: 3, patience: Duration::ZERO, ..RetryPolicy::default() };
             let builder = builder.poisoned_key(policy).dead_letter_queue(queue.clone()).retry_policy(retry);
             builder.processor(move |_: &ShardContext| sorting.clone())
         });

@@ -137,7 +137,7 @@ async fn start(scene: &mut Scene, world: &World, strike: Strike, tells: Tells, m
 
 fn collecting(builder: WorkerBuilder, world: &World, strike: Strike, tells: Tells, most: usize) -> WorkerBuilder {
     let world = world.clone();
-    let policy = RetryPolicy { max_attempts: 3, attempt_deadline: Some(DEADLINE), ..RetryPolicy::default() };
+    let policy = RetryPolicy { max_attempts: 3, patience: Duration::ZERO, attempt_deadline: Some(DEADLINE), ..RetryPolicy::default() };
     builder
         .checkpointing(Checkpointing::Manual)
         .batching(Batching::up_to(most))
@@ -344,7 +344,8 @@ async fn waits_grow_from_attempt_to_attempt() {
         let mut texts = good(collected);
         texts.push("panics 1".to_owned());
         put(&scene, &strs(&texts));
-        let policy = RetryPolicy { max_attempts: 20, first_backoff: Duration::from_millis(200), ..RetryPolicy::default() };
+        let policy =
+            RetryPolicy { max_attempts: 20, patience: Duration::ZERO, first_backoff: Duration::from_millis(200), ..RetryPolicy::default() };
         let began = Instant::now();
         let running = start_with(&mut scene, &world, 1, |builder| builder.retry_policy(policy)).await;
         until("it is given up", || scene.letters().len() == 1).await;

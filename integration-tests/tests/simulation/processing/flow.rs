@@ -118,7 +118,7 @@ async fn what_is_due_while_nothing_may_be_done_waits_quietly() {
     let mut scene = Scene::new(5, Tells::InOrder);
     // The next attempt is due after the lease has run out, or in the pause.
     let wait = Duration::from_secs(30);
-    let retry = RetryPolicy { max_attempts: 2, first_backoff: wait, max_backoff: wait, ..RetryPolicy::default() };
+    let retry = RetryPolicy { max_attempts: 2, patience: Duration::ZERO, first_backoff: wait, max_backoff: wait, ..RetryPolicy::default() };
     let running = scene.start(|builder| builder.retry_policy(retry)).await;
     scene.put("a", "failing 1");
     until("it has failed", || state(&running) == Some(ShardState::Retrying)).await;

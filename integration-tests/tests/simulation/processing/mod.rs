@@ -7,4 +7,5 @@ mod collected;
 mod farewell;
 mod flow;
 mod lanes;
+mod outage;
 mod service;

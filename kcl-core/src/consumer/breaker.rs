@@ -1,0 +1,441 @@
+//! The breaker across records: evidence on whether the world fails or a record is at fault.
+//!
+//! When different records fail alike, it is not the record. A shard keeps the outcomes of its calls
+//! (`Outcomes`), and the shards of a worker share a summary of theirs (`Neighbours`). Each failure of
+//! a record is judged by the most recent outcome of *other* records since its first failure:
+//!
+//! | others | finding | what follows |
+//! |---|---|---|
+//! | failed as well | `World` | the record stays, however long that lasts, and its attempts start over |
+//! | succeeded | `Record` | the failure counts as one of its attempts |
+//! | were not tried | `Unknown` | the patience decides |
+//!
+//! A record that keeps failing while others succeed is a suspect. Its failures are no evidence on the
+//! world, so that two bad records never shield each other.
+//!
+//! The last of a record's attempts counts only if another record has succeeded in a call that began
+//! after the attempt before it, or after a minute without news: a success from before an outage must
+//! not cost a good record.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use kcl_checkpoint::ExtendedSequenceNumber;
+use kcl_lease::ShardId;
+use tokio::time::Instant;
+
+use super::schedule::{Entry, GroupKey, History};
+
+/// Failures of different records that are remembered.
+const MOST_FAILING: usize = 8;
+
+/// Failed calls in a row, without a success, before a shard is paced as a whole and looks for
+/// evidence by a probe. A smaller `max_attempts` takes its place.
+pub(super) const OPENS_AFTER: u32 = 5;
+
+/// The records of a call of which one or all failed: from the first to the last one of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    group: GroupKey,
+    first: ExtendedSequenceNumber,
+    last: ExtendedSequenceNumber,
+}
+
+impl Span {
+    /// The span of these entries, which are in order. `None`: there are none.
+    pub(super) fn of(group: GroupKey, entries: &[Entry]) -> Option<Self> {
+        let (first, last) = (entries.first()?, entries.last()?);
+        Some(Self { group, first: first.record.position(), last: last.record.position() })
+    }
+
+    /// Returns whether no record is in both.
+    fn is_apart(&self, other: &Self) -> bool {
+        self.group != other.group || self.last < other.first || other.last < self.first
+    }
+}
+
+/// The meaning of what happened to other records since a record's first failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// No other record was tried since.
+    Unknown,
+    /// Others failed alike: it is not the record.
+    World,
+    /// Others succeeded: it is the record. `fresh`: one of them in a call that began after the
+    /// record's last failure.
+    Record {
+        /// See above.
+        fresh: bool,
+    },
+}
+
+/// A failed call that says something of the world. `seen`: when it ended; later by the wait that the
+/// dependency has asked for.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    span: Span,
+    seen: Instant,
+}
+
+/// The outcomes of a shard's calls.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    /// The latest begin of a call that has finished a record.
+    success: Option<Instant>,
+    /// Failures since the last success, of records that are no suspects, each apart from the others;
+    /// the most recent one last.
+    failing: VecDeque<Failure>,
+    /// Failed calls since the last success.
+    failed_calls: u32,
+}
+
+impl Outcomes {
+    /// Notes that a call has finished a record.
+    pub(super) fn succeeded(&mut self, began: Instant) {
+        self.success = self.success.max(Some(began));
+        self.failing.clear();
+        self.failed_calls = 0;
+    }
+
+    /// Notes that a call has failed.
+    pub(super) fn call_failed(&mut self) {
+        self.failed_calls = self.failed_calls.saturating_add(1);
+    }
+
+    /// Notes a failure that says something of the world.
+    pub(super) fn failed(&mut self, span: Span, seen: Instant) {
+        self.failing.retain(|failure| failure.span.is_apart(&span));
+        self.failing.push_back(Failure { span, seen });
+        if self.failing.len() > MOST_FAILING {
+            self.failing.pop_front();
+        }
+    }
+
+    /// Forgets the failures of a record that has left the shard.
+    pub(super) fn left(&mut self, record: ExtendedSequenceNumber) {
+        self.failing.retain(|failure| (failure.span.first, failure.span.last) != (record, record));
+    }
+
+    /// Failed calls since the last success.
+    pub(super) fn failed_calls(&self) -> u32 {
+        self.failed_calls
+    }
+
+    /// The number of failures of different records that are not older than `lapse`.
+    pub(super) fn failing(&self, now: Instant, lapse: Duration) -> usize {
+        self.failing.iter().filter(|failure| is_recent(failure.seen, now, lapse)).count()
+    }
+
+    /// Returns whether another record has succeeded in a call that began after this time.
+    pub(super) fn has_success_after(&self, time: Option<Instant>) -> bool {
+        self.success.is_some_and(|began| time.is_none_or(|time| began > time))
+    }
+
+    fn finding(&self, span: &Span, history: &History, now: Instant, lapse: Duration) -> Finding {
+        let alike = self.failing.iter().any(|failure| failure.span.is_apart(span) && is_recent(failure.seen, now, lapse));
+        if alike { Finding::World } else { succeeded_since(self.success, history) }
+    }
+}
+
+fn is_recent(seen: Instant, now: Instant, lapse: Duration) -> bool {
+    now.saturating_duration_since(seen) <= lapse
+}
+
+/// The finding from the latest begin of a successful call.
+fn succeeded_since(success: Option<Instant>, history: &History) -> Finding {
+    match (success, history.first_failed) {
+        (Some(began), Some(first)) if began > first => Finding::Record { fresh: history.last_failed.is_none_or(|last| began > last) },
+        _ => Finding::Unknown,
+    }
+}
+
+/// A summary of the outcomes of one shard, or of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The latest begin of a call that has finished a record.
+    began: Option<Instant>,
+    /// The latest end of one.
+    ended: Option<Instant>,
+    /// The latest failure of a record that is no suspect.
+    failed: Option<Instant>,
+}
+
+impl Standing {
+    fn and(self, other: Self) -> Self {
+        Self { began: self.began.max(other.began), ended: self.ended.max(other.ended), failed: self.failed.max(other.failed) }
+    }
+
+    /// Returns whether the most recent outcome is a failure.
+    pub(super) fn is_failing(&self, now: Instant, lapse: Duration) -> bool {
+        self.failed.is_some_and(|failed| Some(failed) > self.ended && is_recent(failed, now, lapse))
+    }
+
+    fn finding(&self, history: &History, now: Instant, lapse: Duration) -> Finding {
+        if self.is_failing(now, lapse) { Finding::World } else { succeeded_since(self.began, history) }
+    }
+}
+
+/// The standings of a worker's shards.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbours(Mutex<BTreeMap<ShardId, Standing>>);
+
+impl Neighbours {
+    fn change(&self, shard: &ShardId, change: impl FnOnce(&mut Standing)) {
+        // A standing is changed as a whole: no panic leaves it half done.
+        let mut standings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match standings.get_mut(shard) {
+            Some(standing) => change(standing),
+            None => change(standings.entry(shard.clone()).or_default()),
+        }
+    }
+
+    /// Notes that a call of the shard has finished a record.
+    pub(super) fn succeeded(&self, shard: &ShardId, began: Instant, now: Instant) {
+        self.change(shard, |standing| {
+            *standing = Standing { began: standing.began.max(Some(began)), ended: standing.ended.max(Some(now)), failed: None };
+        });
+    }
+
+    /// Notes a failure of the shard that says something of the world.
+    pub(super) fn failed(&self, shard: &ShardId, seen: Instant) {
+        self.change(shard, |standing| standing.failed = standing.failed.max(Some(seen)));
+    }
+
+    /// Forgets a shard that this worker has left.
+    pub(super) fn left(&self, shard: &ShardId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(shard);
+    }
+
+    /// The standing of all shards but this one.
+    pub(super) fn others(&self, shard: &ShardId) -> Standing {
+        let standings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = standings.iter().filter(|(other, _)| *other != shard);
+        others.fold(Standing::default(), |sum, (_, standing)| sum.and(*standing))
+    }
+}
+
+/// The evidence at the end of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence<'a> {
+    pub(super) group: GroupKey,
+    pub(super) shard: &'a Outcomes,
+    /// The worker's other shards.
+    pub(super) others: Standing,
+    /// No other record of the shard can be tried: a success of other shards is evidence, too.
+    pub(super) is_alone: bool,
+    pub(super) now: Instant,
+    /// The age from which on a failure is no evidence any more.
+    pub(super) lapse: Duration,
+}
+
+impl Evidence<'_> {
+    /// The finding of the shard's own outcomes.
+    fn of_shard(&self, span: &Span, history: &History) -> Finding {
+        self.shard.finding(span, history, self.now, self.lapse)
+    }
+
+    /// The finding on records that have failed. `history`: before this failure.
+    ///
+    /// The shard's own outcomes come first. Those of other shards are asked if these say nothing, or
+    /// nothing recent: a failure there protects the record; a success there is believed only where
+    /// no other record of this shard can be tried.
+    pub(super) fn of(&self, span: &Span, history: &History) -> Finding {
+        let shard = self.of_shard(span, history);
+        if matches!(shard, Finding::World | Finding::Record { fresh: true }) {
+            return shard;
+        }
+        match self.others.finding(history, self.now, self.lapse) {
+            Finding::World => Finding::World,
+            found @ Finding::Record { .. } if self.is_alone => found,
+            _ => shard,
+        }
+    }
+
+    /// Returns whether a failure of these records says nothing of the world to the shard's other
+    /// records, and to other shards: others have succeeded since they failed first.
+    pub(super) fn suspects(&self, history: &History) -> (bool, bool) {
+        let of_shard = matches!(succeeded_since(self.shard.success, history), Finding::Record { .. });
+        let of_worker = matches!(succeeded_since(self.others.began, history), Finding::Record { .. });
+        (of_shard, of_shard || of_worker)
+    }
+}
+
+/// The place of the record for a probe among records that wait, in order: one of another key than
+/// all before it, of those the one that was tried least. `None`: there is none. Records without a
+/// key are never chosen.
+pub(super) fn probe_of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Option<usize> {
+    let mut seen = BTreeSet::new();
+    let mut best: Option<(u32, usize)> = None;
+    for (index, entry) in entries.enumerate() {
+        let Some(key) = entry.record.partition_key() else { continue };
+        if seen.insert(key) && index > 0 {
+            let candidate = (entry.history.attempts, index);
+            best = Some(best.map_or(candidate, |best| best.min(candidate)));
+        }
+    }
+    best.map(|(_, index)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::Record;
+
+    const LAPSE: Duration = Duration::from_secs(80);
+
+    fn at(number: u128) -> ExtendedSequenceNumber {
+        ExtendedSequenceNumber::whole(number.into())
+    }
+
+    fn span(group: GroupKey, first: u128, last: u128) -> Span {
+        Span { group, first: at(first), last: at(last) }
+    }
+
+    /// Seconds after a fixed start.
+    fn seconds(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    /// A record that failed first and last at these seconds.
+    fn failed(start: Instant, first: u64, last: u64) -> History {
+        History { first_failed: Some(seconds(start, first)), last_failed: Some(seconds(start, last)), ..History::default() }
+    }
+
+    /// An outcome of another record in a table of cases.
+    enum Other {
+        /// A call that began then.
+        Success(u64),
+        /// Of this span, at this time.
+        Failure(Span, u64),
+    }
+
+    #[test]
+    fn the_most_recent_outcome_of_other_records_decides() {
+        use Other::{Failure, Success};
+        let start = Instant::now();
+        let me = span(0, 5, 5);
+        let fresh = |fresh| Finding::Record { fresh };
+        for (outcomes, expected) in [
+            (vec![], Finding::Unknown),
+            (vec![Success(9)], Finding::Unknown),  // before it failed first
+            (vec![Success(10)], Finding::Unknown), // the call began before its failure was known
+            (vec![Success(11)], fresh(false)),
+            (vec![Success(21)], fresh(true)),
+            (vec![Failure(span(0, 5, 5), 22)], Finding::Unknown), // itself
+            (vec![Failure(span(0, 1, 9), 22)], Finding::Unknown), // a batch that it was in
+            (vec![Failure(span(0, 6, 9), 22)], Finding::World),
+            (vec![Failure(span(7, 1, 9), 22)], Finding::World), // another key
+            (vec![Failure(span(0, 6, 6), 22), Success(21)], fresh(true)),
+            (vec![Success(21), Failure(span(0, 6, 6), 22)], Finding::World),
+            (vec![Failure(span(0, 6, 6), 22), Failure(me, 23)], Finding::World),
+        ] {
+            let mut book = Outcomes::default();
+            for outcome in &outcomes {
+                match outcome {
+                    Success(began) => book.succeeded(seconds(start, *began)),
+                    Failure(span, seen) => book.failed(*span, seconds(start, *seen)),
+                }
+            }
+            let evidence =
+                Evidence { group: 0, shard: &book, others: Standing::default(), is_alone: false, now: seconds(start, 30), lapse: LAPSE };
+            assert_eq!(evidence.of(&me, &failed(start, 10, 20)), expected);
+        }
+    }
+
+    #[test]
+    fn failures_fade_and_those_of_records_that_left_are_forgotten() {
+        let start = Instant::now();
+        let mut book = Outcomes::default();
+        book.failed(span(0, 1, 1), start);
+        book.failed(span(0, 2, 4), seconds(start, 10));
+        assert_eq!(book.failing(seconds(start, 80), LAPSE), 2);
+        assert_eq!(book.failing(seconds(start, 81), LAPSE), 1);
+        book.failed(span(0, 3, 3), seconds(start, 11));
+        assert_eq!(book.failing(seconds(start, 11), LAPSE), 2, "a part of a batch takes its place");
+        book.left(at(1));
+        assert_eq!(book.failing(seconds(start, 11), LAPSE), 1);
+        for number in 10..30 {
+            book.failed(span(0, number, number), seconds(start, 12));
+        }
+        assert_eq!(book.failing(seconds(start, 12), LAPSE), MOST_FAILING);
+    }
+
+    #[test]
+    fn other_shards_are_asked_where_the_shard_itself_says_nothing() {
+        let start = Instant::now();
+        let (neighbours, mine, theirs) = (Neighbours::default(), ShardId::from("1"), ShardId::from("2"));
+        let me = span(0, 5, 5);
+        let history = failed(start, 10, 20);
+        let finding = |own: Option<u64>, is_alone| {
+            let mut book = Outcomes::default();
+            own.into_iter().for_each(|began| book.succeeded(seconds(start, began)));
+            let others = neighbours.others(&mine);
+            let evidence = Evidence { group: 0, shard: &book, others, is_alone, now: seconds(start, 30), lapse: LAPSE };
+            evidence.of(&me, &history)
+        };
+        let (stale, fresh) = (Finding::Record { fresh: false }, Finding::Record { fresh: true });
+        neighbours.failed(&mine, seconds(start, 29));
+        assert_eq!(finding(None, true), Finding::Unknown, "its own shard is no other");
+        neighbours.failed(&theirs, seconds(start, 21));
+        for (own, expected) in [(None, Finding::World), (Some(15), Finding::World), (Some(25), fresh)] {
+            assert_eq!(finding(own, true), expected, "{own:?}");
+        }
+        neighbours.succeeded(&theirs, seconds(start, 22), seconds(start, 23));
+        for (own, is_alone, expected) in
+            [(None, false, Finding::Unknown), (None, true, fresh), (Some(15), false, stale), (Some(15), true, fresh)]
+        {
+            assert_eq!(finding(own, is_alone), expected, "{own:?} {is_alone}");
+        }
+        neighbours.failed(&theirs, seconds(start, 24));
+        assert_eq!(finding(None, true), Finding::World);
+        neighbours.left(&theirs);
+        assert_eq!(finding(None, true), Finding::Unknown);
+    }
+
+    #[test]
+    fn a_record_that_fails_while_others_succeed_is_no_evidence() {
+        let start = Instant::now();
+        let mut book = Outcomes::default();
+        let suspects = |book: &Outcomes, others: Standing, history: &History| {
+            let evidence = Evidence { group: 0, shard: book, others, is_alone: true, now: seconds(start, 30), lapse: LAPSE };
+            evidence.suspects(history)
+        };
+        let none = Standing::default();
+        let elsewhere = Standing { began: Some(seconds(start, 12)), ..none };
+        assert_eq!(suspects(&book, none, &History::default()), (false, false));
+        assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (false, false));
+        assert_eq!(suspects(&book, elsewhere, &failed(start, 10, 20)), (false, true));
+        book.succeeded(seconds(start, 11));
+        assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (true, true));
+        assert_eq!(suspects(&book, none, &failed(start, 12, 20)), (false, false));
+    }
+
+    #[test]
+    fn a_probe_is_of_another_key_than_all_before_it_and_was_tried_least() {
+        let entries = |words: &str| -> Vec<Entry> {
+            let entry = |(number, word): (usize, &str)| {
+                let (key, attempts) = word.split_at(1);
+                let key = (key != "-").then(|| key.to_owned());
+                let mut entry = Entry::new(Record::new((number as u128).into(), key, Bytes::new(), None));
+                entry.history.attempts = attempts.parse().unwrap();
+                entry
+            };
+            words.split(' ').enumerate().map(entry).collect()
+        };
+        for (words, expected) in [
+            ("a5", None),
+            ("a5 a0", None),
+            ("a5 -0", None),
+            ("a5 a0 b0 c0", Some(2)),
+            ("a5 b1 c0 d0", Some(2)),
+            ("a5 b1 c1 b0", Some(1)),
+            ("-5 a0", Some(1)),
+            ("-5 -0 a1 a0", Some(2)),
+        ] {
+            assert_eq!(probe_of(entries(words).iter()), expected, "{words}");
+        }
+    }
+}

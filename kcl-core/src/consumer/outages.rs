@@ -1,0 +1,134 @@
+//! What a shard does while different records fail alike: it notes what its calls come to, paces
+//! itself, and looks for evidence by probes.
+
+use tokio::time::Instant;
+
+use super::breaker::{Evidence, OPENS_AFTER};
+use super::retry::Judged;
+use super::schedule::{Entry, GroupKey};
+use super::{Checkpointing, ShardConsumer};
+
+impl ShardConsumer {
+    /// The evidence on a call with these records, which has just ended.
+    pub(super) fn evidence(&self, group: GroupKey, in_call: &[Entry]) -> Evidence<'_> {
+        let (shared, work) = (&self.hold.shared, &self.work);
+        let may_probe = self.may_probe();
+        let may_others_come = work.lanes.len() > 1 || may_probe;
+        let has_others = work.schedule.has_others(group, in_call, may_probe) || (may_others_come && !work.in_hand.is_empty());
+        Evidence {
+            group,
+            shard: &work.outcomes,
+            others: shared.neighbours.others(self.hold.shard.shard_id()),
+            is_alone: !has_others,
+            now: Instant::now(),
+            lapse: shared.retry.lapse(),
+        }
+    }
+
+    /// A call that began then has finished a record.
+    pub(super) fn world_is_fine(&mut self, began: Instant) {
+        self.work.outcomes.succeeded(began);
+        self.work.breaker.succeeded();
+        self.hold.shared.neighbours.succeeded(self.hold.shard.shard_id(), began, Instant::now());
+    }
+
+    /// Notes what a call has come to. Only then is its own outcome evidence for others.
+    pub(super) fn note_outcomes(&mut self, judged: &Judged, began: Instant, is_probe: bool) {
+        if judged.succeeded {
+            self.world_is_fine(began);
+        }
+        // The first commit of a processor that turns out to commit is refused to a probe.
+        let is_refused = is_probe && self.hold.shard.committer.is_in_use();
+        if judged.failed.is_empty() || is_refused {
+            return;
+        }
+        let now = Instant::now();
+        let seen = now + judged.retry_after.unwrap_or_default();
+        self.work.outcomes.call_failed();
+        for failed in &judged.failed {
+            if !failed.is_suspect {
+                self.work.outcomes.failed(failed.span, seen);
+            }
+            if !failed.is_suspect_elsewhere {
+                self.hold.shared.neighbours.failed(self.hold.shard.shard_id(), seen);
+            }
+        }
+        if is_probe || self.is_outage(now) {
+            let _ = self.work.breaker.failed(now);
+            self.work.breaker.not_before = self.work.breaker.not_before.max(judged.retry_after.map(|_| seen));
+        }
+    }
+
+    /// Returns whether different records fail alike, and none succeeds: of this shard, or of this
+    /// one and others.
+    pub(super) fn is_outage(&self, now: Instant) -> bool {
+        let (shared, outcomes) = (&self.hold.shared, &self.work.outcomes);
+        let lapse = shared.retry.lapse();
+        if !shared.retry.asks_others() || outcomes.failed_calls() < self.opens_after() {
+            return false;
+        }
+        match outcomes.failing(now, lapse) {
+            0 => false,
+            1 => shared.neighbours.others(self.hold.shard.shard_id()).is_failing(now, lapse),
+            _ => true,
+        }
+    }
+
+    /// Logs the begin and the end of an outage, and returns whether there is one.
+    pub(super) fn tell_of_outage(&mut self) -> bool {
+        let is_outage = self.work.schedule.open() > 0 && self.is_outage(Instant::now());
+        if is_outage != std::mem::replace(&mut self.work.told_of_outage, is_outage) {
+            if is_outage {
+                tracing::error!(
+                    "different records fail alike, so something that the processor needs is away: the shard waits and tries on, and no \
+                     record is given up"
+                );
+            } else {
+                tracing::info!("records are processed again");
+            }
+        }
+        is_outage
+    }
+
+    /// Failed calls in a row after which evidence is looked for.
+    fn opens_after(&self) -> u32 {
+        self.hold.shared.retry.max_attempts.min(OPENS_AFTER)
+    }
+
+    /// Returns whether a record may be processed ahead of one that waits: the framework alone says
+    /// what is finished, so that no checkpoint passes the one that waits.
+    fn may_probe(&self) -> bool {
+        self.hold.shared.retry.asks_others()
+            && self.work.lanes.len() == 1
+            && self.work.careful.is_none()
+            && !self.hold.shard.committer.is_in_use()
+            && matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. })
+    }
+
+    /// Returns whether the first record of a shard with one lane waits, and it takes another one to
+    /// find out whose fault that is: nothing has succeeded since its first failure, or its attempts
+    /// are all but used up and nothing has succeeded since the last one.
+    fn needs_evidence(&self, now: Instant) -> bool {
+        let Some(head) = self.work.schedule.waiting_head() else { return false };
+        let (history, retry) = (&head.history, &self.hold.shared.retry);
+        let is_due = history.counted <= 1 || history.counted.saturating_add(1) >= retry.max_attempts;
+        let is_in_doubt = is_due && !self.work.outcomes.has_success_after(history.last_failed);
+        self.is_outage(now) || (history.attempts >= self.opens_after() && is_in_doubt)
+    }
+
+    /// Takes a record for a probe, if one is due. If there is none, one is looked for in what comes
+    /// next.
+    pub(super) fn take_probe(&mut self, now: Instant) -> Option<(GroupKey, Vec<Entry>)> {
+        if !self.may_probe() || !self.work.lanes.is_idle() || !self.work.breaker.may(now) || !self.needs_evidence(now) {
+            return None;
+        }
+        let taken = self.work.schedule.take_probe().or_else(|| {
+            self.work.seeks_probe = true;
+            self.take_into_work();
+            self.work.schedule.take_probe()
+        });
+        let (group, entry) = taken?;
+        self.work.seeks_probe = false;
+        Some((group, vec![entry]))
+    }
+}
