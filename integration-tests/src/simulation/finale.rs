@@ -7,6 +7,7 @@ use kcl_core::test_util::{Cut, Service};
 use tokio::time::sleep;
 
 use super::fleet::machine;
+use super::oracle::Oracle;
 use super::plan::{Chaos, Ending};
 use super::run::{Due, Simulation};
 
@@ -123,7 +124,7 @@ impl Simulation {
             return false;
         }
         if !self.plan.handling.manual {
-            self.judge.with(|oracle, _| oracle.all_is_checkpointed());
+            self.judge.with(Oracle::all_is_checkpointed);
         }
         self.judge.violation().is_none()
     }

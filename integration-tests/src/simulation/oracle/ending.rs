@@ -83,11 +83,11 @@ impl Oracle {
         unfinished.map(|row| (row.shard_id.clone(), row.actual_owner().map(ToString::to_string))).collect()
     }
 
-    /// After all have stopped in order: every lease is free, and its checkpoint is all that there is.
+    /// After all have stopped in order: every lease is free, and its checkpoint is all that there is, if the last record was called finished.
     pub(in crate::simulation) fn all_is_released(&mut self, checkpointed: bool) {
         let mut wrong = None;
         for row in self.rows.values().filter(|row| !row.checkpoint.is_shard_end()) {
-            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last());
+            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last()).filter(|last| last.told_in.is_some());
             if row.owner.is_some() {
                 wrong = Some(("L6", format!("{} still belongs to {:?} after all have stopped", row.shard_id, row.owner)));
             } else if let (Some(last), Checkpoint::At(at), true) = (last, row.checkpoint, checkpointed)
@@ -102,9 +102,10 @@ impl Oracle {
     }
 
     /// While nothing happens, all that is finished is checkpointed.
-    pub(in crate::simulation) fn all_is_checkpointed(&mut self) {
+    pub(in crate::simulation) fn all_is_checkpointed(&mut self, now: Duration) {
+        let in_time = |told_at: Duration| told_at + Duration::from_secs(30) < now;
         let behind = self.rows.values().find_map(|row| {
-            let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.processed)?;
+            let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.told_at.is_some_and(in_time))?;
             let last = Checkpoint::At(last.position());
             (row.checkpoint < last).then(|| format!("{} is finished up to {last}, and its checkpoint is {}", row.shard_id, row.checkpoint))
         });

@@ -252,7 +252,7 @@ impl Judge {
 
     /// A call of a processor has ended, and said this of its records, or nothing.
     pub(super) fn returned(&self, host: &str, shard: &ShardContext, records: &[Record], told: Vec<(ExtendedSequenceNumber, Told)>) {
-        self.with(|oracle, _| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records, told));
+        self.with(|oracle, now| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records, told, now));
     }
 
     /// A record has had its effect.
