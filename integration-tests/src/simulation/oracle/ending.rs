@@ -87,7 +87,9 @@ impl Oracle {
     pub(in crate::simulation) fn all_is_released(&mut self, checkpointed: bool) {
         let mut wrong = None;
         for row in self.rows.values().filter(|row| !row.checkpoint.is_shard_end()) {
-            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last()).filter(|last| last.told_in.is_some());
+            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last());
+            let of_term = |told_in: &(String, u64)| self.terms[&row.shard_id].last().is_some_and(|term| told_in.1 == term.token);
+            let last = last.filter(|last| last.told_in.as_ref().is_some_and(of_term));
             if row.owner.is_some() {
                 wrong = Some(("L6", format!("{} still belongs to {:?} after all have stopped", row.shard_id, row.owner)));
             } else if let (Some(last), Checkpoint::At(at), true) = (last, row.checkpoint, checkpointed)
@@ -106,6 +108,9 @@ impl Oracle {
         let in_time = |told_at: Duration| told_at + Duration::from_secs(30) < now;
         let behind = self.rows.values().find_map(|row| {
             let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.told_at.is_some_and(in_time))?;
+            // It may have come again since, and be in work.
+            let term = self.terms.get(&row.shard_id)?.last().filter(|term| term.calls == 0)?;
+            last.told_in.as_ref().filter(|(host, token)| *host == term.host && *token == term.token)?;
             let last = Checkpoint::At(last.position());
             (row.checkpoint < last).then(|| format!("{} is finished up to {last}, and its checkpoint is {}", row.shard_id, row.checkpoint))
         });
