@@ -156,7 +156,18 @@ impl Log {
         if published.kind == Kind::Broken {
             log.broken.insert(log.entries.len());
         }
-        log.entries.push(Entry { published, arrival, put, done, processed: false, told_in: None, told_at: None, failures: 0, tried_in: BTreeSet::new(), delivered: false });
+        log.entries.push(Entry {
+            published,
+            arrival,
+            put,
+            done,
+            processed: false,
+            told_in: None,
+            told_at: None,
+            failures: 0,
+            tried_in: BTreeSet::new(),
+            delivered: false,
+        });
         log.settle();
         self.undone += usize::from(!done);
     }

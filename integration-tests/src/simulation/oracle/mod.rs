@@ -426,7 +426,10 @@ impl Oracle {
             return;
         }
         if let Err((key, count, later)) = self.log.first_effect(shard, position) {
-            self.violated("S4", format!("record {count} of key {key} in {shard} has its effect by {host} after record {later} of the same key"));
+            self.violated(
+                "S4",
+                format!("record {count} of key {key} in {shard} has its effect by {host} after record {later} of the same key"),
+            );
         }
     }
 

@@ -68,7 +68,8 @@ fn at_length(plan: &mut Plan) {
     (handling.panics, handling.database.errors, handling.database.lost_answers) = (0.0, 0.0, 0.0);
     (handling.lanes, handling.batch) = (1, None);
     handling.slow = Duration::from_secs(1_200);
-    plan.patience = Duration::from_secs(3_600);
+    // One by one, after deaths.
+    plan.patience = Duration::from_secs(4 * 3_600);
 }
 
 fn schedule(plan: &mut Plan, dice: &Dice) {

@@ -1,9 +1,7 @@
 //! Processors that checkpoint for themselves, at odd times, or commit.
 
 use kcl_core::aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem};
-use kcl_core::{
-    CheckpointError, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait,
-};
+use kcl_core::{CheckpointError, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
 
 use super::Tools;
 use super::database::{DatabaseError, Row};

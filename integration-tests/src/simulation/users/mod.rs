@@ -258,9 +258,7 @@ impl Users {
             Way::CheckpointsOddly => Box::new(by_hand::CheckpointsOddly(tools)),
             Way::Commits => Box::new(by_hand::Commits(tools)),
             // Handlers have no processor.
-            Way::KeepsClones | Way::StoresRecords | Way::StoresMessages => {
-                Box::new(KeepsClones { tools, context: None, batch: None })
-            }
+            Way::KeepsClones | Way::StoresRecords | Way::StoresMessages => Box::new(KeepsClones { tools, context: None, batch: None }),
         }
     }
 }

@@ -131,13 +131,7 @@ enum Said {
 }
 
 impl<'a> InWork<'a> {
-    fn new(
-        judge: &'a Judge,
-        host: &'a Host,
-        shard: &'a ShardContext,
-        records: &'a [Record],
-        batch: Option<&'a RecordBatch>,
-    ) -> Self {
+    fn new(judge: &'a Judge, host: &'a Host, shard: &'a ShardContext, records: &'a [Record], batch: Option<&'a RecordBatch>) -> Self {
         judge.delivered(host.name(), shard, records);
         Self { judge, host, shard, records, batch, said: None }
     }
