@@ -85,7 +85,11 @@ impl Simulation {
                 return false;
             }
             self.judge.with(|oracle, now| oracle.trimmed_are_past(now));
-            if self.operators.is_empty() && self.judge.lock().undone() == 0 && self.aws.elapsed() > Duration::from_secs(30) {
+            let is_through = {
+                let oracle = self.judge.lock();
+                oracle.undone() == 0 && !oracle.is_at_work()
+            };
+            if self.operators.is_empty() && is_through && self.aws.elapsed() > Duration::from_secs(30) {
                 return true;
             }
             if self.aws.elapsed() > end {

@@ -80,7 +80,8 @@ impl ShardConsumer {
         }
         let mut by = self.calls_by(stop);
         let mut is_over = matches!(stop, Stop::Ended);
-        while !self.work.lanes.is_idle() && !(is_planted(Bug::HandoffDuringCall) && matches!(stop, Stop::LetGo)) {
+        let beside_calls = is_planted(Bug::HandoffDuringCall) && matches!(stop, Stop::LetGo);
+        while !beside_calls && !self.work.lanes.is_idle() {
             self.show_call();
             let gather_until = self.work.gather_until;
             tokio::select! {

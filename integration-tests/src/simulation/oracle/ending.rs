@@ -17,6 +17,11 @@ impl Oracle {
         self.log.undone() - self.collected.keys().filter(is_undone).count()
     }
 
+    /// Returns whether calls with records are under way in a term: effects come before the end of a call.
+    pub(in crate::simulation) fn is_at_work(&self) -> bool {
+        self.terms.values().filter_map(|terms| terms.last()).any(|term| term.open && term.calls > 0)
+    }
+
     /// A processor has collected a record.
     pub(in crate::simulation) fn collected(&mut self, shard: &ShardId, record: ExtendedSequenceNumber) {
         *self.collected.entry((shard.clone(), record)).or_default() += 1;
