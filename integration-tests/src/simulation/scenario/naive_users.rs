@@ -66,7 +66,7 @@ fn at_length(plan: &mut Plan) {
     (plan.traffic.poison, plan.traffic.failing, plan.traffic.killer) = (0, 0, None);
     let handling = &mut plan.handling;
     (handling.panics, handling.database.errors, handling.database.lost_answers) = (0.0, 0.0, 0.0);
-    (handling.lanes, handling.batch) = (1, None);
+    (handling.lanes, handling.batch, handling.deadline) = (1, None, None);
     handling.slow = Duration::from_secs(1_200);
     // One by one, after deaths.
     plan.patience = Duration::from_secs(4 * 3_600);
