@@ -7,6 +7,7 @@ use kcl_core::test_util::{Cut, Service};
 use tokio::time::sleep;
 
 use super::fleet::machine;
+use super::oracle::Oracle;
 use super::plan::{Chaos, Ending};
 use super::run::{Due, Simulation};
 
@@ -84,7 +85,11 @@ impl Simulation {
                 return false;
             }
             self.judge.with(|oracle, now| oracle.trimmed_are_past(now));
-            if self.operators.is_empty() && self.judge.lock().undone() == 0 && self.aws.elapsed() > Duration::from_secs(30) {
+            let is_through = {
+                let oracle = self.judge.lock();
+                oracle.undone() == 0 && !oracle.is_at_work()
+            };
+            if self.operators.is_empty() && is_through && self.aws.elapsed() > Duration::from_secs(30) {
                 return true;
             }
             if self.aws.elapsed() > end {
@@ -123,7 +128,7 @@ impl Simulation {
             return false;
         }
         if !self.plan.handling.manual {
-            self.judge.with(|oracle, _| oracle.all_is_checkpointed());
+            self.judge.with(Oracle::all_is_checkpointed);
         }
         self.judge.violation().is_none()
     }

@@ -111,6 +111,7 @@ impl Fleet {
         let now = self.aws.elapsed();
         if let Some(process) = self.processes.get_mut(&number) {
             process.stop.cancel();
+            self.judge.told_to_stop(process.host.name());
             process.asked_to_stop.get_or_insert(now);
         }
     }

@@ -26,7 +26,7 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 23] = [
+    const SEARCHED: [&str; 24] = [
         "random-mix",
         "naive-users",
         "reshard-storm",
@@ -50,6 +50,7 @@ mod search {
         "naive-users",
         "slow-keys",
         "seek",
+        "dependency-outage",
     ];
 
     /// A bug that was found.

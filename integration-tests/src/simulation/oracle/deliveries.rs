@@ -63,6 +63,7 @@ impl Oracle {
         token: u64,
         records: &[Record],
         told: Vec<(ExtendedSequenceNumber, Told)>,
+        now: Duration,
     ) {
         let keys = self.keys_of(shard, records);
         let terms = self.terms.get_mut(shard).into_iter().flatten();
@@ -76,7 +77,10 @@ impl Oracle {
         for (position, told) in told {
             let Some(entry) = self.log.find_mut(shard, position) else { continue };
             match told {
-                Told::Finished => entry.told_in = Some((host.to_owned(), token)),
+                Told::Finished => {
+                    entry.told_in = Some((host.to_owned(), token));
+                    entry.told_at = Some(now);
+                }
                 Told::Failed => entry.failures += 1,
                 Told::Nothing => {}
             }

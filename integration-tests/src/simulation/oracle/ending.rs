@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_core::{Checkpoint, ExtendedSequenceNumber, ShardId};
+use kcl_core::{ExtendedSequenceNumber, ShardId};
+use kcl_lease::Lease;
 
-use super::Oracle;
+use super::{Oracle, log};
 
 impl Oracle {
     /// Records that are not done, nor in the hands of a processor that has collected them.
@@ -14,6 +15,11 @@ impl Oracle {
             self.log.shards.get(shard).and_then(|log| log.find(*record)).is_some_and(|(_, entry)| !entry.done)
         };
         self.log.undone() - self.collected.keys().filter(is_undone).count()
+    }
+
+    /// Returns whether calls with records are under way in a term: effects come before the end of a call.
+    pub(in crate::simulation) fn is_at_work(&self) -> bool {
+        self.terms.values().filter_map(|terms| terms.last()).any(|term| term.open && term.calls > 0)
     }
 
     /// A processor has collected a record.
@@ -83,17 +89,15 @@ impl Oracle {
         unfinished.map(|row| (row.shard_id.clone(), row.actual_owner().map(ToString::to_string))).collect()
     }
 
-    /// After all have stopped in order: every lease is free, and its checkpoint is all that there is.
+    /// After all have stopped in order: every lease is free, and its checkpoint is all that there is, if the last record was called finished.
     pub(in crate::simulation) fn all_is_released(&mut self, checkpointed: bool) {
         let mut wrong = None;
         for row in self.rows.values().filter(|row| !row.checkpoint.is_shard_end()) {
-            let last = self.log.shards.get(&row.shard_id).and_then(|log| log.entries.last());
+            let behind = self.finished_beyond(row, Duration::MAX).filter(|_| checkpointed);
             if row.owner.is_some() {
                 wrong = Some(("L6", format!("{} still belongs to {:?} after all have stopped", row.shard_id, row.owner)));
-            } else if let (Some(last), Checkpoint::At(at), true) = (last, row.checkpoint, checkpointed)
-                && last.position() != at
-            {
-                wrong = Some(("L6", format!("{} is finished up to {} and was left at {at}", row.shard_id, last.position())));
+            } else if let Some(last) = behind {
+                wrong = Some(("L6", format!("{} is finished up to {last} and was left at {}", row.shard_id, row.checkpoint)));
             }
         }
         if let Some((invariant, message)) = wrong {
@@ -101,14 +105,24 @@ impl Oracle {
         }
     }
 
+    /// The last record of a shard, if all records beyond the checkpoint were called finished in the present term, by this time.
+    fn finished_beyond(&self, row: &Lease, by: Duration) -> Option<ExtendedSequenceNumber> {
+        let log = self.log.shards.get(&row.shard_id)?;
+        let term = self.terms.get(&row.shard_id)?.last()?;
+        let beyond = log.entries.get(log.start_of(row)..)?;
+        let of_term = |(host, token): &(String, u64)| *host == term.host && *token == term.token;
+        let told = |entry: &log::Entry| entry.told_in.as_ref().is_some_and(of_term) && entry.told_at.is_some_and(|at| at <= by);
+        beyond.last().filter(|_| beyond.iter().all(told)).map(log::Entry::position)
+    }
+
     /// While nothing happens, all that is finished is checkpointed.
-    pub(in crate::simulation) fn all_is_checkpointed(&mut self) {
-        let behind = self.rows.values().find_map(|row| {
-            let last = self.log.shards.get(&row.shard_id)?.entries.last().filter(|last| last.processed)?;
-            let last = Checkpoint::At(last.position());
-            (row.checkpoint < last).then(|| format!("{} is finished up to {last}, and its checkpoint is {}", row.shard_id, row.checkpoint))
-        });
-        if let Some(message) = behind {
+    pub(in crate::simulation) fn all_is_checkpointed(&mut self, now: Duration) {
+        let in_time = now.saturating_sub(Duration::from_secs(30));
+        let unfinished = self.rows.values().filter(|row| !row.checkpoint.is_shard_end());
+        let behind = unfinished.map(|row| (row, self.finished_beyond(row, in_time))).find(|(_, last)| last.is_some());
+        let words =
+            behind.map(|(row, last)| format!("{} is finished up to {last:?}, and its checkpoint is {}", row.shard_id, row.checkpoint));
+        if let Some(message) = words {
             self.violated("L9", message);
         }
     }

@@ -25,7 +25,7 @@ impl Oracle {
         let is_good = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Good);
         self.good_letters += u64::from(is_good);
         self.finish(host, shard, position, now);
-        self.settled_by_letter(host, shard, position);
+        self.settled_by_letter(host, shard, position, now);
         self.not_delivered(host, shard, position);
     }
 
@@ -62,11 +62,12 @@ impl Oracle {
     }
 
     /// The record must not come again in this term.
-    fn settled_by_letter(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber) {
+    fn settled_by_letter(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) {
         let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host && !term.fenced);
         let told_in = term.map(|term| (term.host.clone(), term.token));
         if let (Some(told_in), Some(entry)) = (told_in, self.log.find_mut(shard, position)) {
             entry.told_in = Some(told_in);
+            entry.told_at = Some(now);
         }
     }
 

@@ -8,6 +8,9 @@ use kcl_core::ShardContext;
 
 use super::Oracle;
 
+/// The time after which a process that stops may drop processors without a farewell: nearly all that it has.
+const STOPS: Duration = Duration::from_secs(22);
+
 /// A call of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::simulation) enum Call {
@@ -32,6 +35,7 @@ pub(in crate::simulation) enum CallEnd {
 /// A processor.
 #[derive(Debug)]
 struct Life {
+    host: String,
     /// In words: its host, shard and term.
     name: String,
     initialized: Option<bool>,
@@ -85,6 +89,7 @@ impl Oracle {
         let lives = &mut self.lives;
         lives.made += 1;
         let life = Life {
+            host: host.to_owned(),
             name: format!("processor {} of {host} for {} in term {}", lives.made, shard.shard_id(), shard.fencing_token()),
             initialized: None,
             under_way: None,
@@ -136,9 +141,11 @@ impl Oracle {
     }
 
     /// A processor is dropped. `with_its_process`: which has died, so that nobody could be told.
-    pub(super) fn gone(&mut self, processor: u64, with_its_process: bool) {
+    pub(super) fn gone(&mut self, processor: u64, with_its_process: bool, now: Duration) {
         let Some(life) = self.lives.lives.remove(&processor) else { return };
-        if !with_its_process && !self.over && !life.has_farewell() {
+        // A worker that is told to stop, and does not in time, drops what it has.
+        let late = self.stopping.get(&life.host).is_some_and(|at| *at + STOPS <= now);
+        if !with_its_process && !self.over && !late && !life.has_farewell() {
             self.violated("life", format!("{} was dropped without a farewell", life.name));
         }
     }

@@ -20,6 +20,8 @@ pub(super) struct Entry {
     pub(super) processed: bool,
     /// The term in which a call has said that it is finished, or a letter was accepted, last, and the process that had it.
     pub(super) told_in: Option<(String, u64)>,
+    /// When that was.
+    pub(super) told_at: Option<Duration>,
     /// Calls that have failed with it.
     pub(super) failures: u32,
     /// Terms in which it was tried, by their tokens.
@@ -161,6 +163,7 @@ impl Log {
             done,
             processed: false,
             told_in: None,
+            told_at: None,
             failures: 0,
             tried_in: BTreeSet::new(),
             delivered: false,
@@ -228,7 +231,8 @@ impl Log {
         let Some(log) = self.shards.get_mut(shard) else { return skipped };
         for entry in &mut log.entries[first..] {
             self.undone += usize::from(std::mem::replace(&mut entry.done, false));
-            (entry.processed, entry.delivered, entry.told_in) = (false, false, None);
+            (entry.processed, entry.delivered) = (false, false);
+            (entry.told_in, entry.told_at) = (None, None);
             self.delivered.back_to(shard, &entry.published);
             self.effects.back_to(shard, &entry.published);
         }

@@ -103,6 +103,8 @@ pub(super) struct Oracle {
     /// The run has ended, and everything is dropped.
     over: bool,
     lives: Lives,
+    /// Processes that were told to stop, and when.
+    stopping: BTreeMap<String, Duration>,
     /// Terms that ended without a release.
     died: BTreeSet<(ShardId, u64)>,
     /// Checkpoints may be written together with items.
@@ -185,6 +187,7 @@ impl Judge {
                 calm: false,
                 over: false,
                 lives: Lives::default(),
+                stopping: BTreeMap::new(),
                 died: BTreeSet::new(),
                 commits: plan.handling.way == Way::Commits,
                 to_judge: None,
@@ -252,7 +255,7 @@ impl Judge {
 
     /// A call of a processor has ended, and said this of its records, or nothing.
     pub(super) fn returned(&self, host: &str, shard: &ShardContext, records: &[Record], told: Vec<(ExtendedSequenceNumber, Told)>) {
-        self.with(|oracle, _| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records, told));
+        self.with(|oracle, now| oracle.returned(host, shard.shard_id(), shard.fencing_token(), records, told, now));
     }
 
     /// A record has had its effect.
@@ -284,7 +287,14 @@ impl Judge {
 
     /// A processor is dropped.
     pub(super) fn gone(&self, processor: u64, with_its_process: bool) {
-        self.with(|oracle, _| oracle.gone(processor, with_its_process));
+        self.with(|oracle, now| oracle.gone(processor, with_its_process, now));
+    }
+
+    /// A process is told to stop.
+    pub(super) fn told_to_stop(&self, host: &str) {
+        self.with(|oracle, now| {
+            oracle.stopping.entry(host.to_owned()).or_insert(now);
+        });
     }
 
     /// Users' code has seen what must not be.

@@ -32,7 +32,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.demands.calls_end = Some(Duration::from_secs(120));
     schedule(&mut plan, &dice);
     super::aggregated::draw(&mut plan, 2);
-    if dice.chance(0.3) {
+    if !plan.handling.way.is_quick() && dice.chance(0.6) {
         at_length(&mut plan);
     }
     plan
@@ -48,7 +48,7 @@ fn handling(plan: &mut Plan, dice: &Dice) {
         handling.deadline = Some(dice.seconds(5.0, 20.0));
         handling.hangs = dice.one_of(&[0.0, 0.01]);
     } else {
-        handling.hangs = dice.one_of(&[0.0, 0.0, 0.002]);
+        handling.hangs = dice.one_of(&[0.0, 0.01]);
     }
     handling.errors = dice.one_of(&[0.0, 0.01, 0.05]);
     handling.panics = dice.one_of(&[0.0, 0.01, 0.03]);
@@ -66,9 +66,10 @@ fn at_length(plan: &mut Plan) {
     (plan.traffic.poison, plan.traffic.failing, plan.traffic.killer) = (0, 0, None);
     let handling = &mut plan.handling;
     (handling.panics, handling.database.errors, handling.database.lost_answers) = (0.0, 0.0, 0.0);
-    (handling.lanes, handling.batch) = (1, None);
+    (handling.lanes, handling.batch, handling.deadline) = (1, None, None);
     handling.slow = Duration::from_secs(1_200);
-    plan.patience = Duration::from_secs(3_600);
+    // One by one, after deaths.
+    plan.patience = Duration::from_secs(4 * 3_600);
 }
 
 fn schedule(plan: &mut Plan, dice: &Dice) {

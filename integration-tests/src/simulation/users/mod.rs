@@ -155,6 +155,10 @@ pub(super) fn employ(plan: &mut Plan, way: Way) {
     handling.database.stalls = handling.stalls;
     handling.database.stall = handling.stall;
     handling.slow = (plan.traffic.every * plan.shards * SLOW_RECORDS).clamp(Duration::from_millis(20), Duration::from_secs(600));
+    if let Some(deadline) = handling.deadline {
+        // Else each call overruns.
+        handling.slow = handling.slow.min(deadline / 2);
+    }
 }
 
 /// Draws for plans that are not about processors. Apart from the others, so that those of older seeds stay what they were.
