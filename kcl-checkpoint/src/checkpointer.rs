@@ -47,6 +47,12 @@ pub trait CheckpointWriter: Send + Sync {
     /// If the lease's checkpoint covers `pending` already, nothing is noted, and the answer is `Ok`:
     /// the result is the same as if `pending` had been prepared first.
     async fn prepare(&self, pending: PendingCheckpoint) -> Result<(), CheckpointWriteError>;
+
+    /// The lease's checkpoint, as far as the writer knows. It may be ahead of what was answered: a
+    /// write whose caller was dropped, or did not wait long enough, takes effect later.
+    fn written(&self) -> Option<Checkpoint> {
+        None
+    }
 }
 
 /// Moves the checkpoint of one shard forward, for as long as this worker owns it.
@@ -233,7 +239,12 @@ impl Checkpointer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        let written = self.writer.written();
+        let mut state = lock(&self.state);
+        if let Some(written) = written {
+            state.last = state.last.max(written);
+        }
+        state
     }
 }
 

@@ -50,7 +50,7 @@ fn small_fleets_get_through_everything() {
 
 #[test]
 fn every_scenario_passes() {
-    for scenario in SCENARIOS.iter().filter(|scenario| !scenario::NOT_YET.contains(&scenario.name)) {
+    for scenario in SCENARIOS {
         let options = match scenario.name {
             "random-mix-large" => Options { minutes: Some(2), workers: Some(6), shards: Some(10) },
             "thundering-start" => Options { minutes: Some(1), workers: Some(40), shards: Some(16) },

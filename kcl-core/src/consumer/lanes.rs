@@ -344,6 +344,15 @@ impl Lanes {
         matches!(self.lanes.get(lane), Some(Lane::Free(_)))
     }
 
+    /// Drops a lane's processor that is free.
+    pub(super) fn discard(&mut self, lane: usize) {
+        if let Some(free @ Lane::Free(_)) = self.lanes.get_mut(lane)
+            && let Lane::Free(seat) = std::mem::take(free)
+        {
+            drop_guarded(seat);
+        }
+    }
+
     /// The number of lanes.
     pub(super) fn len(&self) -> usize {
         self.lanes.len()

@@ -77,7 +77,11 @@ impl ShardConsumer {
                 tracing::error!("shard_ended returned without a checkpoint, which manual checkpointing needs here; calling it again");
                 Ok(false)
             }
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // It has heard its last word, whatever becomes of the lease.
+                self.work.lanes.discard(lane);
+                Ok(true)
+            }
             Err(failure) => {
                 self.count_panic(&failure);
                 tracing::error!(failure = self.hold.shown(&failure), "shard_ended failed; calling it again");

@@ -216,7 +216,7 @@ impl TermKeeper {
     pub(super) fn goes_on(&mut self, row: Lease, sent: Duration, sent_at: Instant) {
         self.held = row;
         self.look_for_handoff();
-        self.look_for_stop();
+        self.show_row();
         self.next_renewal = sent_at + self.context.timing.renewal_interval();
         self.prolong(sent + self.context.timing.lease_duration - self.context.timing.guard());
     }
@@ -225,7 +225,7 @@ impl TermKeeper {
     pub(super) fn was_asked_for(&mut self, requested: Lease) {
         self.held = requested;
         self.look_for_handoff();
-        self.look_for_stop();
+        self.show_row();
     }
 
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
@@ -289,11 +289,15 @@ impl TermKeeper {
         }
     }
 
-    /// Shows the holder the stop that the row has, or that it has none: it may have been cleared from
-    /// outside between any two writes.
-    fn look_for_stop(&self) {
-        let stopped = self.held.stopped;
-        self.view.send_if_modified(|view| std::mem::replace(&mut view.stopped, stopped) != stopped);
+    /// Shows the holder what stands in the row: its stop, which may have been cleared from outside
+    /// between any two writes, and its checkpoint, which may be one that nobody waits for any more.
+    fn show_row(&self) {
+        let (stopped, checkpoint) = (self.held.stopped, self.held.checkpoint);
+        self.view.send_if_modified(|view| {
+            let news = (view.stopped, view.checkpoint) != (stopped, checkpoint);
+            (view.stopped, view.checkpoint) = (stopped, checkpoint);
+            news
+        });
     }
 
     fn prolong(&self, valid_until: Duration) {

@@ -125,6 +125,8 @@ struct View {
     valid_until: Duration,
     /// The stop that the row shows.
     stopped: Option<Stopped>,
+    /// The checkpoint that the row shows.
+    checkpoint: Checkpoint,
 }
 
 /// What the holder asks of the keeper.
@@ -204,7 +206,8 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
 
 fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool) -> (Term, TermKeeper) {
     let valid_until = sent + context.timing.lease_duration - context.timing.guard();
-    let (view_sender, view) = watch::channel(View { status: TermStatus::Held, valid_until, stopped: row.stopped });
+    let (view_sender, view) =
+        watch::channel(View { status: TermStatus::Held, valid_until, stopped: row.stopped, checkpoint: row.checkpoint });
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
     // What is noted already stays, until the holder says otherwise.
@@ -424,6 +427,10 @@ impl CheckpointWriter for Term {
 
     async fn prepare(&self, pending: PendingCheckpoint) -> Result<(), CheckpointWriteError> {
         self.ask(|reply| Command::Prepare { pending, reply }).await
+    }
+
+    fn written(&self) -> Option<Checkpoint> {
+        Some(self.view.borrow().checkpoint)
     }
 }
 

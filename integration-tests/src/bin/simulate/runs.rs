@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use integration_tests::simulation::report::{Failure, Report};
-use integration_tests::simulation::scenario::{NOT_YET, named};
+use integration_tests::simulation::scenario::named;
 use integration_tests::simulation::shrink::shrink;
 use integration_tests::simulation::{Detail, Options as Wanted, Outcome, Plan, SCENARIOS, Scenario, run};
 use kcl_core::test_util::FaultKind;
@@ -77,7 +77,7 @@ fn jobs(options: &Options) -> anyhow::Result<Vec<Job>> {
     // Each scenario has its share, and at least one; the first has what is left.
     let mut jobs = Vec::new();
     let mut next = options.from;
-    for scenario in SCENARIOS.iter().rev().filter(|scenario| !NOT_YET.contains(&scenario.name)) {
+    for scenario in SCENARIOS.iter().rev() {
         let share = if scenario.name == SCENARIOS[0].name {
             (options.from + options.seeds).saturating_sub(next)
         } else {

@@ -86,9 +86,6 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "quiet-days", about: "thirty days in which little happens: nothing may grow", plan: quiet_days::plan, share: 0 },
 ];
 
-/// Scenarios that demand what the library does not have yet: they are run by their names alone.
-pub const NOT_YET: [&str; 1] = ["dependency-outage"];
-
 /// The scenario of this name.
 #[must_use]
 pub fn named(name: &str) -> Option<&'static Scenario> {
