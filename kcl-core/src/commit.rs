@@ -247,6 +247,14 @@ impl Committer {
         }
     }
 
+    /// Waits until all writes of the lease that were asked for are in effect or refused: a
+    /// checkpoint whose caller was dropped, or did not wait long enough, is one of them.
+    ///
+    /// Cancel safety: safe, it only waits.
+    pub(crate) async fn writes_are_through(&self) {
+        self.0.term.settled().await;
+    }
+
     /// Whether the processor commits.
     pub(crate) fn is_in_use(&self) -> bool {
         self.0.in_use.load(Ordering::Relaxed)

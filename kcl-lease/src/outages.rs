@@ -148,7 +148,10 @@ impl OutageLog {
     /// `now` is boot time.
     pub fn failed(&self, cause: Cause, caller: &str, now: Duration, error: &dyn fmt::Display) {
         let Cause { service, class } = cause;
-        match self.lock().failed(cause, caller, now) {
+        // Not in the match itself: nothing is logged under the lock, or a subscriber that blocks would
+        // keep the leases' thread from it.
+        let report = self.lock().failed(cause, caller, now);
+        match report {
             Report::Began => tracing::warn!(
                 service, class, caller, %error,
                 "calls fail and are repeated; failures of this cause are summed up once a minute"
@@ -165,7 +168,8 @@ impl OutageLog {
 
     /// Notes a call to `service` that was answered, and logs the outages that are over by that.
     pub fn succeeded(&self, service: &'static str, caller: &str, now: Duration) {
-        for Ended { cause, extent } in self.lock().succeeded(service, caller, now) {
+        let ended = self.lock().succeeded(service, caller, now);
+        for Ended { cause, extent } in ended {
             let Extent { affected, failures, duration } = extent;
             let class = cause.class;
             tracing::info!(service, class, affected, failures, ?duration, "calls are answered again");

@@ -203,7 +203,9 @@ impl Simulation {
                 self.fleet.terminate(number);
             }
         }
-        let end = self.aws.elapsed() + super::fleet::SHUTDOWN + Duration::from_secs(5);
+        // A worker whose only thread is blocked hears of nothing until the block is over.
+        let blocked = if self.plan.handling.way.blocks() { Duration::from_secs(1_800) } else { Duration::ZERO };
+        let end = self.aws.elapsed() + super::fleet::SHUTDOWN + Duration::from_secs(5) + blocked;
         while !self.fleet.processes.is_empty() {
             if self.aws.elapsed() > end {
                 let left: Vec<_> = self.fleet.processes.values().map(|process| process.host.name().to_owned()).collect();

@@ -25,8 +25,8 @@ fn retry_policy(plan: &Plan) -> RetryPolicy {
     }
     RetryPolicy {
         max_attempts: MAX_ATTEMPTS,
-        // A record that fails each time may have no neighbour in its shard.
-        patience: Duration::from_secs(30),
+        // With few keys, several bad records at once look like an outage, and nobody mends them here.
+        patience: if plan.traffic.poison + plan.traffic.failing > 0 { Duration::ZERO } else { Duration::from_secs(30) },
         first_backoff: Duration::from_millis(100),
         max_backoff: Duration::from_secs(5),
         attempt_deadline: plan.handling.deadline,

@@ -49,6 +49,11 @@ impl Span {
         Some(Self { group, first: first.record.position(), last: last.record.position() })
     }
 
+    /// Returns whether all of the other's records are in this one, and more.
+    fn holds_more_than(&self, other: &Self) -> bool {
+        self.group == other.group && self != other && self.first <= other.first && other.last <= self.last
+    }
+
     /// Returns whether no record is in both.
     fn is_apart(&self, other: &Self) -> bool {
         self.group != other.group || self.last < other.first || other.last < self.first
@@ -105,6 +110,16 @@ impl Outcomes {
 
     /// Notes a failure that says something of the world.
     pub(super) fn failed(&mut self, span: Span, seen: Instant) {
+        // Of a batch, records that have failed alone are known already: what is known of them must
+        // not be forgotten, or the batch's own records had nothing to be compared with.
+        let mut is_known = false;
+        for failure in self.failing.iter_mut().filter(|failure| span.holds_more_than(&failure.span)) {
+            failure.seen = failure.seen.max(seen);
+            is_known = true;
+        }
+        if is_known {
+            return;
+        }
         self.failing.retain(|failure| failure.span.is_apart(&span));
         self.failing.push_back(Failure { span, seen });
         if self.failing.len() > MOST_FAILING {
@@ -302,6 +317,16 @@ mod tests {
     /// A record that failed first and last at these seconds.
     fn failed(start: Instant, first: u64, last: u64) -> History {
         History { first_failed: Some(seconds(start, first)), last_failed: Some(seconds(start, last)), ..History::default() }
+    }
+
+    #[test]
+    fn what_failed_alone_is_not_forgotten_when_its_batch_fails_again() {
+        let start = Instant::now();
+        let mut outcomes = Outcomes::default();
+        outcomes.failed(span(0, 2, 2), seconds(start, 10));
+        outcomes.failed(span(0, 1, 2), seconds(start, 12));
+        let finding = outcomes.finding(&span(0, 1, 1), &failed(start, 1, 12), seconds(start, 15), LAPSE);
+        assert_eq!(finding, Finding::World, "the second has failed alone as well");
     }
 
     /// An outcome of another record in a table of cases.

@@ -95,7 +95,7 @@ impl ShardConsumer {
         if self.work.gather_until.is_some_and(|until| until <= now) {
             self.take_acknowledged();
         }
-        self.work.schedule.flush(self.work.has_read_enough());
+        self.flush_what_cannot_grow();
         // What is not begun as the lease does not allow it is begun when it does: then that is
         // waited for, also if it does by then.
         let mut is_open = self.hold.is_open();
@@ -108,6 +108,12 @@ impl ShardConsumer {
             self.begin_sending();
         }
         if self.may_rewind() {
+            tokio::select! {
+                biased;
+                stop = self.hold.interrupted() => return Err(stop),
+                // A checkpoint may be on its way that covers some of what would come again.
+                () = self.hold.shard.committer.writes_are_through() => {}
+            }
             return Err(self.rewind());
         }
         if self.work.is_through() && self.work.has_read_enough() {
@@ -206,6 +212,16 @@ impl ShardConsumer {
                 work.idle_at = Some(now + every);
             }
         }
+    }
+
+    /// Lets batches be called that wait to be filled, if nothing more can come before they are.
+    fn flush_what_cannot_grow(&mut self) {
+        let work = &self.work;
+        let is_full = !work.barrier
+            && work.room(&self.hold.shared.processing, self.prefix.span()) == 0
+            && (work.lanes.len() > 1 || work.lanes.is_idle());
+        let is_flushed = is_full || work.has_read_enough() || work.careful.is_some();
+        self.work.schedule.flush(is_flushed);
     }
 
     /// Sees whether the shard is paused, or was resumed.

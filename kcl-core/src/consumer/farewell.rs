@@ -201,14 +201,19 @@ impl ShardConsumer {
     /// sets the limit.
     pub(super) async fn release(&mut self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
         let term = &self.hold.term;
-        match term.release(checkpoint, children).await {
-            Ok(()) => {}
-            Err(CheckpointWriteError::LeaseLost) => tracing::warn!("the lease was lost before it could be released"),
-            Err(error) => {
-                tracing::debug!(%error, "the release is not confirmed yet; waiting");
-                while !matches!(term.status(), TermStatus::Ended(_)) {
-                    term.status_other_than(term.status()).await;
+        loop {
+            match term.release(checkpoint, children.clone()).await {
+                Ok(()) => return,
+                Err(CheckpointWriteError::LeaseLost) => {
+                    tracing::warn!("the lease was lost before it could be released");
+                    return;
                 }
+                // It may not even have been taken into the keeper's queue: asked again. A second one
+                // behind the first finds the term to be over.
+                Err(error) => tracing::debug!(%error, "the release is not confirmed yet; asking again"),
+            }
+            if matches!(term.status(), TermStatus::Ended(_)) {
+                return;
             }
         }
     }

@@ -77,6 +77,7 @@ impl ShardConsumer {
     pub(super) async fn read_failed(&mut self, error: &StreamError) -> Result<(), Stop> {
         if let (StreamError::StartRefused { .. }, Some(gap)) = (error, self.filter.refused()) {
             tracing::warn!(%error, "the checkpoint's record is not known to the shard");
+            self.settle().await?;
             self.after_gap(gap).await?;
             return Err(Stop::Reopen(StartingPosition::TrimHorizon));
         }

@@ -66,6 +66,8 @@ impl ShardConsumer {
             return Ok(());
         }
         if let Err(gap) = self.filter.admit(&mut records, behind == Some(0), now, retention) {
+            // After a reopening records may be in work.
+            self.settle().await?;
             self.after_gap(gap).await?;
         }
         let at_tip = behind == Some(0);

@@ -21,6 +21,7 @@ use super::seat::{Callback, Factory, Seat, Verdict};
 use super::settings::CallbackDeadlines;
 use super::start::is_covered;
 use crate::batch::RecordBatch;
+use crate::interruption::Interruption;
 use crate::processor::ShardContext;
 use crate::record::Record;
 use crate::worker::Machine;
@@ -111,6 +112,8 @@ pub(super) struct CallSettings {
     /// Of one call of `process_records`, or of one record of a handler.
     pub(super) attempt_deadline: Option<Duration>,
     pub(super) callbacks: CallbackDeadlines,
+    /// Whether processors checkpoint for themselves.
+    pub(super) by_hand: bool,
 }
 
 /// See the module.
@@ -192,13 +195,20 @@ impl Lanes {
         let finished = vec![false; records.len()];
         let batch = RecordBatch::with_wake(records, behind, Some(Arc::clone(&self.acknowledged)));
         let job = Job::Records(InWork { group, batch: batch.clone(), histories, finished });
-        let (shard, deadline) = (Arc::clone(shard), self.settings.attempt_deadline);
+        let (shard, deadline, by_hand) = (Arc::clone(shard), self.settings.attempt_deadline, self.settings.by_hand);
         let call = async move {
             let started = Instant::now();
+            if matches!(shard.interruption(), Some(Interruption::LeaseLost | Interruption::LeaseExpired)) {
+                // The thread was blocked since the call was begun: nothing is delivered past the term.
+                return Returned::Called { seat: Some(seat), verdict: Verdict::Acknowledged, took: Duration::ZERO };
+            }
             let (seat, verdict) = seat.process(batch, Arc::clone(&shard), deadline).await;
             let took = started.elapsed();
-            // No record comes again before it is known whether it is committed.
+            // No record comes again before it is known whether it is committed, or checkpointed.
             shard.committer.settled(&shard.checkpointer).await;
+            if by_hand && !matches!(verdict, Verdict::Done) {
+                shard.committer.writes_are_through().await;
+            }
             Returned::Called { seat, verdict, took }
         };
         self.begin(lane, job, call);
@@ -210,7 +220,11 @@ impl Lanes {
         let Lane::Free(seat) = std::mem::take(free) else { unreachable!("the lane is free") };
         let shard = Arc::clone(shard);
         let call = async move {
-            let (seat, result) = seat.call(callback, shard, deadline).await;
+            let (seat, result) = seat.call(callback, Arc::clone(&shard), deadline).await;
+            if callback != Callback::LeaseLost {
+                // As after a call with records: a commit may have been dropped without an answer.
+                shard.committer.settled(&shard.checkpointer).await;
+            }
             Returned::CalledBack { seat, result }
         };
         self.begin(lane, Job::Callback(callback), call);

@@ -39,6 +39,10 @@ impl ShardConsumer {
         }
         // The first commit of a processor that turns out to commit is refused to a probe.
         let is_refused = is_probe && self.hold.shard.committer.is_in_use();
+        if is_probe && !judged.succeeded && judged.failed.is_empty() {
+            // It has said nothing, as a call that ends early does: it is not made again at once.
+            let _ = self.work.breaker.failed(Instant::now());
+        }
         if judged.failed.is_empty() || is_refused {
             return;
         }

@@ -50,7 +50,13 @@ impl ShardConsumer {
             return;
         }
         note.seen = in_row;
+        if note.due == Some(in_row) {
+            // A write that was not answered in time has taken effect.
+            note.due = None;
+        }
         match in_row {
+            // A resumption is on its way to the row.
+            Some(_) if note.due == Some(None) => {}
             Some(stopped) => {
                 tracing::error!(
                     reason = ?stopped.reason,
@@ -65,7 +71,7 @@ impl ShardConsumer {
                 self.hold.shared.flow.stop_shard(&shard, reason);
             }
             // What this consumer is about to write stands.
-            None if note.due.is_some() => {}
+            None if matches!(note.due, Some(Some(_))) => {}
             None => {
                 tracing::info!("the shard's stop was ended in its lease");
                 self.hold.shared.flow.end_stop(&shard);
@@ -75,7 +81,8 @@ impl ShardConsumer {
 
     /// The shard is not paused any more: a stop in the row is cleared.
     pub(super) fn resumed(&mut self) {
-        if self.work.stop_note.seen.is_some() || self.work.stop_note.due.is_some_and(|due| due.is_some()) {
+        let note = &self.work.stop_note;
+        if note.due != Some(None) && (note.seen.is_some() || note.due.is_some()) {
             self.work.stop_note.due = Some(None);
             self.work.stop_note.not_before = None;
         }

@@ -8,6 +8,7 @@ use kcl_lease::backoff::Backoff;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Checkpointing;
 use super::breaker::Outcomes;
 use super::careful::Careful;
 use super::flow::PauseReason;
@@ -114,6 +115,7 @@ impl Work {
                     machine: shared.machine.clone(),
                     attempt_deadline: shared.retry.attempt_deadline,
                     callbacks: settings.callbacks,
+                    by_hand: shared.checkpointing == Checkpointing::Manual,
                 },
             ),
             outbox: Outbox::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, Record, ShardId};
 
+use super::log::Entry;
 use super::{Oracle, Told};
 use crate::simulation::publisher::{Kind, Published, count_of, partition_key};
 
@@ -98,8 +99,11 @@ impl Oracle {
     /// ahead of must still come: it does not move the place up to which all were delivered.
     fn may_be_probe(&self, shard: &ShardId, delivered: std::ops::Range<usize>, index: usize, key: u64) -> bool {
         let Some(entries) = self.log.shards.get(shard).map(|log| &log.entries) else { return false };
+        let Some(term) = self.terms.get(shard).and_then(|terms| terms.last()) else { return false };
         let unfinished = |range: std::ops::Range<usize>| entries.get(range).into_iter().flatten().filter(|entry| !entry.done);
-        let waits = unfinished(delivered.clone()).next().is_some();
+        // A call that failed after its effect has told nothing: its record comes again.
+        let is_told = |entry: &Entry| entry.told_in.as_ref().is_some_and(|(host, token)| *host == term.host && *token == term.token);
+        let waits = entries.get(delivered.clone()).into_iter().flatten().any(|entry| !is_told(entry));
         waits && unfinished(delivered.start..index).all(|entry| entry.published.key != key)
     }
 

@@ -140,7 +140,7 @@ impl Oracle {
                 term.released = of_term;
                 calls = if of_term { term.calls } else { 0 };
             }
-            if calls > 0 {
+            if calls > 0 && !self.blocks {
                 self.violated("S6", format!("{host} has released {shard} while {calls} calls with its records are under way"));
             }
             self.limits.holds(host, false);

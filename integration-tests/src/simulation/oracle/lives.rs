@@ -134,6 +134,9 @@ impl Oracle {
     /// A call of a term that is over has a grace, and not for ever: else its worker never takes the shard again.
     pub(in crate::simulation) fn calls_end_with_their_terms(&mut self, now: Duration, within: Duration) {
         let outlives = |term: &&super::Term| term.calls > 0 && term.ended_at.is_some_and(|at| at + within < now);
+        if self.blocks {
+            return;
+        }
         let found = self.terms.iter().find_map(|(shard, terms)| Some((shard, terms.iter().find(outlives)?)));
         if let Some(message) = found.map(|(shard, term)| format!("a call of {shard} goes on after the end of {term:?}")) {
             self.violated("life", message);
@@ -145,7 +148,7 @@ impl Oracle {
         let Some(life) = self.lives.lives.remove(&processor) else { return };
         // A worker that is told to stop, and does not in time, drops what it has.
         let late = self.stopping.get(&life.host).is_some_and(|at| *at + STOPS <= now);
-        if !with_its_process && !self.over && !late && !life.has_farewell() {
+        if !with_its_process && !self.over && !late && !self.blocks && !life.has_farewell() {
             self.violated("life", format!("{} was dropped without a farewell", life.name));
         }
     }

@@ -94,6 +94,8 @@ struct Term {
 pub(super) struct Oracle {
     /// Whether keys are processed beside each other.
     lanes: bool,
+    /// Whether calls block their threads, so that nobody can cut them off.
+    blocks: bool,
     /// Whether effects of a key are in order, as far as it depends on processors.
     keeps_order: bool,
     /// Failures of a record before it may go to the dead-letter queue.
@@ -194,6 +196,7 @@ impl Judge {
                 to_commit: BTreeMap::new(),
                 good_letters: 0,
                 manual: plan.handling.manual,
+                blocks: plan.handling.way.blocks(),
                 contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),

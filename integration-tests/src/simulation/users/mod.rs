@@ -129,6 +129,12 @@ impl Way {
         matches!(self, Self::FlushWhenFull | Self::CheckpointsTheLast | Self::CheckpointsOddly)
     }
 
+    /// Returns whether a call blocks its thread, so that nobody can cut it off.
+    #[must_use]
+    pub fn blocks(self) -> bool {
+        matches!(self, Self::BlocksItsThread)
+    }
+
     /// Returns whether a call takes about as long as an insert into the database.
     #[must_use]
     pub fn is_quick(self) -> bool {
