@@ -67,6 +67,13 @@ struct Road {
 }
 
 impl Road {
+    fn of(scene: &Scene) -> (Arc<Self>, Arc<AtomicBool>) {
+        let closed = Arc::new(AtomicBool::new(false));
+        let options = TableOptions { call_timeout: Duration::from_secs(1), ..TableOptions::default() };
+        let table = DynamoDbLeaseTable::new(&scene.world.dynamodb, &scene.world.application, options, &Entropy::from_os());
+        (Arc::new(Self { table, closed: Arc::clone(&closed) }), closed)
+    }
+
     fn open(&self) -> Result<&DynamoDbLeaseTable, TableError> {
         match self.closed.load(Ordering::SeqCst) {
             false => Ok(&self.table),
@@ -133,13 +140,17 @@ async fn a_worker_that_was_taken_over_does_not_subscribe_again() {
 async fn frozen() {
     let mut scene = Scene::new(1, strict()).await;
     let machine = Machine::new();
-    let builder = scene.worker("a");
+    let (road, closed) = Road::of(&scene);
+    let builder = scene.worker("a").lease_table(road);
     let a = machine.runtime().spawn(Running::start(builder)).await.unwrap();
     scene.by_subscription_alone(1).await;
     let frozen = machine.freeze().await;
+    // The thread that renews leases would go on: a machine that stands still stops it too.
+    closed.store(true, Ordering::SeqCst);
     let b = scene.start("b").await;
     taken_over(&mut scene, &b).await;
     let back = Instant::now();
+    closed.store(false, Ordering::SeqCst);
     drop(frozen);
     eventually("a has noticed", async || a.shards().is_empty().then_some(())).await;
     at_peace("frozen", &mut scene, back).await;
@@ -152,10 +163,8 @@ async fn frozen() {
 
 async fn cut_off() {
     let mut scene = Scene::new(1, strict()).await;
-    let closed = Arc::new(AtomicBool::new(false));
-    let options = TableOptions { call_timeout: Duration::from_secs(1), ..TableOptions::default() };
-    let table = DynamoDbLeaseTable::new(&scene.world.dynamodb, &scene.world.application, options, &Entropy::from_os());
-    let a = Running::start(scene.worker("a").lease_table(Arc::new(Road { table, closed: Arc::clone(&closed) }))).await;
+    let (road, closed) = Road::of(&scene);
+    let a = Running::start(scene.worker("a").lease_table(road)).await;
     scene.by_subscription_alone(1).await;
     let b = scene.start("b").await;
     closed.store(true, Ordering::SeqCst);
