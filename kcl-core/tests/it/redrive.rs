@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_sdk_kinesis::types::ShardIteratorType;
 use aws_sdk_sqs::types::QueueAttributeName;
@@ -10,6 +11,7 @@ use kcl_core::dead_letter::{BlobStore as _, Envelope, FailureKind, PartitionKeys
 use kcl_core::redrive::{
     Fate, FileLetters, Filter, HandlerTarget, Redrive, RedriveError, RedriveReport, SqsLetters, StayReason, StreamTarget,
 };
+use kcl_core::stream::{KinesisStream, StreamApi as _};
 use kcl_core::{DeadLetter, DeadLetterQueue, FileDeadLetterQueue, S3BlobStore, SqsDeadLetterQueue, Timestamp};
 use kcl_local::LocalAws;
 use kcl_local::wire::{Fault, Rule, Service};
@@ -297,14 +299,11 @@ async fn only_letters_that_are_meant_are_touched() {
 #[tokio::test]
 async fn letters_of_another_stream_stay_unless_that_is_asked_for() {
     let aws = Aws::start().await;
-    let described = aws.kinesis.describe_stream_summary().stream_name("orders").send().await.unwrap();
-    let described = described.stream_description_summary.unwrap();
-    let (arn, created) = (described.stream_arn().to_owned(), described.stream_creation_timestamp.to_millis().unwrap());
-    let own = |number| DeadLetter {
-        stream_arn: arn.clone(),
-        stream_created: Timestamp::from_millis(created.try_into().unwrap()),
-        ..keyed(number, "a")
-    };
+    // As a worker has it, to the millisecond: the wire has seconds with a fraction.
+    let stream = KinesisStream::new(aws.kinesis.clone(), "orders", Duration::from_secs(5));
+    let described = stream.describe().await.unwrap();
+    let (arn, created) = (described.arn, described.created);
+    let own = |number| DeadLetter { stream_arn: arn.clone(), stream_created: created, ..keyed(number, "a") };
     let earlier = DeadLetter { stream_created: Timestamp::from_millis(1000), ..own(2) };
     send(&aws.queue(), &[keyed(1, "a"), earlier, own(3)]).await;
 
