@@ -25,7 +25,8 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     if plan.traffic.aggregates.is_some() {
         // Dozens of records a second, and at times one by one, each in a call of its own: those must keep up.
         plan.handling.longest = plan.handling.longest.min(Duration::from_millis(20));
-        plan.patience = Duration::from_secs(900);
     }
+    // Records of up to two seconds, one by one, after many takeovers: those take their time.
+    plan.patience = Duration::from_secs(1_800);
     plan
 }

@@ -25,7 +25,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.duration = Duration::from_secs_f64(now + 60.0);
     plan.demands.repeated = Some(0);
     plan.demands.always_within = Some(Duration::from_secs(20));
-    crate::simulation::users::draw_quick(&mut plan);
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 3);
     plan
 }

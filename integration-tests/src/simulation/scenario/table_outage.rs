@@ -19,6 +19,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.patience = Duration::from_secs(120);
     // L7: no lease moves, neither in the dark nor when there is light again.
     plan.demands.takes = Some((Duration::from_secs_f64(from), Duration::MAX, 0));
-    crate::simulation::users::draw_quick(&mut plan);
+    crate::simulation::users::draw(&mut plan);
     plan
 }

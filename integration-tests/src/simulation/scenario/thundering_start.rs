@@ -16,6 +16,6 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.traffic.every = Duration::from_millis(500);
     // Each shard is taken once; what is uneven then moves once.
     plan.demands.takes = Some((Duration::ZERO, Duration::MAX, u64::from(plan.shards) * 3));
-    crate::simulation::users::draw_quick(&mut plan);
+    crate::simulation::users::draw(&mut plan);
     plan
 }

@@ -34,7 +34,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     }
     plan.duration = Duration::from_secs_f64(back + 3_700.0);
     plan.patience = Duration::from_secs(600);
-    crate::simulation::users::draw_quick(&mut plan);
+    crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 1);
     plan
 }

@@ -180,14 +180,9 @@ fn draw_of(plan: &mut Plan, may: impl Fn(Way) -> bool) {
     employ(plan, dice.one_of(&ways));
 }
 
-/// Any way. One that blocks has its turn in `naive-users`: it stops all shards of its process, of
-/// which there may be too many here to get through.
+/// A way that is about as quick as the database. The slow ones, and the one that blocks its thread,
+/// have their turn in `naive-users`: here there may be too many shards for them to get through.
 pub(super) fn draw(plan: &mut Plan) {
-    draw_of(plan, |way| !way.blocks());
-}
-
-/// A way that is as quick as the database.
-pub(super) fn draw_quick(plan: &mut Plan) {
     draw_of(plan, Way::is_quick);
 }
 
