@@ -16,7 +16,7 @@ where
     let table = table.to_owned();
     match error {
         SdkError::ServiceError(service) => {
-            let code = service.err().code().unwrap_or("an error without a code");
+            let code = service.err().code().unwrap_or(WITHOUT_CODE);
             let message = match service.err().message() {
                 Some(words) => format!("{code}: {}", advice::refused(code, words)),
                 None => advice::refused(code, code),
@@ -34,6 +34,9 @@ where
         _ => TableError::Unavailable { table, operation, message: advice::unanswered(chain(error)) },
     }
 }
+
+/// Stands for the code of an answer that has none.
+const WITHOUT_CODE: &str = "an error without a code";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -58,11 +61,15 @@ fn kind(code: &str, http_status: u16) -> Kind {
         | "InvalidClientTokenId"
         | "ExpiredTokenException"
         | "ExpiredToken"
+        | "RequestExpired"
         | "NotAuthorized"
         | "OptInRequired" => Kind::AccessDenied,
         "ProvisionedThroughputExceededException"
         | "ThrottlingException"
         | "Throttling"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "TooManyRequestsException"
         | "RequestLimitExceeded"
         | "LimitExceededException" => Kind::Throttled,
         // The row is part of a transaction, or is being written in another region: the next attempt may pass.
@@ -70,7 +77,12 @@ fn kind(code: &str, http_status: u16) -> Kind {
         // An earlier attempt at the same transaction is being carried out.
         "TransactionInProgressException" => Kind::Unavailable,
         "InternalServerError" | "InternalFailure" | "ServiceUnavailable" => Kind::Unavailable,
-        _ if http_status >= 500 => Kind::Unavailable,
+        // The request did not arrive whole: nothing was decided about it.
+        "RequestTimeout" | "RequestTimeoutException" | "RequestAbortedException" => Kind::Unavailable,
+        _ if http_status == 429 => Kind::Throttled,
+        _ if http_status >= 500 || http_status == 408 => Kind::Unavailable,
+        // Not DynamoDB's own words: a proxy or a gateway on the way. What it refuses now, it may let pass later.
+        WITHOUT_CODE => Kind::Unavailable,
         _ => Kind::Rejected,
     }
 }
@@ -97,9 +109,15 @@ mod tests {
             ("TransactionConflictException", 400, Kind::Unavailable),
             ("TransactionInProgressException", 400, Kind::Unavailable),
             ("InternalServerError", 500, Kind::Unavailable),
-            ("an error without a code", 503, Kind::Unavailable),
+            ("RequestExpired", 400, Kind::AccessDenied),
+            ("RequestTimeout", 400, Kind::Unavailable),
+            ("RequestAbortedException", 400, Kind::Unavailable),
+            ("a code of a later version", 408, Kind::Unavailable),
+            ("a code of a later version", 429, Kind::Throttled),
+            ("a code of a later version", 400, Kind::Rejected),
+            (WITHOUT_CODE, 503, Kind::Unavailable),
+            (WITHOUT_CODE, 403, Kind::Unavailable),
             ("ValidationException", 400, Kind::Rejected),
-            ("an error without a code", 418, Kind::Rejected),
         ] {
             assert_eq!(kind(code, status), expected, "{code}");
         }
