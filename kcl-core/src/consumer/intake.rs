@@ -193,6 +193,8 @@ impl ShardConsumer {
             && let Some(mark) = self.work.mark_in_hand.take()
         {
             let delivered = self.prefix.delivered();
+            // Seen is enough to know that nothing was trimmed unread: an unfinished record may be in work for as long as it likes.
+            self.filter.watched_until(mark);
             match self.work.marks.back_mut() {
                 Some((last, marked)) if *last == delivered => *marked = mark.max(*marked),
                 _ => self.work.marks.push_back((delivered, mark)),

@@ -117,9 +117,10 @@ impl StartFilter {
         is_covered(record.position(), record.is_aggregated(), checkpoint.into())
     }
 
-    /// Goes on after a gap: whatever comes first is the first.
+    /// Goes on after a gap: whatever comes first is the first. What was finished stays so: a service that refused the checkpoint's record by mistake still
+    /// has all before it.
     pub(crate) fn accept_gap(&mut self) {
-        (self.finished, self.whole, self.expected) = (None, true, None);
+        (self.whole, self.expected) = (true, None);
     }
 
     /// The shard is read anew, and this record was there: records between the checkpoint and it there were none, or they are finished.
@@ -244,7 +245,7 @@ mod tests {
             assert_eq!(result.is_err(), gap, "{age:?}");
             if gap {
                 filter.accept_gap();
-                assert_eq!(admitted(&mut filter, [9]), Ok(vec![9]));
+                assert_eq!(admitted(&mut filter, [4, 5, 9]), Ok(vec![9]), "what was finished is not new");
             }
         }
         let mut whole = StartFilter::new(&lease(at(5, 0), Some(48 * hour)));
