@@ -149,7 +149,7 @@ impl Outcomes {
 
     fn finding(&self, span: &Span, history: &History, now: Instant, lapse: Duration) -> Finding {
         let alike = self.failing.iter().any(|failure| failure.span.is_apart(span) && is_recent(failure.seen, now, lapse));
-        if alike { Finding::World } else { succeeded_since(self.success, history) }
+        if alike { Finding::World } else { succeeded_since(self.success, span, history) }
     }
 }
 
@@ -157,9 +157,12 @@ fn is_recent(seen: Instant, now: Instant, lapse: Duration) -> bool {
     now.saturating_duration_since(seen) <= lapse
 }
 
-/// The finding from the latest begin of a successful call.
-fn succeeded_since(success: Option<Instant>, history: &History) -> Finding {
-    match (success, history.first_failed) {
+/// The finding from the latest begin of a successful call. Of one record only what came after its
+/// own first failure counts: when a batch failed that it was in, it may have been another one's
+/// fault, and the successes since then say nothing of this one.
+fn succeeded_since(success: Option<Instant>, span: &Span, history: &History) -> Finding {
+    let first_failed = if span.first == span.last { history.first_own } else { history.first_failed };
+    match (success, first_failed) {
         (Some(began), Some(first)) if began > first => Finding::Record { fresh: history.last_failed.is_none_or(|last| began > last) },
         _ => Finding::Unknown,
     }
@@ -186,8 +189,8 @@ impl Standing {
         self.failed.is_some_and(|failed| Some(failed) > self.ended && is_recent(failed, now, lapse))
     }
 
-    fn finding(&self, history: &History, now: Instant, lapse: Duration) -> Finding {
-        if self.is_failing(now, lapse) { Finding::World } else { succeeded_since(self.began, history) }
+    fn finding(&self, span: &Span, history: &History, now: Instant, lapse: Duration) -> Finding {
+        if self.is_failing(now, lapse) { Finding::World } else { succeeded_since(self.began, span, history) }
     }
 }
 
@@ -260,7 +263,7 @@ impl Evidence<'_> {
         if matches!(shard, Finding::World | Finding::Record { fresh: true }) {
             return shard;
         }
-        match self.others.finding(history, self.now, self.lapse) {
+        match self.others.finding(span, history, self.now, self.lapse) {
             Finding::World => Finding::World,
             found @ Finding::Record { .. } if self.is_alone => found,
             _ => shard,
@@ -269,9 +272,9 @@ impl Evidence<'_> {
 
     /// Returns whether a failure of these records says nothing of the world to the shard's other
     /// records, and to other shards: others have succeeded since they failed first.
-    pub(super) fn suspects(&self, history: &History) -> (bool, bool) {
-        let of_shard = matches!(succeeded_since(self.shard.success, history), Finding::Record { .. });
-        let of_worker = matches!(succeeded_since(self.others.began, history), Finding::Record { .. });
+    pub(super) fn suspects(&self, span: &Span, history: &History) -> (bool, bool) {
+        let of_shard = matches!(succeeded_since(self.shard.success, span, history), Finding::Record { .. });
+        let of_worker = matches!(succeeded_since(self.others.began, span, history), Finding::Record { .. });
         (of_shard, of_shard || of_worker)
     }
 }
@@ -316,7 +319,8 @@ mod tests {
 
     /// A record that failed first and last at these seconds.
     fn failed(start: Instant, first: u64, last: u64) -> History {
-        History { first_failed: Some(seconds(start, first)), last_failed: Some(seconds(start, last)), ..History::default() }
+        let first = Some(seconds(start, first));
+        History { first_failed: first, first_own: first, last_failed: Some(seconds(start, last)), ..History::default() }
     }
 
     #[test]
@@ -426,7 +430,7 @@ mod tests {
         let mut book = Outcomes::default();
         let suspects = |book: &Outcomes, others: Standing, history: &History| {
             let evidence = Evidence { group: 0, shard: book, others, is_alone: true, now: seconds(start, 30), lapse: LAPSE };
-            evidence.suspects(history)
+            evidence.suspects(&span(0, 5, 5), history)
         };
         let none = Standing::default();
         let elsewhere = Standing { began: Some(seconds(start, 12)), ..none };
@@ -436,6 +440,21 @@ mod tests {
         book.succeeded(seconds(start, 11));
         assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (true, true));
         assert_eq!(suspects(&book, none, &failed(start, 12, 20)), (false, false));
+    }
+
+    #[test]
+    fn a_record_that_has_failed_in_a_batch_only_is_no_suspect() {
+        let start = Instant::now();
+        let mut book = Outcomes::default();
+        // The batch failed because of a bad record, which has left since; then others succeeded.
+        let history = History { first_own: None, ..failed(start, 10, 10) };
+        book.succeeded(seconds(start, 12));
+        let evidence =
+            Evidence { group: 0, shard: &book, others: Standing::default(), is_alone: false, now: seconds(start, 30), lapse: LAPSE };
+        for (span, is_suspect) in [(span(0, 5, 5), false), (span(0, 5, 6), true)] {
+            assert_eq!(evidence.suspects(&span, &history), (is_suspect, is_suspect), "{span:?}");
+            assert_eq!(evidence.of(&span, &history) == Finding::Unknown, !is_suspect, "{span:?}");
+        }
     }
 
     #[test]

@@ -126,12 +126,11 @@ impl ShardConsumer {
         if !self.may_probe() || !self.work.lanes.is_idle() || !self.work.breaker.may(now) || !self.needs_evidence(now) {
             return None;
         }
-        let taken = self.work.schedule.take_probe().or_else(|| {
+        if !self.work.schedule.has_untried_probe() {
             self.work.seeks_probe = true;
             self.take_into_work();
-            self.work.schedule.take_probe()
-        });
-        let (group, entry) = taken?;
+        }
+        let (group, entry) = self.work.schedule.take_probe()?;
         self.work.seeks_probe = false;
         Some((group, vec![entry]))
     }

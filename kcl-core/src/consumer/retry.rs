@@ -390,7 +390,7 @@ impl Slots {
 fn note_failure(entries: &[Entry], failure: &CallFailure, rules: &Rules<'_>, judged: &mut Judged) -> Finding {
     let (Some(span), Some(first)) = (Span::of(rules.evidence.group, entries), entries.first()) else { return Finding::Unknown };
     if failure.advice == Advice::Retry {
-        let (is_suspect, is_suspect_elsewhere) = rules.evidence.suspects(&first.history);
+        let (is_suspect, is_suspect_elsewhere) = rules.evidence.suspects(&span, &first.history);
         judged.failed.push(Failed { span, is_suspect, is_suspect_elsewhere });
     }
     rules.evidence.of(&span, &first.history)

@@ -30,6 +30,9 @@ pub(super) struct History {
     pub(super) first_failure: Option<Timestamp>,
     /// As `first_failure`.
     pub(super) first_failed: Option<Instant>,
+    /// When the first failed call ended that it is to blame for. Before it nothing was known of this
+    /// record alone: a batch that fails may fail because of another one.
+    pub(super) first_own: Option<Instant>,
     /// When the last of the failed calls ended.
     pub(super) last_failed: Option<Instant>,
     /// The begin of its patience: the first failure, or the last one that was the world's.
@@ -40,11 +43,14 @@ impl History {
     /// Notes a failed call that the record took part in, with what others say of it. `is_to_blame`:
     /// it is known to be of this record.
     pub(super) fn failed(&mut self, now: Instant, wall: Timestamp, finding: Finding, is_to_blame: bool) {
-        let is_first = self.first_failed.is_none();
+        let is_first = self.first_own.is_none();
         self.attempts = self.attempts.saturating_add(1);
         self.failures = self.failures.saturating_add(u32::from(is_to_blame));
         self.first_failure.get_or_insert(wall);
         self.first_failed.get_or_insert(now);
+        if is_to_blame {
+            self.first_own.get_or_insert(now);
+        }
         self.last_failed = Some(now);
         match finding {
             Finding::World => (self.counted, self.waits_since) = (0, Some(now)),
@@ -295,6 +301,14 @@ impl Schedule {
         let (_, key) = self.waiting.first().filter(|_| !self.by_key)?;
         let group = self.groups.get(key).filter(|group| !group.hold.blocked)?;
         group.queue.front()
+    }
+
+    /// Returns whether there is a record for a probe that was never tried: a record that has failed
+    /// before says less of the world.
+    pub(super) fn has_untried_probe(&self) -> bool {
+        let Some((_, key)) = self.waiting_head().and(self.waiting.first()) else { return false };
+        let Some(group) = self.groups.get(key) else { return false };
+        probe_of(group.queue.iter()).and_then(|index| group.queue.get(index)).is_some_and(|entry| entry.history.attempts == 0)
     }
 
     /// Takes a record of another key out of a group whose first record waits: for a call ahead of

@@ -85,6 +85,12 @@ pub enum Event<'a> {
         /// The letter.
         letter: &'a DeadLetter,
     },
+    /// The process is so busy that simulated time can't go on: its tasks wake each other, or themselves, without waiting for
+    /// anything. Told once.
+    TimeStandsStill {
+        /// Who.
+        host: &'a str,
+    },
 }
 
 type Observer = Arc<dyn Fn(&Event<'_>) + Send + Sync>;

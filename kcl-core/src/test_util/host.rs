@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::aws::SimulatedAws;
 use super::clock::SimulatedClock;
+use super::events::Event;
 use super::network::Link;
 use super::{SimulatedDeadLetterQueue, SimulatedFanOut, SimulatedLeaseTable, SimulatedStream};
 use crate::seek::{Seek, SeekTo};
@@ -36,7 +37,7 @@ pub struct Host {
 impl Host {
     pub(super) fn new(aws: SimulatedAws, link: Link, clock: SimulatedClock, entropy: Entropy) -> Self {
         let call_timeout = Duration::from_secs(2);
-        Self { aws, link, clock, entropy, power: Power::default(), held: Held::default(), call_timeout }
+        Self { power: Power::of(&link), aws, link, clock, entropy, held: Held::default(), call_timeout }
     }
 
     /// Its name: the machine's and the number of the process on it, as in `host-1#2`.
@@ -205,6 +206,9 @@ enum State {
     Dead,
 }
 
+/// Polls of a process at one time from which on it counts as one that spins: the busiest have some thousands.
+const MOST_POLLS: u32 = 500_000;
+
 #[derive(Debug, Default)]
 struct Switch {
     state: State,
@@ -214,12 +218,29 @@ struct Switch {
     blocked_until: Option<Instant>,
     polls: u64,
     dies_at: Option<u64>,
+    /// The time of the last poll, and the polls at that time.
+    latest: Option<(Instant, u32)>,
+}
+
+impl Switch {
+    /// Counts a poll, and returns whether it is one too many for its time.
+    fn stands_still(&mut self) -> bool {
+        let now = Instant::now();
+        let polls = match self.latest {
+            Some((time, polls)) if time == now => polls.saturating_add(1),
+            _ => 1,
+        };
+        self.latest = Some((now, polls));
+        polls == MOST_POLLS
+    }
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     switch: Mutex<Switch>,
     died: Notify,
+    /// Who is told of a process that is too busy.
+    link: Option<Link>,
 }
 
 /// The power switch of a host. Clones share it.
@@ -227,6 +248,10 @@ struct Shared {
 pub struct Power(Arc<Shared>);
 
 impl Power {
+    fn of(link: &Link) -> Self {
+        Self(Arc::new(Shared { link: Some(link.clone()), ..Shared::default() }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Switch> {
         // Plain data that no panic leaves half changed.
         self.0.switch.lock().unwrap_or_else(PoisonError::into_inner)
@@ -262,7 +287,7 @@ impl Power {
     }
 
     fn may_run(&self, context: &Context<'_>) -> bool {
-        let dies = {
+        let (dies, stands_still) = {
             let mut switch = self.lock();
             match switch.state {
                 State::Dead => return false,
@@ -273,8 +298,11 @@ impl Power {
                 State::Running => {}
             }
             switch.polls += 1;
-            switch.dies_at.is_some_and(|at| at <= switch.polls)
+            (switch.dies_at.is_some_and(|at| at <= switch.polls), switch.stands_still())
         };
+        if let Some(link) = self.0.link.as_ref().filter(|_| stands_still) {
+            link.network.observers.tell(&Event::TimeStandsStill { host: &link.host });
+        }
         if dies {
             self.set(State::Dead);
         }

@@ -8,7 +8,7 @@
 //! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
 //! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
-//! | `limits` | S11 bytes held; S12 calls per second |
+//! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
 //! A record is finished by its effect, which is what the users' database holds, or by an accepted letter; never by what a processor says. So S9 (a
@@ -395,6 +395,7 @@ impl Oracle {
                 self.committed(host, items, now);
                 self.judge_checkpoint(now);
             }
+            Event::TimeStandsStill { host } => self.violated("still", format!("{host} is busy without end, and time stands still")),
             _ => {}
         }
     }
