@@ -46,11 +46,11 @@ impl ShardConsumer {
                 return Ok(true);
             }
             let is_outage = self.is_outage(now);
-            let work = &mut self.work;
-            if is_outage && (!work.lanes.is_idle() || !work.breaker.may(now)) {
+            if is_outage && (self.next_trial().is_some_and(|at| at > now) || !self.work.breaker.may(now)) {
                 // One call at a time finds out whether the world is back.
                 return Ok(true);
             }
+            let work = &mut self.work;
             let most = if work.careful.is_some() { 1 } else { usize::MAX };
             // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
             let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();

@@ -131,7 +131,8 @@ impl ShardConsumer {
             self.work.waiting_since = None;
         }
         let slow_by = self.work.lanes.longest().map(|(_, since)| since + REMINDER).filter(|by| *by > now);
-        let wake = [self.work.next_wake(now), slow_by].into_iter().flatten().min();
+        let trial = self.next_trial().filter(|at| *at > now && self.is_outage(now));
+        let wake = [self.work.next_wake(now), slow_by, trial].into_iter().flatten().min();
         let event = tokio::select! {
             biased;
             stop = self.hold.interrupted() => return Err(stop),

@@ -149,6 +149,11 @@ impl Lanes {
         self.jobs().all(|busy| matches!(busy.job, Job::Making))
     }
 
+    /// The begin of the latest call with a processor that is under way.
+    pub(super) fn latest(&self) -> Option<Instant> {
+        self.jobs().filter(|busy| !matches!(busy.job, Job::Making)).map(|busy| busy.since).max()
+    }
+
     /// The oldest call that is under way, of whatever kind: its method, and when it began.
     pub(super) fn longest(&self) -> Option<(&'static str, Instant)> {
         self.jobs().map(|busy| (busy.job.method(), busy.since)).min_by_key(|(_, since)| *since)

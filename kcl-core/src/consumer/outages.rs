@@ -78,6 +78,12 @@ impl ShardConsumer {
         }
     }
 
+    /// The time from which on another call may find out whether the world is back, while some are
+    /// under way. A call that hangs must not keep all other lanes waiting.
+    pub(super) fn next_trial(&self) -> Option<Instant> {
+        self.work.lanes.latest().map(|since| since + self.hold.shared.retry.max_backoff)
+    }
+
     /// Logs the begin and the end of an outage, and returns whether there is one.
     pub(super) fn tell_of_outage(&mut self) -> bool {
         let is_outage = self.work.schedule.open() > 0 && self.is_outage(Instant::now());

@@ -101,8 +101,18 @@ struct Group {
     place: Place,
     /// The end of the wait for a larger batch, once it has begun.
     filled_by: Option<Instant>,
-    /// Its first records don't wait for more: they were called before, or have waited.
-    is_filled: bool,
+    /// Records up to this one don't wait for more: they were called before, or have waited.
+    filled_through: Option<ExtendedSequenceNumber>,
+}
+
+impl Group {
+    /// Returns whether its next call waits for more records.
+    fn wants_more(&self, batching: &Batching) -> bool {
+        let Some(head) = self.queue.front().map(|entry| entry.record.position()) else { return false };
+        let has_waited = self.filled_through.is_some_and(|through| head <= through);
+        let is_full = || self.queue.iter().map(|entry| entry.record.size()).sum::<usize>() >= batching.max_bytes;
+        self.queue.len() < batching.min_records && !has_waited && !is_full()
+    }
 }
 
 /// In which of the two orders a group stands.
@@ -201,7 +211,7 @@ impl Schedule {
             if let Some(filling) = self.groups.get_mut(&group) {
                 match until {
                     None => filling.filled_by = Some(now + self.batching.max_wait),
-                    Some(_) => filling.is_filled = true,
+                    Some(_) => filling.filled_through = filling.queue.back().map(|entry| entry.record.position()),
                 }
             }
             self.place(group);
@@ -273,7 +283,7 @@ impl Schedule {
         let end = group.queue.iter().skip(1).position(ends_before).map_or(group.queue.len(), |index| index + 1);
         let entries = group.queue.drain(..end.min(most).min(self.batching.max_records)).collect();
         group.in_work = true;
-        (group.filled_by, group.is_filled) = (None, false);
+        group.filled_by = None;
         self.blocked -= usize::from(std::mem::take(&mut group.hold.blocked));
         self.place(key);
         Some((key, entries))
@@ -285,7 +295,7 @@ impl Schedule {
         if let Some(next) = group.queue.front_mut().filter(|_| !entries.is_empty()) {
             next.cut = true;
         }
-        group.is_filled |= !entries.is_empty();
+        group.filled_through = group.filled_through.max(entries.last().map(|entry| entry.record.position()));
         for entry in entries.into_iter().rev() {
             group.queue.push_front(entry);
         }
@@ -430,7 +440,7 @@ impl Schedule {
                 group.place = Place::Waiting(until);
                 self.waiting.insert((until, key));
             }
-            None if group.queue.len() < self.batching.min_records && !group.is_filled && !self.is_flushed => {
+            None if !self.is_flushed && group.wants_more(&self.batching) => {
                 group.place = Place::Filling(group.filled_by);
                 self.filling.insert((group.filled_by, key));
             }
@@ -615,6 +625,42 @@ mod tests {
         assert!(take(&mut schedule).is_none());
         schedule.flush(true);
         assert_eq!(take(&mut schedule).unwrap().1, [4], "nothing more comes");
+    }
+
+    #[test]
+    fn what_has_waited_once_does_not_wait_again() {
+        let now = Instant::now();
+        let batching = Batching { min_records: 4, max_wait: Duration::from_secs(10), ..Batching::default() };
+        let mut schedule = Schedule::new(false, batching);
+        let mut cut = Entry::new(record(1, "a"));
+        cut.cut = true;
+        schedule.push(record(0, "a"));
+        schedule.push(cut);
+        schedule.push(record(2, "a"));
+        schedule.wake(now);
+        schedule.wake(now + batching.max_wait);
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0], "the call ends before a cut");
+        schedule.push(record(3, "a"));
+        schedule.put_back(key, Vec::new(), Hold::default());
+        let (key, taken, entries) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [1, 2, 3], "the first of them has waited");
+        schedule.push(record(4, "a"));
+        schedule.put_back(key, entries, Hold::default());
+        let (key, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [1, 2, 3], "they were called before");
+        schedule.put_back(key, Vec::new(), Hold::default());
+        assert!(take(&mut schedule).is_none(), "it has not waited");
+    }
+
+    #[test]
+    fn a_batch_that_has_all_its_bytes_waits_for_no_more_records() {
+        let batching = Batching { min_records: 4, max_bytes: 10, max_wait: Duration::from_secs(10), ..Batching::default() };
+        let mut schedule = Schedule::new(true, batching);
+        schedule.push(record(0, "a"));
+        assert!(take(&mut schedule).is_none());
+        schedule.push(record(1, "a"));
+        assert_eq!(take(&mut schedule).unwrap().1, [0, 1], "no more would fit");
     }
 
     #[test]

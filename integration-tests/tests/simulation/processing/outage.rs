@@ -32,6 +32,9 @@ impl Database {
     async fn insert(&self, records: &[Record]) -> std::io::Result<()> {
         *self.calls.lock().unwrap() += 1;
         sleep(Duration::from_millis(2)).await;
+        if records.iter().any(|record| text(record).starts_with("hangs")) {
+            std::future::pending::<()>().await;
+        }
         if Instant::now() < self.away_until {
             return Err(std::io::Error::other("connection refused"));
         }
@@ -293,6 +296,24 @@ async fn bad_records_do_not_shield_each_other() {
         assert!(scene.aws.elapsed() < Duration::from_secs(400), "{lanes} {form:?}: {:?}", scene.aws.elapsed());
         scene.database.assert_in_order();
     }
+}
+
+/// A connection may hang for ever where others are refused: that stops its own key alone.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_in_an_outage_keeps_no_other_key_waiting() {
+    let away = Duration::from_secs(600);
+    let scene = Scene::start(1, away, |builder, database| builder.lanes(Lanes::new(16)).handler(Handler(database.clone()))).await;
+    (0..40).for_each(|number| scene.put(number, KEYS));
+    until("the outage is noticed", || scene.states() == [ShardState::DependencyFailing]).await;
+    for number in 0..3 {
+        // Tried least, so it is the next one that finds out whether the database is back.
+        scene.aws.put(STREAM, &format!("hangs-{number}"), "hangs".to_owned());
+        sleep(Duration::from_secs(60)).await;
+    }
+    sleep_until(scene.database.away_until).await;
+    until("all others are processed", || scene.database.rows().len() == 40).await;
+    assert!(scene.database.away_until.elapsed() < Duration::from_secs(60), "{:?}", scene.database.away_until.elapsed());
+    assert!(scene.letters().is_empty());
 }
 
 /// While the dependency is away a shard makes one call at a time, however many keys it has.
