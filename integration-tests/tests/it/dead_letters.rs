@@ -173,7 +173,8 @@ async fn a_queue_that_panics_is_one_that_is_away() {
     let ledger = Ledger::default();
     let sends = Arc::<AtomicU32>::default();
     let queue = |in_check| Panicking { in_check, sends: Arc::clone(&sends) };
-    let refused = world.worker("a", &ledger).dead_letter_queue(queue(true)).build().await.unwrap_err();
+    let builder = world.worker("a", &ledger).start_patience(Duration::ZERO);
+    let refused = builder.dead_letter_queue(queue(true)).build().await.unwrap_err();
     assert!(matches!(&refused, WorkerError::DeadLetter(DeadLetterError::Unavailable { .. })), "{refused:?}");
     assert!(refused.to_string().contains("Panicking") && refused.to_string().contains("panicked"), "{refused}");
 
