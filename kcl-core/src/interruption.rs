@@ -1,5 +1,6 @@
 //! The signal that a call should end early: its shard is going to another worker, or must wait.
 
+use kcl_checkpoint::PendingCheckpoint;
 use kcl_lease::ShardId;
 use kcl_lease::term::{Term, TermStatus};
 use std::time::Duration;
@@ -41,6 +42,10 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn new(term: Term, let_go: CancellationToken, flow: Flow) -> Self {
         Self { shard: term.taken().shard_id.clone(), term, let_go, flow }
+    }
+
+    pub(crate) fn pending_checkpoint(&self) -> Option<PendingCheckpoint> {
+        self.term.pending_checkpoint()
     }
 
     pub(crate) fn now(&self) -> Option<Interruption> {

@@ -287,7 +287,6 @@ pub struct ShardInfo {
     pub(crate) worker: WorkerId,
     pub(crate) fencing_token: u64,
     pub(crate) start: Checkpoint,
-    pub(crate) pending: Option<PendingCheckpoint>,
 }
 
 impl ShardInfo {
@@ -333,17 +332,6 @@ impl ShardInfo {
     pub fn starting_checkpoint(&self) -> Checkpoint {
         self.start
     }
-
-    /// The checkpoint that an earlier owner of the shard has [prepared](Checkpointer::prepare) and
-    /// not committed, with its state: what it had begun to write elsewhere. `None`: there is none.
-    ///
-    /// For [`initialize`](RecordProcessor::initialize), which compares it with the processor's own
-    /// store: if the store has what was prepared, the checkpoint can be
-    /// [made](Checkpointer::checkpoint_at) once its records were delivered again and skipped.
-    #[must_use]
-    pub fn pending_checkpoint(&self) -> Option<&PendingCheckpoint> {
-        self.pending.as_ref()
-    }
 }
 
 /// A shard that this worker owns: which one it is, and the means to checkpoint, or to [`commit`](Self::commit) items together with the checkpoint.
@@ -360,6 +348,18 @@ impl ShardContext {
     #[must_use]
     pub fn checkpointer(&self) -> &Checkpointer {
         &self.checkpointer
+    }
+
+    /// The checkpoint that was [prepared](Checkpointer::prepare) and not committed, with its state:
+    /// what was begun to be written elsewhere, by an earlier owner of the shard, or by a processor of
+    /// this term that was lost. `None`: there is none, or a later checkpoint covers it.
+    ///
+    /// For [`initialize`](RecordProcessor::initialize), which compares it with the processor's own
+    /// store: if the store has what was prepared, the checkpoint can be
+    /// [made](Checkpointer::checkpoint_at) once its records were delivered again and skipped.
+    #[must_use]
+    pub fn pending_checkpoint(&self) -> Option<PendingCheckpoint> {
+        self.signals.pending_checkpoint()
     }
 
     /// Pauses this shard until

@@ -21,6 +21,9 @@ pub const QUIET: Duration = Duration::from_secs(10);
 /// worker), so the end of an outage does not wait for it.
 pub const GONE: Duration = Duration::from_secs(120);
 
+/// A failure so long after the last one of its cause begins another outage.
+pub const FORGOTTEN: Duration = Duration::from_secs(15 * 60);
+
 /// The kind of a failure: failures of one cause are reported together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cause {
@@ -98,6 +101,10 @@ impl OutageLedger {
     /// Notes that a call of `caller` failed, and returns the line that this deserves.
     pub fn failed(&mut self, cause: Cause, caller: &str, now: Duration) -> Report {
         let mut report = Report::Known;
+        // A service that is called seldom has no success to end an outage by: failures weeks apart are not one.
+        if self.outages.get(&cause).is_some_and(|outage| now.saturating_sub(outage.last_failure) >= FORGOTTEN) {
+            self.outages.remove(&cause);
+        }
         let outage = self.outages.entry(cause).or_insert_with(|| {
             report = Report::Began;
             Outage { began: now, last_failure: now, last_line: now, failures: 0, affected: BTreeSet::new(), failing: BTreeMap::new() }

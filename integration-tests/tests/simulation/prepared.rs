@@ -132,3 +132,43 @@ async fn an_automatic_checkpoint_of_earlier_records_does_not_come_between_the_ph
     scene.shows("committed", at(second), None).await;
     assert_eq!(*scene.store.lock().unwrap(), ["plain", "two"]);
 }
+
+/// Prepares each record alone, and panics with the first one between the phases.
+struct Breaks {
+    /// What each processor of the shard has found when it was made.
+    found: Arc<Mutex<Vec<Option<PendingCheckpoint>>>>,
+    processed: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait]
+impl RecordProcessor for Breaks {
+    async fn initialize(&mut self, shard: &ShardContext) -> Result<(), kcl_core::ProcessError> {
+        self.found.lock().unwrap().push(shard.pending_checkpoint());
+        Ok(())
+    }
+
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        let prepared = shard.checkpointer().prepare("state").await?;
+        assert!(self.found.lock().unwrap().len() > 1, "between the phases");
+        prepared.commit().await?;
+        let texts = batch.records().iter().map(|record| String::from_utf8_lossy(record.data()).into_owned());
+        self.processed.lock().unwrap().extend(texts);
+        Ok(Outcome::Done)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_processor_that_is_made_anew_in_the_same_term_finds_what_the_lost_one_has_prepared() {
+    let scene = Scene::new(5);
+    let (found, processed) = (Arc::default(), Arc::<Mutex<Vec<String>>>::default());
+    let only = scene.put("one");
+    let host = scene.aws.host("first");
+    let (its_found, its_processed) = (Arc::clone(&found), Arc::clone(&processed));
+    let factory = move |_: &ShardContext| Breaks { found: Arc::clone(&its_found), processed: Arc::clone(&its_processed) };
+    let worker = host.worker(APPLICATION, STREAM).checkpointing(Checkpointing::Manual).processor(factory).build().await.unwrap();
+    let mut workers = JoinSet::new();
+    workers.spawn(host.run(worker.run()));
+    scene.shows("committed by the second one", at(only), None).await;
+    assert_eq!(*found.lock().unwrap(), [None, pending(only, "state")]);
+    assert_eq!(*processed.lock().unwrap(), ["one"]);
+}

@@ -1,7 +1,7 @@
 //! Calls: which records go to a processor next, and what follows when a call has ended.
 
 use kcl_checkpoint::planted::{Bug, is_planted};
-use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
+use kcl_checkpoint::{Checkpoint, CheckpointWriteError, ExtendedSequenceNumber};
 use kcl_lease::{Clock as _, Suspect};
 use tokio::time::Instant;
 
@@ -228,31 +228,31 @@ impl ShardConsumer {
         }
     }
 
-    /// Logs a failed call.
+    /// Logs a failed call. While different records fail alike, which is logged as an outage, each of
+    /// them is no news.
     fn report_failure(&self, verdict: &Verdict, ended: &Ended) {
+        let at = |record: ExtendedSequenceNumber| tracing::field::display(record);
         let records = ended.entries.len();
-        match verdict {
-            Verdict::Done | Verdict::Acknowledged => {}
-            Verdict::Unknown(failure) => {
-                let first = ended.entries.first().map(|entry| tracing::field::display(entry.record.position()));
-                tracing::warn!(
-                    failure = self.hold.shown(failure),
-                    first,
-                    records,
-                    "processing failed, and it is not known of which record"
-                );
-            }
+        let (failure, record, failures, failed) = match verdict {
+            Verdict::Done | Verdict::Acknowledged => return,
+            Verdict::Unknown(failure) => (Some(failure), ended.entries.first().map(|entry| entry.record.position()), None, None),
             Verdict::FailedFrom(record, failure) => {
                 let history = ended.entries.iter().find(|entry| entry.record.position() == *record).map(|entry| entry.history);
-                let failures = history.unwrap_or_default().failures + 1;
-                tracing::warn!(failure = self.hold.shown(failure), %record, failures, "processing failed");
+                (Some(failure), Some(*record), Some(history.unwrap_or_default().failures + 1), None)
             }
             Verdict::Failed(failures) => {
                 let first = failures.first();
-                let failure = first.map(|(_, failure)| self.hold.shown(failure));
-                let first = first.map(|(record, _)| tracing::field::display(*record));
-                tracing::warn!(failure, first, failed = failures.len(), records, "processing failed in part");
+                (first.map(|(_, failure)| failure), first.map(|(record, _)| *record), None, Some(failures.len()))
             }
+        };
+        let (failure, record) = (failure.map(|failure| self.hold.shown(failure)), record.map(at));
+        let is_named = !matches!(verdict, Verdict::Unknown(_)) || records == 1;
+        if self.work.told_of_outage {
+            tracing::debug!(failure, record, failures, failed, records, is_named, "processing failed");
+        } else if is_named {
+            tracing::warn!(failure, record, failures, failed, records, "processing failed");
+        } else {
+            tracing::warn!(failure, first = record, records, "processing failed, and it is not known of which record");
         }
     }
 
@@ -280,6 +280,10 @@ impl ShardConsumer {
             hold.not_before = Some(Instant::now() + backoff.next_wait().max(retry_after.unwrap_or_default()));
         }
         if self.hold.shared.dead_letter_queue.is_some() {
+            if !condemned.is_empty() && !wait {
+                // The one that failed is gone, and the others have not failed yet.
+                self.work.backoffs.remove(&group);
+            }
             for condemned in condemned {
                 let waits = self.hold.shared.processing.poisoned_key != PoisonedKey::Pass;
                 hold.letters += usize::from(waits);

@@ -103,7 +103,9 @@ impl ShardConsumer {
             if self.work.paused.is_none() {
                 self.take_into_work();
                 is_open = self.begin_calls().await?;
-                self.call_idle(now);
+                if is_open {
+                    self.call_idle(now);
+                }
             }
             self.begin_sending();
         }
@@ -226,7 +228,7 @@ impl ShardConsumer {
     }
 
     /// Sees whether the shard is paused, or was resumed.
-    fn look_at_flow(&mut self) {
+    pub(super) fn look_at_flow(&mut self) {
         let paused = self.hold.shared.flow.paused(self.hold.shard.shard_id());
         if paused.is_none() {
             self.open_valve();

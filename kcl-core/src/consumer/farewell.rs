@@ -151,6 +151,7 @@ impl ShardConsumer {
         if !is_planted(Bug::HandoffDuringCall) {
             self.tell_all(Callback::ShutdownRequested, self.hold.shared.processing.callbacks.shutdown_requested, told_by).await;
         }
+        self.settle_stop(told_by).await;
         if at_bound {
             self.note_bound();
         }

@@ -227,7 +227,6 @@ impl ShardConsumer {
             worker: shared.worker.clone(),
             fencing_token: term.fencing_token(),
             start: taken.checkpoint,
-            pending: taken.pending_checkpoint.clone(),
         };
         let (checkpointer, control) = Checkpointer::pair(taken.checkpoint, Arc::new(term.clone()));
         shared.status.enter(&taken.shard_id, taken.checkpoint, term.fencing_token());

@@ -32,6 +32,11 @@ impl Outbox {
         self.queue.is_empty()
     }
 
+    /// Records on their way for which none of the later ones waits.
+    pub(super) fn passed(&self) -> usize {
+        self.queue.iter().filter(|outgoing| outgoing.waiting.is_none()).count()
+    }
+
     /// The oldest record that is on its way.
     pub(super) fn oldest(&self) -> Option<ExtendedSequenceNumber> {
         self.queue.iter().map(|outgoing| outgoing.letter.record.position()).min()

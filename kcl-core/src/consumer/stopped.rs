@@ -88,6 +88,28 @@ impl ShardConsumer {
         }
     }
 
+    /// Writes a stop, or that there is none, before the shard is let go: whoever takes it next acts on
+    /// the row. Waits no longer than until `by`.
+    pub(super) async fn settle_stop(&mut self, by: Instant) {
+        // A shard that was resumed just now has not been looked at since.
+        self.look_at_flow();
+        let mut backoff = self.hold.backoff();
+        let settled = async {
+            while let Some(due) = self.work.stop_note.due {
+                match self.hold.term.set_stopped(due).await {
+                    Ok(()) => (self.work.stop_note.due, self.work.stop_note.seen) = (None, due),
+                    Err(CheckpointWriteError::LeaseLost) => return,
+                    Err(_) => tokio::time::sleep(backoff.next_wait()).await,
+                }
+            }
+        };
+        if tokio::time::timeout_at(by, settled).await.is_err() {
+            tracing::warn!(
+                "the lease table does not answer, so the shard's stop, or its end, is not noted: its next owner goes by what stood there before"
+            );
+        }
+    }
+
     /// Writes a stop, or that there is none, if that is due.
     pub(super) async fn write_stop(&mut self, now: Instant) -> Result<(), Stop> {
         let note = &self.work.stop_note;

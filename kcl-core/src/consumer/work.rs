@@ -187,7 +187,7 @@ impl Work {
     /// Whether the next answer may be taken into the hand.
     pub(super) fn wants_more(&self) -> bool {
         let may_read = self.schedule.is_filling() || self.may_search();
-        let one_lane_is_busy = self.lanes.len() == 1 && self.schedule.open() > 0 && !may_read;
+        let one_lane_is_busy = self.lanes.len() == 1 && self.in_batch() > 0 && !may_read;
         self.in_hand.is_empty() && self.paused.is_none() && !self.has_read_enough() && !one_lane_is_busy
     }
 
@@ -201,12 +201,20 @@ impl Work {
             if is_full { 0 } else { settings.lanes.max_records.saturating_sub(span) }
         } else if self.may_search() {
             MOST_SEARCHED.saturating_sub(self.schedule.open())
-        } else if self.schedule.open() > 0 && !self.schedule.is_filling() {
+        } else if self.in_batch() > 0 && !self.schedule.is_filling() {
             0
         } else {
-            let is_full = self.schedule.open_bytes() >= settings.batching.max_bytes;
-            if is_full { 0 } else { settings.batching.max_records.saturating_sub(self.schedule.open()) }
+            // Records that others pass on their way to the queue are in no batch, and have the bounds of lanes.
+            let passed = self.outbox.passed();
+            let max_bytes = if passed > 0 { settings.lanes.max_bytes } else { settings.batching.max_bytes };
+            let is_full = self.schedule.open_bytes() >= max_bytes || (passed > 0 && span >= settings.lanes.max_records);
+            if is_full { 0 } else { settings.batching.max_records.saturating_sub(self.in_batch()) }
         }
+    }
+
+    /// Records of the batch of a shard with one lane: those that wait, are called, or are waited for.
+    fn in_batch(&self) -> usize {
+        self.schedule.open().saturating_sub(self.outbox.passed())
     }
 
     /// Whether more records may be taken into work beyond the batch, to find one for a probe.

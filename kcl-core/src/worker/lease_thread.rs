@@ -10,10 +10,10 @@
 //! be noticed before the block ends.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -40,17 +40,26 @@ impl LeaseThread {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (stop, ended, pulse) = (CancellationToken::new(), CancellationToken::new(), Arc::new(Notify::new()));
         let handle = runtime.handle().clone();
+        // Without a thread for it, it is not dropped here: that waits, which async code must not.
+        let runtime = Arc::new(Mutex::new(Some(runtime)));
+        let its_runtime = Arc::clone(&runtime);
+        let take = |slot: &Mutex<Option<Runtime>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (stopped, at_end, beat) = (stop.clone(), ended.clone().drop_guard(), Arc::clone(&pulse));
         // A subscriber that was set for this thread alone gets the keepers' events too.
         let subscriber = tracing::dispatcher::get_default(tracing::Dispatch::clone);
-        std::thread::Builder::new().name("kcl-leases".to_owned()).spawn(move || {
+        let spawned = std::thread::Builder::new().name("kcl-leases".to_owned()).spawn(move || {
             let _at_end = at_end;
+            let Some(runtime) = take(&its_runtime) else { return };
             tracing::dispatcher::with_default(&subscriber, || {
                 runtime.block_on(stopped.run_until_cancelled(beat_for_ever(&beat)));
                 // Nobody waits for what still runs on it, such as the resolution of a host's name.
                 runtime.shutdown_background();
             });
-        })?;
+        });
+        if let Err(error) = spawned {
+            take(&runtime).into_iter().for_each(Runtime::shutdown_background);
+            return Err(error);
+        }
         Ok(Self { runtime: handle, pulse, ended, _stop: stop.drop_guard() })
     }
 

@@ -290,12 +290,14 @@ impl TermKeeper {
     }
 
     /// Shows the holder what stands in the row: its stop, which may have been cleared from outside
-    /// between any two writes, and its checkpoint, which may be one that nobody waits for any more.
+    /// between any two writes, its checkpoint, which may be one that nobody waits for any more, and its
+    /// pending checkpoint.
     fn show_row(&self) {
-        let (stopped, checkpoint) = (self.held.stopped, self.held.checkpoint);
+        let (stopped, checkpoint, pending) = (self.held.stopped, self.held.checkpoint, &self.held.pending_checkpoint);
         self.view.send_if_modified(|view| {
-            let news = (view.stopped, view.checkpoint) != (stopped, checkpoint);
+            let news = (view.stopped, view.checkpoint, &view.pending_checkpoint) != (stopped, checkpoint, pending);
             (view.stopped, view.checkpoint) = (stopped, checkpoint);
+            view.pending_checkpoint.clone_from(pending);
             news
         });
     }

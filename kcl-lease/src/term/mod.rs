@@ -118,7 +118,7 @@ pub enum TermStatus {
 }
 
 /// What the keeper tells the holder.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct View {
     status: TermStatus,
     /// Boot time before which the hold is certain.
@@ -127,6 +127,8 @@ struct View {
     stopped: Option<Stopped>,
     /// The checkpoint that the row shows.
     checkpoint: Checkpoint,
+    /// The pending checkpoint that the row shows.
+    pending_checkpoint: Option<PendingCheckpoint>,
 }
 
 /// What the holder asks of the keeper.
@@ -206,8 +208,13 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
 
 fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool) -> (Term, TermKeeper) {
     let valid_until = sent + context.timing.lease_duration - context.timing.guard();
-    let (view_sender, view) =
-        watch::channel(View { status: TermStatus::Held, valid_until, stopped: row.stopped, checkpoint: row.checkpoint });
+    let (view_sender, view) = watch::channel(View {
+        status: TermStatus::Held,
+        valid_until,
+        stopped: row.stopped,
+        checkpoint: row.checkpoint,
+        pending_checkpoint: row.pending_checkpoint.clone(),
+    });
     // One processor checkpoints one thing at a time; the bound only stops a flood of calls that timed out.
     let (commands, command_receiver) = mpsc::channel(16);
     // What is noted already stays, until the holder says otherwise.
@@ -247,7 +254,7 @@ impl Term {
     /// Whether records may be delivered and checkpointed now.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let view = *self.view.borrow();
+        let view = self.view.borrow();
         !matches!(view.status, TermStatus::Ended(_)) && self.clock.boot_time() < view.valid_until
     }
 
@@ -255,7 +262,7 @@ impl Term {
     /// renewed meanwhile; zero once it has expired or the term is over.
     #[must_use]
     pub fn valid_for(&self) -> Duration {
-        let view = *self.view.borrow();
+        let view = self.view.borrow();
         match view.status {
             TermStatus::Ended(_) => Duration::ZERO,
             _ => view.valid_until.saturating_sub(self.clock.boot_time()),
@@ -278,10 +285,13 @@ impl Term {
     pub async fn valid(&self) -> Result<(), TermEnd> {
         let mut view = self.view.clone();
         loop {
-            let seen = *view.borrow_and_update();
-            match seen.status {
+            let (status, valid_until) = {
+                let seen = view.borrow_and_update();
+                (seen.status, seen.valid_until)
+            };
+            match status {
                 TermStatus::Ended(end) => return Err(end),
-                _ if self.clock.boot_time() < seen.valid_until => return Ok(()),
+                _ if self.clock.boot_time() < valid_until => return Ok(()),
                 _ => {}
             }
             if view.changed().await.is_err() {
@@ -309,6 +319,13 @@ impl Term {
         self.view.borrow().stopped
     }
 
+    /// The pending checkpoint that the row shows: prepared by an earlier owner or in this term, and
+    /// not covered by the checkpoint.
+    #[must_use]
+    pub fn pending_checkpoint(&self) -> Option<PendingCheckpoint> {
+        self.view.borrow().pending_checkpoint.clone()
+    }
+
     /// Waits until the row shows another stop than `than`, or none, and returns it. Returns at once if it
     /// does so already. It may have been set or cleared by this term, or cleared from outside
     /// ([`LeaseWrite::resume`]).
@@ -320,7 +337,7 @@ impl Term {
     /// Safe: it only waits.
     pub async fn stopped_other_than(&self, than: Option<Stopped>) -> Result<Option<Stopped>, TermEnd> {
         let mut view = self.view.clone();
-        let seen = view.wait_for(|view| view.stopped != than || matches!(view.status, TermStatus::Ended(_))).await.map(|view| *view);
+        let seen = view.wait_for(|view| view.stopped != than || matches!(view.status, TermStatus::Ended(_))).await.map(|view| view.clone());
         match seen {
             Ok(View { status: TermStatus::Ended(end), .. }) => Err(end),
             Ok(view) => Ok(view.stopped),

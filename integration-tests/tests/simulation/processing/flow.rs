@@ -112,6 +112,23 @@ async fn a_shard_that_the_valve_has_stopped_stays_so_for_every_owner_until_it_is
     scene.stop(running).await;
 }
 
+/// The next owner goes by the row, whenever the operator has spoken.
+#[tokio::test(start_paused = true)]
+async fn a_resumption_just_before_a_shutdown_stands_in_the_lease() {
+    let mut scene = Scene::new(7, Tells::These);
+    let valve = SafetyValve { window: 20, most: 5 };
+    (0..8).for_each(|number| scene.put("a", &format!("poison {number}")));
+    let noted = |scene: &Scene| scene.aws.leases(APPLICATION)[0].stopped.is_some();
+    let running = scene.start(|builder| builder.safety_valve(Some(valve))).await;
+    until("it is stopped", || state(&running) == Some(ShardState::StoppedBySafetyValve) && noted(&scene)).await;
+    running.handle.resume_shard(&shard());
+    scene.stop(running).await;
+    assert!(!noted(&scene));
+    let running = scene.start(|builder| builder.safety_valve(Some(valve))).await;
+    until("all are in the queue", || scene.letters().len() == 8).await;
+    scene.stop(running).await;
+}
+
 /// A turn that found something due that it could not do turned again at once, for ever.
 #[tokio::test(start_paused = true)]
 async fn what_is_due_while_nothing_may_be_done_waits_quietly() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kcl_core::test_util::Service;
 use kcl_core::{Batching, Checkpoint, Lanes, LeaseTable as _, PoisonedKey};
 use kcl_lease::Lease;
 use tokio::time::{Instant, sleep};
@@ -155,5 +156,25 @@ async fn later_records_of_a_poisoned_key_pass_or_follow() {
         let (processed, letters) = after_poison(PoisonedKey::Follow, lanes).await;
         assert_eq!(processed, ["good a1", "good b1", "good b2"]);
         assert_eq!(letters, ["poison a2", "good a3", "good a4"], "in order");
+    }
+}
+
+/// Nobody waits for the queue where later records may pass, with one lane either.
+#[tokio::test(start_paused = true)]
+async fn later_records_pass_while_the_queue_is_away() {
+    for lanes in [1, 4] {
+        let mut scene = Scene::new(8, Tells::These);
+        let running = scene.start(|builder| builder.lanes(Lanes::new(lanes)).poisoned_key(PoisonedKey::Pass)).await;
+        scene.aws.faults().outage(Service::DeadLetters, Duration::from_secs(600));
+        scene.put("a", "poison 0");
+        for number in 1..=300 {
+            scene.put("a", &format!("good {number}"));
+        }
+        until("all others are processed", || scene.done.texts().len() == 300).await;
+        assert!(scene.letters().is_empty() && scene.aws.elapsed() < Duration::from_secs(120), "{:?}", scene.aws.elapsed());
+        assert_eq!(scene.aws.leases(APPLICATION)[0].checkpoint, Checkpoint::TrimHorizon, "it does not pass the letter");
+        until("it is in the queue", || scene.letters().len() == 1).await;
+        scene.stop(running).await;
+        assert_eq!(scene.done.texts(), (1..=300).map(|number| format!("good {number}")).collect::<Vec<_>>());
     }
 }
