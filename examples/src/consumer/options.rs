@@ -187,8 +187,8 @@ impl Options {
             .adopt_recreated_stream(self.adopt_recreated_stream)
             .read_until(self.until.unwrap_or_default())
             .backlog(self.skip_beyond.map_or(Backlog::ReadAll, |beyond| Backlog::SkipToLatest { beyond }))
-            // Nothing is wrong with a record that a full disk did not take: it is tried for long before it counts as poison.
-            .retry_policy(RetryPolicy { max_attempts: 1000, ..RetryPolicy::default() })
+            // Nothing is wrong with a record that a full disk did not take, if no other can be tried.
+            .retry_policy(RetryPolicy { patience: Duration::MAX, ..RetryPolicy::default() })
             .processor(move |_shard: &ShardContext| service.clone());
         if let Some(leases) = self.max_leases {
             builder = builder.max_leases(leases);

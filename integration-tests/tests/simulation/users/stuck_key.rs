@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kcl_core::test_util::{FaultRates, Service};
-use kcl_core::{Lanes, Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
+use kcl_core::{Lanes, Outcome, PollingConfig, ProcessResult, RecordBatch, RecordProcessor, ShardContext, async_trait};
 use tokio::time::sleep;
 
 use super::{Database, Running, STREAM, aws, until};
@@ -79,6 +79,33 @@ async fn a_long_break_stops_no_other_key() {
             running.kill().await;
         }
     }
+}
+
+/// Nothing was trimmed unread where all was seen, however long a record is in work.
+#[tokio::test(start_paused = true)]
+async fn a_record_in_work_for_longer_than_the_retention_is_no_gap_for_the_others() {
+    let aws = aws(1);
+    let service = Service1 { database: Database::default(), hangs: true, stuck: Arc::new(AtomicBool::new(true)) };
+    let made = service.clone();
+    // Reads that find nothing are most of what a long run costs.
+    let polling = PollingConfig { idle_interval: Duration::from_secs(60), ..PollingConfig::default() };
+    let running = Running::start(&aws, "host", |builder| {
+        let builder = builder.lanes(Lanes::new(8)).polling(polling).lease_duration(Duration::from_secs(300));
+        builder.processor(move |_: &ShardContext| made.clone())
+    })
+    .await;
+    aws.put(STREAM, "bad", "bad");
+    aws.put(STREAM, "good", "0");
+    until("it is processed", || service.database.distinct() == 1).await;
+    // Twice nothing comes for longer than records are kept, and in between the shard is read anew.
+    sleep(Duration::from_secs(30 * 3600)).await;
+    running.handle.pause();
+    sleep(Duration::from_secs(600)).await;
+    running.handle.resume();
+    sleep(Duration::from_secs(30 * 3600)).await;
+    aws.put(STREAM, "good", "1");
+    until("it is processed", || service.database.distinct() == 2).await;
+    running.kill().await;
 }
 
 #[tokio::test(start_paused = true)]
