@@ -1,4 +1,4 @@
-//! What the programs share about their command lines: variables without a value, and flags that
+//! The rules that the programs' command lines share: variables without a value, and flags that
 //! can't be used.
 
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use clap::Parser;
 pub struct UsageError(String);
 
 impl UsageError {
-    /// What is wrong with the flag, which may be given by a variable.
+    /// The fault of the flag, which may be given by a variable.
     pub fn new(flag: &str, variable: Option<&str>, wrong: impl fmt::Display) -> Self {
         match variable {
             Some(variable) => Self(format!("{flag} (or {variable}) {wrong}")),

@@ -152,24 +152,10 @@ impl HealthBoard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use kcl_checkpoint::Timestamp;
+    use std::sync::atomic::Ordering;
 
     use super::*;
-
-    #[derive(Debug, Default)]
-    struct Seconds(AtomicU64);
-
-    impl Clock for Seconds {
-        fn boot_time(&self) -> Duration {
-            Duration::from_secs(self.0.load(Ordering::SeqCst))
-        }
-
-        fn wall_time(&self) -> Timestamp {
-            Timestamp::from_millis(0)
-        }
-    }
+    use crate::status::tests::Seconds;
 
     #[test]
     fn a_table_that_is_not_read_is_seen_without_anybody_saying_so() {

@@ -323,13 +323,14 @@ impl StatusBoard {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
+    /// A clock that stands at so many seconds.
     #[derive(Debug, Default)]
-    struct Seconds(AtomicU64);
+    pub(crate) struct Seconds(pub(crate) AtomicU64);
 
     impl Clock for Seconds {
         fn boot_time(&self) -> Duration {

@@ -92,7 +92,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "DURATION", env = "KCL_SHUTDOWN_TIMEOUT", default_value = "25s", value_parser = humantime::parse_duration)]
     pub(super) shutdown_timeout: Duration,
 
-    /// How long a start repeats calls that are throttled or get no answer, up to 1h
+    /// The longest time for which a start repeats calls that are throttled or get no answer, up to 1h
     #[arg(long, value_name = "DURATION", env = "KCL_START_PATIENCE", default_value = "5m", value_parser = humantime::parse_duration)]
     pub(super) start_patience: Duration,
 

@@ -122,7 +122,7 @@ fn usable(_: &Output) -> io::Result<()> {
     Ok(())
 }
 
-/// What a descriptor is open for.
+/// The access that a descriptor was opened with.
 #[cfg(target_os = "linux")]
 #[derive(Debug, PartialEq, Eq)]
 enum Access {

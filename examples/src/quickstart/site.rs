@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::options::Options;
 use super::reshard;
 
-/// How long something may be in the making before it can be deleted.
+/// The longest time for which something may be in the making before it can be deleted.
 const IN_THE_MAKING: Duration = Duration::from_secs(60);
 
 /// The place of a run, and the names of what is made there.

@@ -75,8 +75,10 @@ impl TermKeeper {
         commands: mpsc::Receiver<Command>,
         notes: watch::Receiver<Notes>,
         from_the_dead: bool,
+        age: Duration,
     ) -> Self {
-        let next_renewal = Instant::now() + context.timing.renewal_interval();
+        // Counted from the take's first attempt, as the hold is.
+        let next_renewal = Instant::now() + context.timing.renewal_interval().saturating_sub(age);
         let probation = from_the_dead.then(|| Instant::now() + context.timing.lease_duration * PROBATION);
         Self { context, held, view, commands, notes, next_renewal, handoff_deadline: None, probation }
     }

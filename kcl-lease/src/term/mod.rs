@@ -228,7 +228,8 @@ fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool)
         commands,
         notes: notes.clone(),
     };
-    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, notes.subscribe(), from_the_dead))
+    let age = context.clock.boot_time().saturating_sub(sent);
+    (term, TermKeeper::new(context.clone(), row, view_sender, command_receiver, notes.subscribe(), from_the_dead, age))
 }
 
 impl Term {

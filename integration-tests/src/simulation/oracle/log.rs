@@ -20,7 +20,7 @@ pub(super) struct Entry {
     pub(super) processed: bool,
     /// The term in which a call has said that it is finished, or a letter was accepted, last, and the process that had it.
     pub(super) told_in: Option<(String, u64)>,
-    /// When that was.
+    /// The time of that.
     pub(super) told_at: Option<Duration>,
     /// Calls that have failed with it.
     pub(super) failures: u32,

@@ -94,9 +94,9 @@ struct Term {
 pub(super) struct Oracle {
     /// Whether keys are processed beside each other.
     lanes: bool,
-    /// Whether calls block their threads, so that nobody can cut them off.
+    /// True if calls block their threads, so that nobody can cut them off.
     blocks: bool,
-    /// Whether effects of a key are in order, as far as it depends on processors.
+    /// True if effects of a key are in order, as far as it depends on processors.
     keeps_order: bool,
     /// Failures of a record before it may go to the dead-letter queue.
     max_attempts: u32,
@@ -161,7 +161,7 @@ pub(super) enum Told {
     Nothing,
 }
 
-/// Whether effects of a key are in order. Not if a record may be processed before the letter of an earlier one is accepted, or by a model that goes on
+/// Returns whether effects of a key are in order. Not if a record may be processed before the letter of an earlier one is accepted, or by a model that goes on
 /// after one that has failed.
 fn keeps_order(plan: &Plan) -> bool {
     let handling = &plan.handling;
