@@ -78,6 +78,26 @@ impl AckedPrefix {
         reached.last().map(|(record, _)| *record).or(self.acked)
     }
 
+    /// As [`acked_with`](Self::acked_with), up to each of these records in turn: as many as are given.
+    #[must_use]
+    pub fn acked_with_each(&self, in_work: impl IntoIterator<Item = ExtendedSequenceNumber>) -> Vec<Option<ExtendedSequenceNumber>> {
+        let (mut open, mut reached) = (self.open.iter().peekable(), self.acked);
+        let mut reaches = Vec::new();
+        for record in in_work {
+            while let Some((finished, _)) = open.next_if(|(_, finished)| *finished) {
+                reached = Some(*finished);
+            }
+            if let Some((record, _)) = open.next_if(|(next, _)| *next == record) {
+                reached = Some(*record);
+            }
+            while let Some((finished, _)) = open.next_if(|(_, finished)| *finished) {
+                reached = Some(*finished);
+            }
+            reaches.push(reached);
+        }
+        reaches
+    }
+
     /// What is finished beyond the prefix, as far as it can be noted, without a base; `None`: nothing is.
     #[must_use]
     pub fn finished_beyond(&self) -> Option<FinishedBeyond> {

@@ -73,10 +73,13 @@ pub trait CheckpointWriter: Send + Sync {
 pub struct Checkpointer {
     state: Arc<Mutex<State>>,
     writer: Arc<dyn CheckpointWriter>,
+    is_engines: bool,
 }
 
 struct State {
     last: Checkpoint,
+    /// A processor has used its handle.
+    is_used: bool,
     delivered: Option<ExtendedSequenceNumber>,
     ended: bool,
 }
@@ -107,8 +110,20 @@ impl Checkpointer {
     /// returned: the handle for users, and the control for the engine that delivers the records.
     #[must_use]
     pub fn pair(start: Checkpoint, writer: Arc<dyn CheckpointWriter>) -> (Self, CheckpointControl) {
-        let state = Arc::new(Mutex::new(State { last: start, delivered: None, ended: false }));
-        (Self { state: Arc::clone(&state), writer }, CheckpointControl::new(state))
+        let state = Arc::new(Mutex::new(State { last: start, is_used: false, delivered: None, ended: false }));
+        (Self { state: Arc::clone(&state), writer, is_engines: false }, CheckpointControl::new(state))
+    }
+
+    /// A handle whose use does not count as a processor's: for the engine, which has the control.
+    #[must_use]
+    pub fn of_engine(&self, _control: &CheckpointControl) -> Self {
+        Self { is_engines: true, ..self.clone() }
+    }
+
+    fn used(&self) {
+        if !self.is_engines {
+            lock(&self.state).is_used = true;
+        }
     }
 
     /// Checkpoints everything delivered so far, or SHARD_END once the shard has ended. With nothing
@@ -124,6 +139,7 @@ impl Checkpointer {
     /// Dropping the future leaves the checkpoint where it was or where it should be; calling again
     /// is safe.
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
+        self.used();
         let target = self.lock().everything();
         match target {
             Some(target) => self.write(target).await,
@@ -140,6 +156,7 @@ impl Checkpointer {
     /// # Cancel safety
     /// As [`checkpoint`](Self::checkpoint).
     pub async fn checkpoint_at(&self, record: ExtendedSequenceNumber) -> Result<(), CheckpointError> {
+        self.used();
         self.advance_to(Checkpoint::At(record)).await
     }
 
@@ -202,6 +219,7 @@ impl Checkpointer {
         if state.len() > PendingCheckpoint::MAX_STATE_BYTES {
             return Err(CheckpointError::StateTooLarge { bytes: state.len() });
         }
+        self.used();
         let (checkpoint, forward) = {
             let now = self.lock();
             let checkpoint = requested.or_else(|| now.everything()).unwrap_or(now.last);

@@ -10,6 +10,13 @@
 //! is left alone, and whatever it returns counts for nothing; what it still does then runs beside
 //! the shard's next owner. Ask [`ShardContext::interruption`] between steps.
 //!
+//! Their drops run on such threads too.
+//!
+//! A thread that is blocked keeps its runtime from being dropped, so that a `main` with
+//! `#[tokio::main]` does not end while a call hangs, although [`Worker::run`](crate::Worker::run) has
+//! returned. Where that may be, make the runtime yourself and end it by
+//! `tokio::runtime::Runtime::shutdown_background`, or call `std::process::exit`.
+//!
 //! Async methods of the context, such as a checkpoint, are called by
 //! `tokio::runtime::Handle::current().block_on(...)`.
 

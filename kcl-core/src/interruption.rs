@@ -51,9 +51,10 @@ impl Signals {
     pub(crate) fn now(&self) -> Option<Interruption> {
         match self.term.status() {
             TermStatus::Ended(_) => Some(Interruption::LeaseLost),
+            // Before what asks in peace: who hears of a shutdown takes the shard to be its own.
+            _ if !self.term.is_valid() => Some(Interruption::LeaseExpired),
             _ if self.let_go.is_cancelled() => Some(Interruption::Shutdown),
             TermStatus::HandoffRequested => Some(Interruption::Handoff),
-            TermStatus::Held if !self.term.is_valid() => Some(Interruption::LeaseExpired),
             TermStatus::Held => self.flow.paused(&self.shard).map(|_| Interruption::Paused),
         }
     }

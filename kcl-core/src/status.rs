@@ -150,11 +150,14 @@ impl ShardStatus {
         }
     }
 
-    /// Returns whether the shard makes no progress and somebody should look: its state says so, or
-    /// it has been in a passing state for five minutes.
+    /// Returns whether the shard makes no progress and somebody should look: its state says so, it
+    /// has been in a passing state for five minutes, or it has finished nothing for five minutes
+    /// although something has waited for as long.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
-        self.state.is_stuck() || (self.state.is_passing() && self.in_state_for >= LONG_STATE)
+        let is_working = self.state.is_passing() || self.state == ShardState::Processing;
+        let waits = self.last_progress >= LONG_STATE && self.lag.is_some_and(|lag| lag >= LONG_STATE);
+        self.state.is_stuck() || (self.state.is_passing() && self.in_state_for >= LONG_STATE) || (is_working && waits)
     }
 }
 
@@ -195,8 +198,10 @@ impl Notes {
         let call = self.call.map(|(method, began)| CallStatus { method, running_for: since(began) });
         let (mut state, mut state_since) = (self.state, self.state_since);
         let may_be_long = !state.is_stuck() || state == ShardState::InLongCall;
-        if let Some((_, began)) = self.call.filter(|(_, began)| may_be_long && since(*began) >= LONG_CALL) {
-            (state, state_since) = (ShardState::InLongCall, began + LONG_CALL);
+        // A call that finishes records as it goes takes as long as it likes.
+        let quiet_since = |began: Duration| began.max(self.last_progress);
+        if let Some((_, began)) = self.call.filter(|(_, began)| may_be_long && since(quiet_since(*began)) >= LONG_CALL) {
+            (state, state_since) = (ShardState::InLongCall, quiet_since(began) + LONG_CALL);
         }
         let unread = self.last_read.map(since);
         let lag = match (self.oldest, unread) {
@@ -292,12 +297,14 @@ impl StatusBoard {
         });
     }
 
-    /// Notes that records were finished.
-    pub(crate) fn progress(&self, shard: &ShardId, records: u64) {
+    /// Notes that records were finished. `is_news`: not all of them were finished before.
+    pub(crate) fn progress(&self, shard: &ShardId, records: u64, is_news: bool) {
         let now = self.clock.boot_time();
         self.update(shard, |notes| {
             notes.records += records;
-            notes.last_progress = now;
+            if is_news {
+                notes.last_progress = now;
+            }
         });
     }
 

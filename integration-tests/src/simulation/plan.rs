@@ -1,6 +1,6 @@
 //! A run as plain data. A scenario makes it from a seed; it can be written down, cut down, and carried out again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -86,8 +86,8 @@ pub struct Traffic {
     pub failing: u32,
     /// The record of this number kills each process that has it in work.
     pub killer: Option<u64>,
-    /// The record of this number fails at each attempt.
-    pub bad: Option<u64>,
+    /// The records of these numbers fail at each attempt.
+    pub bad: BTreeSet<u64>,
     /// The largest payload.
     pub largest: usize,
     /// No records before this time.
@@ -305,7 +305,7 @@ impl Plan {
                 poison: 0,
                 failing: 0,
                 killer: None,
-                bad: None,
+                bad: BTreeSet::new(),
                 largest: 40,
                 from: Duration::ZERO,
                 aggregates: None,

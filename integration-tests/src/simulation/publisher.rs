@@ -122,7 +122,7 @@ impl Publisher {
         let (poison, failing) = (u64::from(self.traffic.poison), u64::from(self.traffic.failing));
         let kind = match self.traffic.killer {
             Some(at) if at == number => Kind::Killer,
-            _ if self.traffic.bad == Some(number) => Kind::Failing,
+            _ if self.traffic.bad.contains(&number) => Kind::Failing,
             _ if drawn < poison => Kind::Poison,
             _ if drawn < poison + failing => Kind::Failing,
             _ => Kind::Good,

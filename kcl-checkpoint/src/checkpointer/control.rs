@@ -27,6 +27,12 @@ impl CheckpointControl {
         state.delivered = state.delivered.max(Some(record));
     }
 
+    /// Returns whether a processor has asked for a checkpoint in this term, or prepared one.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        lock(&self.0).is_used
+    }
+
     /// Notes that the records after this one (`None`: all) have failed and will be delivered again.
     /// Neither they nor the shard's end may be checkpointed before that.
     pub fn note_failed_after(&self, finished: Option<ExtendedSequenceNumber>) {

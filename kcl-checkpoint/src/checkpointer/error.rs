@@ -31,7 +31,10 @@ pub enum CheckpointError {
         last: Checkpoint,
     },
     /// The position is beyond the last record that was delivered.
-    #[error("checkpoint {requested} is beyond what was delivered so far ({}): it would skip records", Delivered(*delivered))]
+    #[error(
+        "checkpoint {requested} is beyond what was delivered so far, or, with several lanes, what is finished ({}): it would skip records",
+        Delivered(*delivered)
+    )]
     BeyondDelivered {
         /// What was asked for.
         requested: Checkpoint,

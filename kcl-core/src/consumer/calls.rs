@@ -6,15 +6,15 @@ use kcl_lease::{Clock as _, Suspect};
 use tokio::time::Instant;
 
 use super::call::{Advice, CallFailure};
-use super::careful::Step;
+use super::careful::{Careful, Step};
 use super::flow::PauseReason;
 use super::lanes::Called;
 use super::retry::{Condemned, Ended, Judged, judge};
 use super::schedule::{Entry, GroupKey, Hold};
-use super::seat::Verdict;
+use super::seat::{Announced, Verdict};
 use super::settings::PoisonedKey;
 use super::{Checkpointing, ShardConsumer, Stop};
-use crate::dead_letter::{Condition, FailureKind};
+use crate::dead_letter::FailureKind;
 use crate::record::Record;
 
 /// How often what is finished beyond the checkpoint is noted for the next write of the lease.
@@ -29,7 +29,6 @@ impl ShardConsumer {
     pub(super) async fn begin_calls(&mut self) -> Result<bool, Stop> {
         let now = Instant::now();
         self.work.schedule.wake(now);
-        self.work.seeks_probe = false;
         if self.work.rewind.is_due() {
             return Ok(true);
         }
@@ -45,13 +44,18 @@ impl ShardConsumer {
             if work.careful.is_some() && !work.lanes.is_idle() {
                 return Ok(true);
             }
+            if let Some(suspect) = work.careful.as_mut().and_then(Careful::take_back) {
+                self.note_suspect(suspect).await?;
+                continue;
+            }
             let is_outage = self.is_outage(now);
             if is_outage && (self.next_trial().is_some_and(|at| at > now) || !self.work.breaker.may(now)) {
                 // One call at a time finds out whether the world is back.
                 return Ok(true);
             }
             let work = &mut self.work;
-            let most = if work.careful.is_some() { 1 } else { usize::MAX };
+            // While the world fails, one record finds out whether it is back: a batch may fail for its size.
+            let most = if work.careful.is_some() || (is_outage && work.lanes.len() > 1) { 1 } else { usize::MAX };
             // A commit covers all records before its own: where a processor commits, none is called while one before it is on its way to the queue.
             let in_order = work.careful.is_some() || self.hold.shard.committer.is_in_use();
             let before = if in_order { work.outbox.oldest() } else { None };
@@ -64,7 +68,7 @@ impl ShardConsumer {
                 self.put_back(group, entries);
                 continue;
             }
-            let entries = if self.work.careful.is_some() { self.with_care(group, entries).await? } else { entries };
+            let entries = if self.work.careful.is_some() { self.with_care(group, entries, is_probe).await? } else { entries };
             if entries.is_empty() {
                 continue;
             }
@@ -80,14 +84,19 @@ impl ShardConsumer {
             if is_planted(Bug::KeyLogged) {
                 tracing::warn!(key = entries[0].record.partition_key(), "processing");
             }
-            if self.work.lanes.len() == 1
-                && let Some(reached) = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()))
-            {
+            let mut announced = Announced::default();
+            if self.work.lanes.len() == 1 {
                 // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
-                self.hold.control.note_delivered(reached);
+                let reaches = self.prefix.acked_with_each(entries.iter().map(|entry| entry.record.position()));
+                if self.hold.shared.factory.is_handler() {
+                    // A handler knows of one record at a time.
+                    announced = Announced::new(self.hold.control.clone(), reaches);
+                } else if let Some(reached) = reaches.last().copied().flatten() {
+                    self.hold.control.note_delivered(reached);
+                }
             }
             self.work.probing = is_probe;
-            self.work.lanes.call(group, entries, self.work.behind, &self.hold.shard);
+            self.work.lanes.call(group, entries, announced, self.work.behind, &self.hold.shard);
         }
     }
 
@@ -111,7 +120,7 @@ impl ShardConsumer {
         for entry in followers {
             let words = "an earlier record of its partition key went to the dead-letter queue".to_owned();
             let failure = CallFailure::own(FailureKind::Follows, Advice::Poison, words);
-            self.condemn(Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted }, Some(group));
+            self.condemn(Condemned::proven(entry, failure), Some(group));
         }
         let in_work = !others.is_empty();
         self.work.schedule.hold_letters(group, letters, in_work);
@@ -119,7 +128,7 @@ impl ShardConsumer {
     }
 
     /// A record in work alone: notes it in the lease first, or gives it up if it has killed enough processes. Returns what is to be called.
-    async fn with_care(&mut self, group: GroupKey, mut entries: Vec<Entry>) -> Result<Vec<Entry>, Stop> {
+    async fn with_care(&mut self, group: GroupKey, mut entries: Vec<Entry>, is_probe: bool) -> Result<Vec<Entry>, Stop> {
         let (Some(careful), Some(entry)) = (self.work.careful, entries.first()) else { return Ok(entries) };
         let record = entry.record.position();
         match careful.before(record, self.hold.shared.retry.max_deaths) {
@@ -144,8 +153,8 @@ impl ShardConsumer {
                     careful.waits(record);
                 }
                 tracing::error!(%record, deaths, "processes keep dying with a record in work: it is not tried again");
-                let condemned = Condemned { entry, failure, condition: Condition::RetryAttemptsExhausted };
-                self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() }, false);
+                let condemned = Condemned::proven(entry, failure);
+                self.apply(group, Judged { condemned: vec![condemned], ..Judged::default() }, is_probe);
             }
         }
         Ok(Vec::new())
@@ -154,7 +163,7 @@ impl ShardConsumer {
     /// Notes in the lease that this record is in work alone, together with how far all is finished, if the framework writes that down.
     async fn note_suspect(&mut self, suspect: Suspect) -> Result<(), Stop> {
         let mut backoff = self.hold.backoff();
-        if let Some(careful) = &mut self.work.careful {
+        if let Some(careful) = self.work.careful.as_mut().filter(|careful| careful.is_in_work(suspect)) {
             careful.noted(suspect.record);
             // However the lease is let go while this process lives: nobody has died of the record.
             careful.given_back().into_iter().for_each(|suspect| self.hold.term.set_given_back(suspect));
@@ -216,6 +225,10 @@ impl ShardConsumer {
         let evidence = self.evidence(group, &ended.entries);
         let judged = judge(ended, verdict, shared.clock.wall_time(), &shared.retry, &evidence);
         self.note_outcomes(&judged, began, is_probe);
+        let is_left = !judged.back.is_empty() || !judged.condemned.is_empty();
+        if let Some(careful) = self.work.careful.as_mut().filter(|_| is_left) {
+            careful.came_back();
+        }
         self.apply(group, judged, is_probe);
         if lost {
             self.processor_lost();
@@ -285,6 +298,9 @@ impl ShardConsumer {
                 self.work.backoffs.remove(&group);
             }
             for condemned in condemned {
+                if condemned.is_proven {
+                    self.work.outcomes.left(condemned.entry.record.position());
+                }
                 let waits = self.hold.shared.processing.poisoned_key != PoisonedKey::Pass;
                 hold.letters += usize::from(waits);
                 self.condemn(condemned, waits.then_some(group));
@@ -313,27 +329,31 @@ impl ShardConsumer {
 
     /// Notes records as finished, so that checkpoints may pass them.
     pub(super) fn finish(&mut self, records: &[Record], dead: bool) {
+        let mut is_news = false;
         for record in records {
             self.prefix.ack(record.position());
             self.work.schedule.finished(record);
-            self.work.outcomes.left(record.position());
             let is_repetition = !dead && self.work.rewind.is_repetition(record.position());
             self.work.rewind.finished(record.position());
             if is_repetition {
                 // It has counted as good before.
                 continue;
             }
+            is_news = true;
             self.work.valve.finished(dead);
-            if self.work.careful.as_mut().is_some_and(super::careful::Careful::finished) {
+            if self.work.careful.as_mut().is_some_and(Careful::finished) {
                 self.care_is_over();
             }
         }
         if records.is_empty() {
             return;
         }
+        if is_news {
+            self.work.last_finished = Some(Instant::now());
+        }
         let bytes: usize = records.iter().map(Record::size).sum();
         self.hold.shared.metrics.finished(records.len() as u64, bytes as u64);
-        self.hold.shared.status.progress(self.hold.shard.shard_id(), records.len() as u64);
+        self.hold.shared.status.progress(self.hold.shard.shard_id(), records.len() as u64, is_news);
         self.acked_more();
     }
 
@@ -368,7 +388,14 @@ impl ShardConsumer {
             // What a processor that checkpoints for itself has taken is not finished before it says so.
             let automatic = matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. });
             let note = self.prefix.finished_beyond().filter(|_| automatic);
+            let is_covered = |until: ExtendedSequenceNumber| Checkpoint::At(until) <= self.hold.shard.checkpointer.last();
+            if note.is_none() && self.work.noted_until.is_some_and(|until| !is_covered(until)) {
+                // What stands in the lease is true, and until a checkpoint says the same nothing else does.
+                self.work.note_due = Some(Instant::now() + NOTE_INTERVAL);
+                return;
+            }
             self.work.noted = note.is_some().then(Instant::now);
+            self.work.noted_until = note.as_ref().map(|note| note.until);
             self.hold.term.set_finished_beyond(note);
         }
     }

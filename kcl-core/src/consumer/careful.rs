@@ -34,6 +34,9 @@ pub(super) struct Careful {
     found: Option<Suspect>,
     /// What this term has noted.
     noted: Option<ExtendedSequenceNumber>,
+    /// It was noted, and has come back from its attempt unfinished: the lease must say so before
+    /// anybody dies of something else.
+    came_back: bool,
     /// The record that was given up, and waits because there is no queue for it.
     waits: Option<ExtendedSequenceNumber>,
     left: u32,
@@ -52,7 +55,7 @@ impl Careful {
         let suspicious = from_the_dead && taken.owner_switches_since_checkpoint >= SUSPICIOUS;
         // A note is there as long as care is not over, whoever had the shard meanwhile.
         let found = taken.suspect.filter(|suspect| taken.checkpoint < suspect.record.into());
-        (taken.suspect.is_some() || suspicious).then_some(Self { found, noted: None, waits: None, left: TRIED_ALONE })
+        (taken.suspect.is_some() || suspicious).then_some(Self { found, noted: None, came_back: false, waits: None, left: TRIED_ALONE })
     }
 
     /// What this record needs before it is in work.
@@ -61,7 +64,6 @@ impl Careful {
         if deaths >= max_deaths {
             Step::GiveUp(deaths)
         } else if self.noted == Some(record) {
-            // Another attempt: the one before came back, so nobody has died of it.
             Step::Go
         } else {
             Step::Note(Suspect { record, begun: deaths + 1 })
@@ -75,6 +77,24 @@ impl Careful {
     /// What is to stand in the lease when the shard is let go in peace: the record noted last, without the attempt that came back.
     pub(super) fn given_back(&self) -> Option<Suspect> {
         self.noted.map(|record| Suspect { record, begun: self.deaths_of(record) })
+    }
+
+    /// Notes that the attempt at the record noted last has ended, and the record is not finished.
+    pub(super) fn came_back(&mut self) {
+        self.came_back = self.noted.is_some();
+    }
+
+    /// What is to stand in the lease now, if an attempt has come back: nobody has died of it. The
+    /// record is noted anew before its next attempt.
+    pub(super) fn take_back(&mut self) -> Option<Suspect> {
+        let given_back = self.given_back().filter(|_| std::mem::take(&mut self.came_back))?;
+        self.noted = None;
+        Some(given_back)
+    }
+
+    /// Returns whether this note says that the record is in work, and not that it has come back.
+    pub(super) fn is_in_work(&self, note: Suspect) -> bool {
+        note.begun > self.deaths_of(note.record)
     }
 
     /// Notes that a record which was given up has no queue to go to.
@@ -141,6 +161,11 @@ mod tests {
         careful.noted(at(6));
         assert_eq!(careful.before(at(6), 3), Step::Go);
         assert_eq!(careful.given_back(), Some(Suspect { record: at(6), begun: 0 }), "let go in peace, nobody has died of it");
+        assert_eq!(careful.take_back(), None);
+        careful.came_back();
+        assert_eq!(careful.take_back(), Some(Suspect { record: at(6), begun: 0 }), "it came back");
+        assert_eq!((careful.take_back(), careful.before(at(6), 3)), (None, Step::Note(Suspect { record: at(6), begun: 1 })), "once more");
+        careful.noted(at(6));
         assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
         for begun in 1..3 {
             let careful = Careful::judge(&lease(3, Some((6, begun))), true).unwrap();

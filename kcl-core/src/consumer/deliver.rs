@@ -60,7 +60,7 @@ impl ShardConsumer {
                 self.work.reopen = false;
                 return Err(self.read_anew());
             }
-            if self.work.is_through() {
+            if self.work.is_through() && self.work.paused.is_none() {
                 if std::mem::take(&mut self.work.skip) {
                     return Err(self.skip_to_latest().await?);
                 }
@@ -118,7 +118,7 @@ impl ShardConsumer {
             }
             return Err(self.rewind());
         }
-        if self.work.is_through() && self.work.has_read_enough() {
+        if self.work.is_through() && self.work.has_read_enough() && self.work.paused.is_none() {
             // What was in hand was finished before: there is nothing to wait for.
             return Ok(None);
         }
@@ -134,7 +134,9 @@ impl ShardConsumer {
         }
         let slow_by = self.work.lanes.longest().map(|(_, since)| since + REMINDER).filter(|by| *by > now);
         let trial = self.next_trial().filter(|at| *at > now && self.is_outage(now));
-        let wake = [self.work.next_wake(now), slow_by, trial].into_iter().flatten().min();
+        // A lease that runs out while a call is under way is shown at once.
+        let expiry = is_open.then(|| now + self.hold.term.valid_for() + Duration::from_millis(1));
+        let wake = [self.work.next_wake(now), slow_by, trial, expiry].into_iter().flatten().min();
         let event = tokio::select! {
             biased;
             stop = self.hold.interrupted() => return Err(stop),
@@ -272,7 +274,8 @@ impl ShardConsumer {
     pub(super) fn show_call(&mut self) {
         let longest = self.work.lanes.longest().map(|(method, since)| (method, since.elapsed()));
         self.hold.shared.status.call(self.hold.shard.shard_id(), longest);
-        match longest.filter(|(_, running)| *running >= REMINDER) {
+        let is_idle = self.work.last_finished.is_none_or(|last| last.elapsed() >= REMINDER);
+        match longest.filter(|(_, running)| *running >= REMINDER && is_idle) {
             Some((method, running)) => {
                 if !std::mem::replace(&mut self.work.told_of_long_call, true) {
                     tracing::error!(?running, "a call of {method} is under way for more than {REMINDER:?}");

@@ -147,15 +147,24 @@ impl ShardConsumer {
     /// finished up to where reading is to end.
     pub(super) async fn let_go(&mut self, at_bound: bool) {
         self.hold.state(ShardState::LettingGo);
-        let Farewell { told_by, .. } = self.farewell();
-        if !is_planted(Bug::HandoffDuringCall) {
+        let Farewell { told_by, ended_by, is_shutdown, .. } = self.farewell();
+        // In peace only: whoever has lost its lease, or may have, must not write what it has collected.
+        if self.hold.term.is_valid() && !is_planted(Bug::HandoffDuringCall) {
             self.tell_all(Callback::ShutdownRequested, self.hold.shared.processing.callbacks.shutdown_requested, told_by).await;
         }
         self.settle_stop(told_by).await;
         if at_bound {
             self.note_bound();
         }
-        self.release(self.final_checkpoint(), BTreeSet::new()).await;
+        let release = self.release(self.final_checkpoint(), BTreeSet::new());
+        if is_shutdown {
+            // Also if the table is away the processors hear that the lease is gone. The keeper has the release, and goes on.
+            if tokio::time::timeout_at(ended_by.checked_sub(LAST_WORD).unwrap_or(ended_by), release).await.is_err() {
+                tracing::error!("the lease table does not answer: the lease may not be freed in time");
+            }
+        } else {
+            release.await;
+        }
     }
 
     /// Tells the processors that the shard is not theirs any more.

@@ -13,7 +13,7 @@ use super::prefetch::Answer;
 use super::retry::Condemned;
 use super::schedule::Entry;
 use super::{ShardConsumer, Stop};
-use crate::dead_letter::{Condition, FailureKind};
+use crate::dead_letter::FailureKind;
 use crate::record::Record;
 use crate::retrieval::Fetched;
 use crate::stream::{ChildShard, StreamError};
@@ -165,7 +165,7 @@ impl ShardConsumer {
         let failure = CallFailure::own(FailureKind::BrokenAggregate, Advice::Poison, broken.to_string());
         self.work.schedule.hold(&record);
         self.work.barrier = !is_planted(Bug::BrokenHoldsNothingBack);
-        self.condemn(Condemned { entry: Entry::new(record), failure, condition: Condition::RetryAttemptsExhausted }, None);
+        self.condemn(Condemned::proven(Entry::new(record), failure), None);
     }
 
     /// An aggregate of which nothing is delivered, as configured.

@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use super::call::{CallFailure, drop_guarded, panicked};
 use super::retry::Ended;
 use super::schedule::{Entry, GroupKey, History};
-use super::seat::{Callback, Factory, Seat, Verdict};
+use super::seat::{Announced, Callback, Factory, Seat, Verdict};
 use super::settings::CallbackDeadlines;
 use super::start::is_covered;
 use crate::batch::RecordBatch;
@@ -192,7 +192,14 @@ impl Lanes {
     }
 
     /// Begins a call with records on a free lane.
-    pub(super) fn call(&mut self, group: GroupKey, entries: Vec<Entry>, behind: Option<u64>, shard: &Arc<ShardContext>) {
+    pub(super) fn call(
+        &mut self,
+        group: GroupKey,
+        entries: Vec<Entry>,
+        announced: Announced,
+        behind: Option<u64>,
+        shard: &Arc<ShardContext>,
+    ) {
         let free = self.lanes.iter().position(|lane| matches!(lane, Lane::Free(_)));
         let lane = free.expect("invariant: a call is begun only if a lane is free");
         let Lane::Free(seat) = std::mem::take(&mut self.lanes[lane]) else { unreachable!("the lane is free") };
@@ -207,7 +214,7 @@ impl Lanes {
                 // The thread was blocked since the call was begun: nothing is delivered past the term.
                 return Returned::Called { seat: Some(seat), verdict: Verdict::Acknowledged, took: Duration::ZERO };
             }
-            let (seat, verdict) = seat.process(batch, Arc::clone(&shard), deadline).await;
+            let (seat, verdict) = seat.process(batch, announced, Arc::clone(&shard), deadline).await;
             let took = started.elapsed();
             // No record comes again before it is known whether it is committed, or checkpointed.
             shard.committer.settled(&shard.checkpointer).await;

@@ -21,7 +21,7 @@ use crate::dead_letter::{DeadLetter, DeadLetterError, DeadLetterQueue, FailureKi
 impl ShardConsumer {
     /// A record is given up. `waiting`: the group that waits until the queue has accepted it.
     pub(super) fn condemn(&mut self, condemned: Condemned, waiting: Option<GroupKey>) {
-        let Condemned { entry, failure, condition } = condemned;
+        let Condemned { entry, failure, condition, .. } = condemned;
         let (shared, history) = (&self.hold.shared, entry.history);
         let now = shared.clock.wall_time();
         if shared.processing.poisoned_key == PoisonedKey::Follow

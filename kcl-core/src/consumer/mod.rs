@@ -74,7 +74,7 @@ use self::ownership::TermOwnership;
 pub(crate) use self::prefetch::PrefetchBudget;
 pub(crate) use self::reading::Reading;
 pub use self::retry::RetryPolicy;
-pub(crate) use self::seat::Factory;
+pub(crate) use self::seat::{Factory, MayBlock};
 pub(crate) use self::settings::Processing;
 pub use self::settings::{Aggregated, Backlog, Batching, CallbackDeadlines, Elsewhere, Lanes, PoisonedKey, ReadUntil};
 use self::start::StartFilter;
@@ -264,7 +264,7 @@ impl ShardConsumer {
     pub(crate) async fn run(mut self) -> ShardId {
         let checkpoints = checkpoint_as_acked(
             self.hold.shared.checkpointing,
-            self.hold.shard.checkpointer.clone(),
+            self.hold.shard.checkpointer.of_engine(&self.hold.control),
             self.acked.subscribe(),
             Arc::clone(&self.hold.shared),
             self.hold.shard.shard_id().clone(),

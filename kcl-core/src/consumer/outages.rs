@@ -29,6 +29,7 @@ impl ShardConsumer {
     pub(super) fn world_is_fine(&mut self, began: Instant) {
         self.work.outcomes.succeeded(began);
         self.work.breaker.succeeded();
+        self.work.seeks_probe = false;
         self.hold.shared.neighbours.succeeded(self.hold.shard.shard_id(), began, Instant::now());
     }
 
@@ -37,8 +38,8 @@ impl ShardConsumer {
         if judged.succeeded {
             self.world_is_fine(began);
         }
-        // The first commit of a processor that turns out to commit is refused to a probe.
-        let is_refused = is_probe && self.hold.shard.committer.is_in_use();
+        // The first commit or checkpoint of a processor that makes its own is refused to a probe.
+        let is_refused = is_probe && self.is_checkpointed_by_processor();
         if is_probe && !judged.succeeded && judged.failed.is_empty() {
             // It has said nothing, as a call that ends early does: it is not made again at once.
             let _ = self.work.breaker.failed(Instant::now());
@@ -50,12 +51,8 @@ impl ShardConsumer {
         let seen = now + judged.retry_after.unwrap_or_default();
         self.work.outcomes.call_failed();
         for failed in &judged.failed {
-            if !failed.is_suspect {
-                self.work.outcomes.failed(failed.span, seen);
-            }
-            if !failed.is_suspect_elsewhere {
-                self.hold.shared.neighbours.failed(self.hold.shard.shard_id(), seen);
-            }
+            self.work.outcomes.failed(failed.span, seen, failed.is_suspect);
+            self.hold.shared.neighbours.failed(self.hold.shard.shard_id(), seen, failed.is_suspect_elsewhere);
         }
         if is_probe || self.is_outage(now) {
             let _ = self.work.breaker.failed(now);
@@ -100,9 +97,14 @@ impl ShardConsumer {
         is_outage
     }
 
-    /// Failed calls in a row after which evidence is looked for.
+    /// Failed calls in a row after which evidence is looked for: before a record's last attempt.
     fn opens_after(&self) -> u32 {
-        self.hold.shared.retry.max_attempts.min(OPENS_AFTER)
+        self.hold.shared.retry.max_attempts.saturating_sub(1).clamp(1, OPENS_AFTER)
+    }
+
+    /// Returns whether the processor commits, or has checkpointed for itself.
+    fn is_checkpointed_by_processor(&self) -> bool {
+        self.hold.shard.committer.is_in_use() || self.hold.control.is_used()
     }
 
     /// Returns whether a record may be processed ahead of one that waits: the framework alone says
@@ -110,20 +112,16 @@ impl ShardConsumer {
     fn may_probe(&self) -> bool {
         self.hold.shared.retry.asks_others()
             && self.work.lanes.len() == 1
-            && self.work.careful.is_none()
-            && !self.hold.shard.committer.is_in_use()
+            && !self.is_checkpointed_by_processor()
             && matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. })
     }
 
     /// Returns whether the first record of a shard with one lane waits, and it takes another one to
-    /// find out whose fault that is: nothing has succeeded since its first failure, or its attempts
-    /// are all but used up and nothing has succeeded since the last one.
+    /// find out whose fault that is: nothing has succeeded since its last failure.
     fn needs_evidence(&self, now: Instant) -> bool {
         let Some(head) = self.work.schedule.waiting_head() else { return false };
-        let (history, retry) = (&head.history, &self.hold.shared.retry);
-        let is_due = history.counted <= 1 || history.counted.saturating_add(1) >= retry.max_attempts;
-        let is_in_doubt = is_due && !self.work.outcomes.has_success_after(history.last_failed);
-        self.is_outage(now) || (history.attempts >= self.opens_after() && is_in_doubt)
+        let is_in_doubt = !self.work.outcomes.has_success_after(head.history.last_failed);
+        self.is_outage(now) || (head.history.attempts >= self.opens_after() && is_in_doubt)
     }
 
     /// Takes a record for a probe, if one is due. If there is none, one is looked for in what comes
@@ -136,8 +134,9 @@ impl ShardConsumer {
             self.work.seeks_probe = true;
             self.take_into_work();
         }
+        // Until there is one that was never tried, more is read: what has failed before says little.
+        self.work.seeks_probe = !self.work.schedule.has_untried_probe();
         let (group, entry) = self.work.schedule.take_probe()?;
-        self.work.seeks_probe = false;
         Some((group, vec![entry]))
     }
 }

@@ -15,9 +15,8 @@ use crate::dead_letter::{Condition, FailureKind};
 use crate::error::ConfigError;
 use crate::record::Record;
 
-/// The time from a record's first failure on after which a success of other records is proof although
-/// none was tried since the record's last attempt: had the world failed meanwhile, others would most
-/// likely have failed by then.
+/// The time from a record's first failure on in which others have their chance to tell whose fault it
+/// is, before its age counts.
 const PROOF: Duration = Duration::from_secs(60);
 
 /// The rules by which failed records are tried again, and given up.
@@ -26,9 +25,8 @@ const PROOF: Duration = Duration::from_secs(60);
 /// overruns) says nothing of the record by itself. Outcomes of *other* records since the record's
 /// first failure do, those of its shard, or else of the worker's other shards:
 ///
-/// - **Others succeed**: it is the record. Its failures count from now on, and after `max_attempts`
-///   of them it is given up; if no other was tried since the last but one of them, not before a
-///   minute has passed.
+/// - **Others succeed**: it is the record. A failure counts if another record has succeeded since
+///   the failure before it, and after `max_attempts` that count the record is given up.
 /// - **Others fail as well**: it is the world. No record is given up, however long that lasts. The
 ///   shard shows [`DependencyFailing`](crate::ShardState::DependencyFailing), waits with a growing
 ///   backoff, makes one call at a time, and goes on by itself when one succeeds.
@@ -36,6 +34,9 @@ const PROOF: Duration = Duration::from_secs(60);
 ///   one lane the shard looks for evidence before: it calls the processor with a later record of
 ///   another partition key, alone, ahead of the one that waits. It does not where the processor
 ///   checkpoints for itself or commits.
+///
+/// If different records fail and nothing at all succeeds, nobody can tell bad records from an
+/// outage: they stay, and the shard shows that it waits.
 ///
 /// A record that the processor calls [poison](crate::ProcessError::poison) is given up at once.
 ///
@@ -63,7 +64,8 @@ pub struct RetryPolicy {
     /// goes on at the latest. `first_backoff` to 1 h; default 10 s.
     pub max_backoff: Duration,
     /// The age from which on a record that has failed is given up, whatever attempts and patience it
-    /// has left, but not while other records fail as well. Every record is tried once, however old.
+    /// has left, but not while other records fail as well, nor in the first minute in which no other
+    /// was tried. Every record is tried once, however old.
     /// At least 1 s; `None`, the default: age does not matter.
     pub max_age: Option<Duration>,
     /// How long one call of [`process_records`](crate::RecordProcessor::process_records) may take. Then the call is dropped at its next
@@ -139,14 +141,16 @@ impl RetryPolicy {
                 return exhausted;
             }
         } else {
-            let has_waited = |patience| history.waits_since.is_some_and(|since| now.boot.saturating_duration_since(since) >= patience);
-            let is_proven = |fresh| fresh || has_waited(self.patience.min(PROOF));
             match finding {
-                Finding::World => return None,
-                Finding::Record { fresh } if history.counted >= self.max_attempts && is_proven(fresh) => return exhausted,
-                _ if history.failures >= self.max_attempts && has_waited(self.patience) => return exhausted,
+                Finding::World | Finding::Doubt => return None,
+                Finding::Record if history.counted >= self.max_attempts => return exhausted,
+                _ if history.failures >= self.max_attempts && history.has_waited(self.patience, now.boot) => return exhausted,
                 _ => {}
             }
+        }
+        // Others first have their chance to tell whose fault it is.
+        if finding == Finding::Unknown && self.asks_others() && !history.has_waited(self.patience.min(PROOF), now.boot) {
+            return None;
         }
         let age = Duration::from_millis(now.wall.as_millis().saturating_sub(record.approximate_arrival()?.as_millis()));
         self.max_age.filter(|most| age > *most).map(|_| Condition::RecordAgeExceeded)
@@ -173,6 +177,15 @@ pub(super) struct Condemned {
     pub(super) entry: Entry,
     pub(super) failure: CallFailure,
     pub(super) condition: Condition,
+    /// It is known to be the record's own fault.
+    pub(super) is_proven: bool,
+}
+
+impl Condemned {
+    /// A record that is given up as it is known to be at fault.
+    pub(super) fn proven(entry: Entry, failure: CallFailure) -> Self {
+        Self { entry, failure, condition: Condition::RetryAttemptsExhausted, is_proven: true }
+    }
 }
 
 /// The records of a call that has ended, and what it said of them.
@@ -337,11 +350,11 @@ impl Slots {
             judged.back.extend(self.entries.drain(..).flatten());
         }
         self.finish(|_| true, judged);
-        // All have failed, each for itself: alike.
-        let alike = (by_index.len() > 1 && !judged.succeeded).then_some(Finding::World);
+        // All have failed, each for itself: alike. Or others in the same call have not.
+        let found = if judged.succeeded { Some(Finding::Record) } else { (by_index.len() > 1).then_some(Finding::World) };
         for (failure, entry) in by_index.into_values() {
             if let Some(entry) = entry {
-                one_failed(Entry { cut: true, ..entry }, failure, alike, rules, judged);
+                one_failed(Entry { cut: true, ..entry }, failure, found, rules, judged);
             }
         }
         if judged.succeeded {
@@ -409,7 +422,10 @@ fn one_failed(mut entry: Entry, failure: CallFailure, finding: Option<Finding>, 
         return;
     }
     match rules.policy.given_up(&entry.record, &entry.history, failure.advice, finding, rules.now) {
-        Some(condition) => judged.condemned.push(Condemned { entry, failure, condition }),
+        Some(condition) => {
+            let is_proven = finding == Finding::Record || failure.advice == Advice::Poison;
+            judged.condemned.push(Condemned { entry, failure, condition, is_proven });
+        }
         None => {
             judged.wait = true;
             judged.back.push(entry);
@@ -633,8 +649,8 @@ mod tests {
             before(attempt, &mut others);
             let ended = Ended { entries: left, ..Ended::default() };
             let judged = judge_with(ended, Some(unknown(Advice::Retry)), NOW, policy, &others);
-            for failed in judged.failed.iter().filter(|failed| !failed.is_suspect) {
-                others.failed(failed.span, Instant::now());
+            for failed in &judged.failed {
+                others.failed(failed.span, Instant::now(), failed.is_suspect);
             }
             if judged.condemned.len() == 1 {
                 return Some(attempt);
@@ -650,12 +666,17 @@ mod tests {
         let policy = RetryPolicy { patience, ..policy() };
         let neighbour = Span::of(9, &entries(1)).unwrap();
         let succeeds = |others: &mut Outcomes| others.succeeded(Instant::now());
-        let fails = |others: &mut Outcomes| others.failed(neighbour, Instant::now());
+        let fails = |others: &mut Outcomes| others.failed(neighbour, Instant::now(), false);
+        let is_suspected = |others: &mut Outcomes| others.failed(neighbour, Instant::now(), true);
 
         let found = failures_until_given_up(&policy, |_, others| succeeds(others)).await;
         assert_eq!(found, Some(3), "others succeed: as many as its attempts");
         let found = failures_until_given_up(&policy, |_, others| fails(others)).await;
         assert_eq!(found, None, "others fail alike");
+        let found = failures_until_given_up(&policy, |_, others| is_suspected(others)).await;
+        assert_eq!(found, None, "suspects fail alike");
+        let in_turn = |attempt: u32, others: &mut Outcomes| if attempt % 3 == 0 { succeeds(others) } else { is_suspected(others) };
+        assert_eq!(failures_until_given_up(&policy, in_turn).await, Some(9), "each success is an attempt, whatever suspects come to");
         let found = failures_until_given_up(&policy, |_, _| {}).await;
         assert_eq!(found, Some(61), "others are not tried: ten minutes, an attempt each ten seconds");
         let for_ever = RetryPolicy { patience: Duration::MAX, ..policy };
@@ -671,7 +692,7 @@ mod tests {
                 succeeds(others);
             }
         };
-        assert_eq!(failures_until_given_up(&policy, once).await, Some(7), "no other since the last attempt: not at once");
+        assert_eq!(failures_until_given_up(&policy, once).await, Some(61), "a success is one attempt, and no more");
         let then_outage = |attempt: u32, others: &mut Outcomes| match attempt {
             2 => succeeds(others),
             5.. => fails(others),
@@ -696,7 +717,7 @@ mod tests {
     async fn a_batch_is_not_divided_and_nothing_is_too_old_while_others_fail() {
         let policy = RetryPolicy { max_age: Some(Duration::from_secs(1)), ..RetryPolicy::default() };
         let mut others = Outcomes::default();
-        others.failed(Span::of(9, &entries(1)).unwrap(), Instant::now());
+        others.failed(Span::of(9, &entries(1)).unwrap(), Instant::now(), false);
         let late = Timestamp::from_millis(NOW.as_millis() + 60_000);
         let judge = |count, advice, others: &Outcomes| {
             let ended = Ended { entries: entries(count), ..Ended::default() };
@@ -705,7 +726,12 @@ mod tests {
         assert_eq!(judge(4, Advice::Retry, &others), (vec![], vec![], text(&["0", "1", "2", "3"]), true));
         assert_eq!(judge(4, Advice::Poison, &others).2, text(&["0", "1", "|2", "3"]), "one of them is poison");
         assert_eq!(judge(1, Advice::Retry, &others), (vec![], vec![], text(&["0"]), true));
-        assert_eq!(judge(1, Advice::Retry, &Outcomes::default()).1, [0]);
+        let nobody = Outcomes::default();
+        let first = judge_with(Ended { entries: entries(1), ..Ended::default() }, Some(unknown(Advice::Retry)), late, &policy, &nobody);
+        assert_eq!(seen(&first).2, text(&["0"]), "others have not had their chance to tell");
+        tokio::time::advance(PROOF).await;
+        let second = judge_with(Ended { entries: first.back, ..Ended::default() }, Some(unknown(Advice::Retry)), late, &policy, &nobody);
+        assert_eq!(seen(&second).1, [0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{ExtendedSequenceNumber, SequenceNumber, Timestamp};
@@ -40,6 +41,11 @@ pub(super) struct History {
 }
 
 impl History {
+    /// Returns whether the record's patience has lasted for so long.
+    pub(super) fn has_waited(&self, patience: Duration, now: Instant) -> bool {
+        self.waits_since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+
     /// Notes a failed call that the record took part in, with what others say of it. `is_to_blame`:
     /// it is known to be of this record.
     pub(super) fn failed(&mut self, now: Instant, wall: Timestamp, finding: Finding, is_to_blame: bool) {
@@ -54,7 +60,8 @@ impl History {
         self.last_failed = Some(now);
         match finding {
             Finding::World => (self.counted, self.waits_since) = (0, Some(now)),
-            Finding::Record { .. } => self.counted = self.counted.saturating_add(u32::from(is_to_blame)),
+            Finding::Doubt => self.waits_since = Some(now),
+            Finding::Record => self.counted = self.counted.saturating_add(u32::from(is_to_blame)),
             Finding::Unknown => self.counted += u32::from(is_to_blame && is_first),
         }
         self.waits_since.get_or_insert(now);
@@ -454,7 +461,6 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use bytes::Bytes;
 
@@ -727,11 +733,12 @@ mod tests {
             }
             (history.failures, history.counted, history.waits_since.unwrap().duration_since(now).as_secs())
         };
-        let (unknown, world, record) = (Finding::Unknown, Finding::World, Finding::Record { fresh: false });
+        let (unknown, world, record) = (Finding::Unknown, Finding::World, Finding::Record);
         assert_eq!(after(&[unknown; 3]), (3, 1, 0), "the first one counts");
         assert_eq!(after(&[unknown, record, record]), (3, 3, 0));
         assert_eq!(after(&[unknown, record, world]), (3, 0, 2), "patience begins anew");
         assert_eq!(after(&[unknown, world, unknown, record]), (4, 1, 1));
+        assert_eq!(after(&[unknown, record, Finding::Doubt, record]), (4, 3, 2), "patience begins anew, and nothing else");
     }
 
     #[test]

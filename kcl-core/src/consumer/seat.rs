@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kcl_checkpoint::ExtendedSequenceNumber;
 use kcl_checkpoint::planted::{Bug, is_planted};
+use kcl_checkpoint::{CheckpointControl, ExtendedSequenceNumber};
 
 use super::call::{CallFailure, drop_guarded, guarded, guarded_blocking, panicked};
 use super::settings::CallbackDeadlines;
@@ -16,13 +16,55 @@ use crate::processor::{Outcome, RecordProcessor, RecordProcessorFactory, ShardCo
 
 type MakeBlocking = dyn Fn(&ShardContext) -> Box<dyn BlockingProcessor> + Send + Sync;
 
+/// Users' code that may block, and does so in its drop too: that runs on a thread for it, as its
+/// calls do. A driver that owns a runtime, say, panics where async code drops it.
+pub(crate) struct MayBlock<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> MayBlock<T> {
+    pub(crate) fn new(code: T) -> Self {
+        Self(Some(code))
+    }
+
+    fn get(&self) -> &T {
+        self.0.as_ref().expect("invariant: it is taken in drop alone")
+    }
+
+    fn get_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("invariant: it is taken in drop alone")
+    }
+}
+
+impl<T: Send + 'static> Drop for MayBlock<T> {
+    fn drop(&mut self) {
+        let Some(code) = self.0.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                // A runtime that shuts down drops it at once, here.
+                let dropped = guarded_blocking(|| {
+                    drop(runtime.spawn_blocking(move || drop_guarded(code)));
+                    Ok(())
+                });
+                drop(dropped);
+            }
+            Err(_) => drop_guarded(code),
+        }
+    }
+}
+
 /// The source of processors; opaque to `Debug`.
 #[derive(Clone)]
 pub(crate) enum Factory {
     Processors(Arc<dyn RecordProcessorFactory>),
     Handler(Arc<dyn RecordHandler>),
     BlockingProcessors(Arc<MakeBlocking>),
-    BlockingHandler(Arc<dyn BlockingHandler>),
+    BlockingHandler(Arc<MayBlock<Box<dyn BlockingHandler>>>),
+}
+
+impl Factory {
+    /// Returns whether it is code that the framework calls once per record.
+    pub(crate) fn is_handler(&self) -> bool {
+        matches!(self, Self::Handler(_) | Self::BlockingHandler(_))
+    }
 }
 
 impl fmt::Debug for Factory {
@@ -45,8 +87,8 @@ impl Exclusive {
 pub(super) enum Seat {
     Processor(Exclusive),
     Handler(Arc<dyn RecordHandler>),
-    BlockingProcessor(Box<dyn BlockingProcessor>),
-    BlockingHandler(Arc<dyn BlockingHandler>),
+    BlockingProcessor(MayBlock<Box<dyn BlockingProcessor>>),
+    BlockingHandler(Arc<MayBlock<Box<dyn BlockingHandler>>>),
 }
 
 /// A call that is not about records.
@@ -96,6 +138,26 @@ impl From<Result<Outcome, CallFailure>> for Verdict {
     }
 }
 
+/// Up to where a handler may checkpoint while each record of its batch is in work. With several lanes
+/// it has nothing to say.
+#[derive(Debug, Default)]
+pub(super) struct Announced(Option<(CheckpointControl, Vec<Option<ExtendedSequenceNumber>>)>);
+
+impl Announced {
+    pub(super) fn new(control: CheckpointControl, reaches: Vec<Option<ExtendedSequenceNumber>>) -> Self {
+        Self(Some((control, reaches)))
+    }
+
+    /// The record of this index is about to be handled.
+    fn begins(&self, index: usize) {
+        if let Some((control, reaches)) = &self.0
+            && let Some(reached) = reaches.get(index).copied().flatten()
+        {
+            control.note_delivered(reached);
+        }
+    }
+}
+
 /// The processor, unless the call has cost it, and the call's result.
 pub(super) type Returned<T> = (Option<Seat>, T);
 
@@ -119,8 +181,8 @@ impl Seat {
             Factory::BlockingProcessors(make) => {
                 let (make, shard) = (Arc::clone(make), Arc::clone(shard));
                 let made = move || {
-                    let mut processor = guarded_blocking(|| Ok(make(&shard)))?;
-                    match guarded_blocking(|| processor.initialize(&shard)) {
+                    let mut processor = MayBlock::new(guarded_blocking(|| Ok(make(&shard)))?);
+                    match guarded_blocking(|| processor.get_mut().initialize(&shard)) {
                         Ok(()) => Ok(Self::BlockingProcessor(processor)),
                         Err(failure) => {
                             drop_guarded(processor);
@@ -135,7 +197,13 @@ impl Seat {
 
     /// Calls it with records. `deadline`: of the call, or of each record where it is called once
     /// per record.
-    pub(super) async fn process(self, batch: RecordBatch, shard: Arc<ShardContext>, deadline: Option<Duration>) -> Returned<Verdict> {
+    pub(super) async fn process(
+        self,
+        batch: RecordBatch,
+        announced: Announced,
+        shard: Arc<ShardContext>,
+        deadline: Option<Duration>,
+    ) -> Returned<Verdict> {
         match self {
             Self::Processor(mut processor) => {
                 let result = guarded(processor.get().process_records(&batch, &shard), deadline).await;
@@ -144,12 +212,12 @@ impl Seat {
             }
             Self::Handler(handler) => {
                 // Nothing is lost with a handler that panics: it holds nothing of this shard.
-                let verdict = each_record(handler.as_ref(), &batch, &shard, deadline).await;
+                let verdict = each_record(handler.as_ref(), &batch, &announced, &shard, deadline).await;
                 (Some(Self::Handler(handler)), verdict)
             }
             Self::BlockingProcessor(mut processor) => {
                 let call = move || {
-                    let result = guarded_blocking(|| processor.process_records(&batch, &shard));
+                    let result = guarded_blocking(|| processor.get_mut().process_records(&batch, &shard));
                     let (seat, result) = kept(Self::BlockingProcessor(processor), result);
                     (seat, result.into())
                 };
@@ -157,7 +225,7 @@ impl Seat {
             }
             Self::BlockingHandler(handler) => {
                 let call = move || {
-                    let verdict = each_record_blocking(handler.as_ref(), &batch, &shard);
+                    let verdict = each_record_blocking(handler.get().as_ref(), &batch, &announced, &shard);
                     (Some(Self::BlockingHandler(handler)), verdict)
                 };
                 on_own_thread(call).await.unwrap_or_else(|failure| (None, Verdict::Unknown(failure)))
@@ -189,11 +257,11 @@ impl Seat {
             Self::BlockingProcessor(mut processor) => {
                 let call = move || {
                     let result = guarded_blocking(|| match callback {
-                        Callback::Idle => processor.idle(&shard),
-                        Callback::ShardEnded => processor.shard_ended(&shard),
-                        Callback::ShutdownRequested => processor.shutdown_requested(&shard),
+                        Callback::Idle => processor.get_mut().idle(&shard),
+                        Callback::ShardEnded => processor.get_mut().shard_ended(&shard),
+                        Callback::ShutdownRequested => processor.get_mut().shutdown_requested(&shard),
                         Callback::LeaseLost => {
-                            processor.lease_lost(&shard.info);
+                            processor.get_mut().lease_lost(&shard.info);
                             Ok(())
                         }
                     });
@@ -226,11 +294,18 @@ async fn on_own_thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'stat
 
 /// Hands the records of a batch to a handler, one at a time, until one fails or the call should end
 /// early. Each that is handled is acknowledged at once.
-async fn each_record(handler: &dyn RecordHandler, batch: &RecordBatch, shard: &ShardContext, deadline: Option<Duration>) -> Verdict {
+async fn each_record(
+    handler: &dyn RecordHandler,
+    batch: &RecordBatch,
+    announced: &Announced,
+    shard: &ShardContext,
+    deadline: Option<Duration>,
+) -> Verdict {
     for (index, record) in batch.records().iter().enumerate() {
         if shard.interruption().is_some() {
             return Verdict::Acknowledged;
         }
+        announced.begins(index);
         match guarded(handler.handle(record, shard), deadline).await {
             Ok(()) => batch.ack_index(index),
             Err(failure) => return Verdict::FailedFrom(record.position(), failure),
@@ -241,11 +316,12 @@ async fn each_record(handler: &dyn RecordHandler, batch: &RecordBatch, shard: &S
     Verdict::Done
 }
 
-fn each_record_blocking(handler: &dyn BlockingHandler, batch: &RecordBatch, shard: &ShardContext) -> Verdict {
+fn each_record_blocking(handler: &dyn BlockingHandler, batch: &RecordBatch, announced: &Announced, shard: &ShardContext) -> Verdict {
     for (index, record) in batch.records().iter().enumerate() {
         if shard.interruption().is_some() {
             return Verdict::Acknowledged;
         }
+        announced.begins(index);
         match guarded_blocking(|| handler.handle(record, shard)) {
             Ok(()) => batch.ack_index(index),
             Err(failure) => return Verdict::FailedFrom(record.position(), failure),

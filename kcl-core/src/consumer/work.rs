@@ -70,6 +70,8 @@ pub(super) struct Work {
     pub(super) gather_until: Option<Instant>,
     /// When processors without records are called next.
     pub(super) idle_at: Option<Instant>,
+    /// When a record was last finished.
+    pub(super) last_finished: Option<Instant>,
     /// A call that takes long was reported.
     pub(super) told_of_long_call: bool,
     /// How far behind the last answer was.
@@ -97,6 +99,8 @@ pub(super) struct Work {
     /// When what is finished beyond the checkpoint is to be noted again, if that may have changed; and when it was noted last.
     pub(super) note_due: Option<Instant>,
     pub(super) noted: Option<Instant>,
+    /// The last finished record that the note in the lease tells of.
+    pub(super) noted_until: Option<ExtendedSequenceNumber>,
     pub(super) flow_changes: watch::Receiver<()>,
     pub(super) paused: Option<PauseReason>,
 }
@@ -105,6 +109,7 @@ impl Work {
     pub(super) fn new(hold: &Hold) -> Self {
         let Hold { shared, term, .. } = hold;
         let settings = &shared.processing;
+        let finished_before = term.taken().finished_beyond.clone().filter(|note| note.is_valid_for(term.taken().checkpoint));
         let range = term.taken().hash_range.map(|range| range.start..=range.end);
         Self {
             in_hand: InHand::new(settings.aggregated, range),
@@ -134,10 +139,12 @@ impl Work {
             poisoned: PoisonedKeys::default(),
             rewind: Rewind::default(),
             careful: Careful::begin(term),
-            finished_before: term.taken().finished_beyond.clone().filter(|note| note.is_valid_for(term.taken().checkpoint)),
+            noted_until: finished_before.as_ref().map(|note| note.until),
+            finished_before,
             arrivals: Arrivals::default(),
             gather_until: None,
             idle_at: None,
+            last_finished: None,
             told_of_long_call: false,
             behind: None,
             marks: VecDeque::new(),
@@ -164,6 +171,7 @@ impl Work {
         self.marks.clear();
         (self.mark_in_hand, self.behind, self.barrier) = (None, None, false);
         (self.ended, self.reopen, self.bound_reached) = (None, false, false);
+        self.seeks_probe = false;
         self.arrivals = Arrivals::default();
         let anew = self.schedule.anew();
         std::mem::replace(&mut self.schedule, anew).into_waiting()

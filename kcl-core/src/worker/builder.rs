@@ -25,8 +25,8 @@ use super::taking::Asked;
 use super::unowned::UnownedLeases;
 use crate::blocking::{BlockingHandler, BlockingProcessor};
 use crate::consumer::{
-    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, Neighbours, PoisonedKey, PrefetchBudget,
-    Processing, ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
+    Aggregated, Backlog, Batching, CallbackDeadlines, Checkpointing, CutOff, Factory, Flow, Lanes, MayBlock, Neighbours, PoisonedKey,
+    PrefetchBudget, Processing, ReadUntil, Reading, RetryPolicy, SafetyValve, Shared, TrimmedData,
 };
 use crate::dead_letter::guarded::GuardedQueue;
 use crate::dead_letter::{DeadLetterQueue, refuse_own_source};
@@ -159,7 +159,7 @@ impl WorkerBuilder {
     /// As [`handler`](Self::handler), for code that blocks its thread. See
     /// [`blocking`](crate::blocking).
     pub fn blocking_handler(mut self, handler: impl BlockingHandler + 'static) -> Self {
-        self.factory = Some(Factory::BlockingHandler(Arc::new(handler)));
+        self.factory = Some(Factory::BlockingHandler(Arc::new(MayBlock::new(Box::new(handler)))));
         self
     }
 

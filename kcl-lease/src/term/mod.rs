@@ -255,8 +255,7 @@ impl Term {
     /// Whether records may be delivered and checkpointed now.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        let view = self.view.borrow();
-        !matches!(view.status, TermStatus::Ended(_)) && self.clock.boot_time() < view.valid_until
+        !matches!(self.status(), TermStatus::Ended(_)) && self.clock.boot_time() < self.view.borrow().valid_until
     }
 
     /// The time for which records may still be delivered and checkpointed if the lease is not
@@ -270,10 +269,12 @@ impl Term {
         }
     }
 
-    /// How the term stands.
+    /// How the term stands. Without a keeper, who alone can hold the lease, it is over.
     #[must_use]
     pub fn status(&self) -> TermStatus {
-        self.view.borrow().status
+        let status = self.view.borrow().status;
+        let is_kept = self.view.has_changed().is_ok();
+        if is_kept || matches!(status, TermStatus::Ended(_)) { status } else { TermStatus::Ended(self.end_without_word()) }
     }
 
     /// Waits until the term may be used again (`Ok`), or is over. Returns at once if either is so.
@@ -430,7 +431,7 @@ impl Term {
 
     /// The keeper is gone without setting an end: its task was aborted together with its worker.
     fn end_without_word(&self) -> TermEnd {
-        match self.status() {
+        match self.view.borrow().status {
             TermStatus::Ended(end) => end,
             _ => TermEnd::Lost,
         }

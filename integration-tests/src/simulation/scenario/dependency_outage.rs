@@ -1,9 +1,10 @@
-//! The users' database is away, for seconds or for half a day, under the default retry policy: no good record goes to the dead-letter queue, all of
-//! them are processed soon after, and the one record that is truly bad is dead-lettered.
+//! The users' database is away, for seconds or for half a day, at once or again and again, under the
+//! default retry policy: no good record goes to the dead-letter queue, all of them are processed soon
+//! after, and the few records that are truly bad are dead-lettered.
 
 use std::time::Duration;
 
-use crate::simulation::plan::{Options, Plan};
+use crate::simulation::plan::{Dice, Options, Plan};
 use crate::simulation::users::{Way, employ};
 
 /// Ways that leave the retries to the library.
@@ -34,12 +35,23 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     let expected = |time: Duration| (time.as_secs_f64() / plan.traffic.every.as_secs_f64()).max(1.0);
     // Before the outage, in it, or after it.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-    let bad = dice.between(1.0, expected(until)) as u64;
-    plan.traffic.bad = Some(bad);
+    let bad = |dice: &Dice| dice.between(1.0, expected(until)) as u64;
+    plan.traffic.bad = (0..dice.one_of(&[1, 1, 2, 3])).map(|_| bad(&dice)).collect();
     plan.duration = until + Duration::from_secs(120);
     plan.patience = Duration::from_secs(900);
     employ(&mut plan, dice.one_of(&WAYS));
-    plan.handling.database.outages.push((from, until));
+    plan.handling.database.outages = if dice.chance(0.3) { flapping(&dice, from, until) } else { vec![(from, until)] };
     plan.demands.good_letters = Some(0);
     plan
+}
+
+/// Outages in a row, with short times between them in which the database answers.
+fn flapping(dice: &Dice, from: Duration, until: Duration) -> Vec<(Duration, Duration)> {
+    let (mut outages, mut begin) = (Vec::new(), from);
+    while begin < until && outages.len() < 100 {
+        let end = (begin + dice.skewed_seconds(1.0, 300.0)).min(until);
+        outages.push((begin, end));
+        begin = end + dice.skewed_seconds(0.5, 60.0);
+    }
+    outages
 }
