@@ -269,9 +269,10 @@ impl ShardConsumer {
         }
     }
 
-    /// Records of a group were processed: they are finished.
-    pub(super) fn processed(&mut self, group: GroupKey, records: &[Record]) {
-        if records.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
+    /// Records of a group were processed: they are finished. A probe that succeeds is no reason to
+    /// try the one that waits sooner.
+    pub(super) fn processed(&mut self, group: GroupKey, records: &[Record], is_probe: bool) {
+        if !is_probe && records.iter().any(|record| !self.work.rewind.is_repetition(record.position())) {
             self.work.backoffs.remove(&group);
         }
         self.work.rewind.done(records, self.hold.shard.checkpointer.last());
@@ -282,7 +283,7 @@ impl ShardConsumer {
     /// the group waits for.
     fn apply(&mut self, group: GroupKey, judged: Judged, is_probe: bool) {
         let Judged { finished, condemned, mut back, wait, retry_after, stop, .. } = judged;
-        self.processed(group, &finished);
+        self.processed(group, &finished, is_probe);
         if self.work.lanes.len() == 1 {
             // The processor may checkpoint for itself at any time: not beyond what is finished, while the rest is to come again.
             self.hold.control.note_failed_after(self.prefix.acked());

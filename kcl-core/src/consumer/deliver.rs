@@ -198,7 +198,7 @@ impl ShardConsumer {
         self.work.gather_until = None;
         for (group, began, records) in self.work.lanes.take_acknowledged() {
             self.world_is_fine(began);
-            self.processed(group, &records);
+            self.processed(group, &records, self.work.probing);
         }
     }
 

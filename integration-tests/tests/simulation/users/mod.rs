@@ -7,6 +7,8 @@ mod blocking;
 mod flushed;
 mod hanging;
 mod idle;
+mod outages;
+mod own_checkpoints;
 mod panics;
 mod slow;
 mod stuck_key;
