@@ -455,7 +455,7 @@ impl WorkerBuilder {
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
         let outages = OutageLog::default();
-        let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration);
+        let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration, outages.clone());
         let shared = Arc::new(Shared {
             neighbours: Neighbours::default(),
             metrics: Metrics::new(&meter, &self.application, &stream.name),
