@@ -109,7 +109,8 @@ pub(super) struct Options {
     /// Idle: no record comes, and all shards that this worker owns are read to their tip (0 ms behind), none stuck. The time begins anew with each
     /// record and with each shard taken, ended or lost. While the worker owns no shard, twice the lease duration is
     /// added: shards of a worker that died become free only when their leases expire. For the same reason make it longer than the lease
-    /// duration where other workers may die.
+    /// duration where other workers may die. It is not idle while it can't get leases: some have no owner or are not made, or calls of the lease
+    /// table fail.
     #[arg(long, value_name = "DURATION", env = "KCL_UNTIL_IDLE", value_parser = idle_time)]
     pub(super) until_idle: Option<Duration>,
 
