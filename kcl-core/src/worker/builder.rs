@@ -223,6 +223,9 @@ impl WorkerBuilder {
 
     /// The longest time for which [`build`](Self::build) repeats a call that is throttled or gets no
     /// answer, counted for each call anew. 0 s (give up at the first failure) to 1 h; default 5 min.
+    /// It also bounds the wait for a lease table that is being created or deleted, unless
+    /// [`ready_timeout`](TableOptions::ready_timeout) is shorter; a table that this start has created
+    /// gets a minute at least.
     ///
     /// Fleets that start together are throttled by limits of the whole account; a start that gives up
     /// leaves them to a supervisor that starts all of them again at once.
