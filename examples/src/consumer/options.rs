@@ -12,6 +12,7 @@ use kcl_core::{
 };
 
 use super::service::Service;
+use crate::environment::{self, Given, region, url};
 use crate::flags::UsageError;
 use crate::retrieval::Retrieval;
 
@@ -53,7 +54,7 @@ pub(super) struct Options {
     pub(super) endpoint_url: Option<String>,
 
     /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "REGION", value_parser = region)]
     pub(super) region: Option<String>,
 
     /// The SQS queue for records that can't be processed. Without one, such a record stops its shard
@@ -171,7 +172,7 @@ impl Options {
     /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build); a [`UsageError`] for settings that
     /// have a flag.
     pub(super) async fn worker(&self, service: &Service) -> anyhow::Result<Worker> {
-        let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await, service.clone());
+        let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await?, service.clone());
         let mut builder = Worker::builder(&self.application, &self.stream)
             .aws_config(&aws)
             .initial_position(self.initial_position)
@@ -190,6 +191,8 @@ impl Options {
             .backlog(self.skip_beyond.map_or(Backlog::ReadAll, |beyond| Backlog::SkipToLatest { beyond }))
             // Nothing is wrong with a record that a full disk did not take, if no other can be tried.
             .retry_policy(RetryPolicy { patience: Duration::MAX, ..RetryPolicy::default() })
+            // They are this program's own and quote no record.
+            .log_error_text(true)
             .processor(move |_shard: &ShardContext| service.clone());
         if let Some(leases) = self.max_leases {
             builder = builder.max_leases(leases);
@@ -287,7 +290,7 @@ pub(super) struct Common {
     endpoint_url: Option<String>,
 
     /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "REGION", value_parser = region)]
     region: Option<String>,
 
     /// The form of logs, which go to standard error
@@ -297,13 +300,20 @@ pub(super) struct Common {
 
 impl Common {
     /// The AWS configuration of the environment, with what the command line says in its place.
-    pub(super) async fn aws(&self) -> SdkConfig {
+    ///
+    /// # Errors
+    /// A variable of the environment that can't be used.
+    pub(super) async fn aws(&self) -> Result<SdkConfig, UsageError> {
         aws(self.region.as_deref(), self.endpoint_url.as_deref()).await
     }
 }
 
 /// The AWS configuration of the environment, with what the command line says in its place.
-async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
+///
+/// # Errors
+/// A variable of the environment that can't be used.
+async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> Result<SdkConfig, UsageError> {
+    environment::check(Given { endpoint: endpoint_url.is_some(), region: region.is_some() })?;
     let mut aws = aws_config::defaults(BehaviorVersion::latest());
     if let Some(region) = region {
         aws = aws.region(Region::new(region.to_owned()));
@@ -311,7 +321,7 @@ async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
     if let Some(url) = endpoint_url {
         aws = aws.endpoint_url(url);
     }
-    aws.load().await
+    Ok(aws.load().await)
 }
 
 fn position(text: &str) -> Result<InitialPosition, String> {
@@ -359,14 +369,6 @@ fn idle_time(text: &str) -> Result<Duration, String> {
         Err("must be 1s or more: shards at their tip are read about once a second".to_owned())
     } else {
         Ok(time)
-    }
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),
-        _ => Err("expected http://HOST[:PORT] or https://HOST[:PORT]".to_owned()),
     }
 }
 
@@ -478,6 +480,7 @@ mod tests {
             ("--max-leases many", "--max-leases"),
             ("--trimmed-data lose", "--trimmed-data"),
             ("--endpoint-url 127.0.0.1:4566", "--endpoint-url"),
+            ("--region US_EAST_1", "--region"),
             ("--unknown", "--unknown"),
         ] {
             let error = parse(flags).unwrap_err();
