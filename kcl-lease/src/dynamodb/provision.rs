@@ -186,13 +186,13 @@ impl DynamoDbLeaseTable {
         }
     }
 
-    /// Waits before the next question, or gives up if the deadline is near.
+    /// Waits before the next question, up to the deadline, or gives up if that has passed.
     async fn pause(&self, backoff: &mut Backoff, deadline: Instant, operation: &'static str, waiting_for: &str) -> Result<(), TableError> {
-        let wait = backoff.next_wait();
-        if Instant::now() + wait > deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(self.unavailable(operation, &format!("{waiting_for}, and it was waited for long enough")));
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(backoff.next_wait().min(left)).await;
         Ok(())
     }
 

@@ -153,9 +153,12 @@ async fn a_table_in_the_making_is_waited_for() {
 async fn a_table_that_never_becomes_ready_is_waited_for_no_longer_than_told() {
     let server = ScriptedDynamoDb::start(|_, _| with_status("CREATING")).await;
     let options = TableOptions { ready_timeout: Duration::from_millis(300), ..TableOptions::default() };
+    let began = tokio::time::Instant::now();
     let error = with_options(&client(server.address()), options).ensure().await.unwrap_err();
     assert!(matches!(error, TableError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("CREATING"), "{error}");
+    // Not earlier either: a caller with the same patience would begin the wait again.
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
