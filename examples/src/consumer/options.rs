@@ -23,7 +23,8 @@ use crate::retrieval::Retrieval;
 ///
 /// SIGTERM, SIGHUP and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards; a second SIGTERM
 /// or Ctrl-C ends it at once. Logs go to standard error, by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1
-/// if it can't start or go on, 2 for flags it can't use, 143 or 130 after a second signal. An empty variable counts as not set.
+/// if it can't start or go on, 2 for flags and variables it can't use, 143 or 130 after a second signal. An empty variable counts as not set,
+/// but for those of AWS (AWS_ENDPOINT_URL, AWS_REGION and the like), which are refused.
 ///
 /// `consumer redrive --help` tells how dead letters are put back into the stream, `consumer seek --help` how an application begins elsewhere.
 #[derive(Debug, Parser)]
