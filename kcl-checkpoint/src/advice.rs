@@ -43,6 +43,9 @@ pub fn for_failure(texts: &str) -> Option<&'static str> {
         "no AWS credentials were found: set them by the standard AWS environment or configuration"
     } else if has(&["the credentials provider was not properly configured", "an error occurred while loading credentials"]) {
         "the AWS credentials can't be loaded: check their source in the AWS environment or configuration"
+    } else if has(&["unexpected credentials error", "credentials provider timed out", "loading credentials timed out"]) {
+        "the AWS credentials can't be loaded: their source (the container's or instance's credentials endpoint, or an STS or SSO endpoint) \
+         did not give any; check that it runs and that AWS_CONTAINER_CREDENTIALS_FULL_URI and the like name the right one"
     } else if has(&["Missing Region", "Invalid Configuration: Missing Region"]) {
         "no AWS region is set: set AWS_REGION, or `region` in the profile of the AWS configuration file"
     } else if has(&["dns error", "failed to lookup address"]) {
@@ -109,6 +112,12 @@ mod tests {
             (
                 "dispatch failure: other: the credential provider was not enabled: no credentials found in chain".into(),
                 "no AWS credentials",
+            ),
+            (
+                "dispatch failure: other: unexpected credentials error: dispatch failure: io error: \
+                 client error (Connect): tcp connect error: Connection refused (os error 111)"
+                    .into(),
+                "credentials endpoint",
             ),
             ("construction failure: Invalid Configuration: Missing Region".into(), "AWS_REGION"),
             ("request has timed out: operation timeout (all attempts including retries) occurred after 5s".into(), "in time"),

@@ -111,7 +111,7 @@ pub use self::dead_letter::{
 };
 pub use self::error::{ConfigError, WorkerError};
 pub use self::handler::{Json, MessageHandler, RecordHandler};
-pub use self::health::{LastError, WorkerHealth, WorkerState};
+pub use self::health::{FailingCall, LastError, WorkerCall, WorkerHealth, WorkerState};
 pub use self::interruption::Interruption;
 pub use self::processor::{
     FailedRecord, Outcome, ProcessError, ProcessResult, RecordProcessor, RecordProcessorFactory, ShardContext, ShardInfo,

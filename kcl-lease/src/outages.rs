@@ -83,8 +83,21 @@ struct Outage {
     last_line: Duration,
     failures: u64,
     affected: BTreeSet<String>,
-    /// Callers whose last call failed, and when.
-    failing: BTreeMap<String, Duration>,
+    /// Callers whose last call failed: the first failure since their last success, and the last.
+    failing: BTreeMap<String, (Duration, Duration)>,
+    /// The last error, in words.
+    last_error: String,
+}
+
+/// Calls to a service that fail, and have not succeeded since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failing {
+    /// The time of the first of these failures.
+    pub since: Duration,
+    /// The time of the last one.
+    pub last: Duration,
+    /// The last error, in words.
+    pub error: String,
 }
 
 impl Outage {
@@ -99,7 +112,7 @@ impl Outage {
 
 impl OutageLedger {
     /// Notes that a call of `caller` failed, and returns the line that this deserves.
-    pub fn failed(&mut self, cause: Cause, caller: &str, now: Duration) -> Report {
+    pub fn failed(&mut self, cause: Cause, caller: &str, now: Duration, error: &dyn fmt::Display) -> Report {
         let mut report = Report::Known;
         // A service that is called seldom has no success to end an outage by: failures weeks apart are not one.
         if self.outages.get(&cause).is_some_and(|outage| now.saturating_sub(outage.last_failure) >= FORGOTTEN) {
@@ -107,14 +120,23 @@ impl OutageLedger {
         }
         let outage = self.outages.entry(cause).or_insert_with(|| {
             report = Report::Began;
-            Outage { began: now, last_failure: now, last_line: now, failures: 0, affected: BTreeSet::new(), failing: BTreeMap::new() }
+            Outage {
+                began: now,
+                last_failure: now,
+                last_line: now,
+                failures: 0,
+                affected: BTreeSet::new(),
+                failing: BTreeMap::new(),
+                last_error: String::new(),
+            }
         });
         outage.failures += 1;
         outage.last_failure = now;
         if !outage.affected.contains(caller) {
             outage.affected.insert(caller.to_owned());
         }
-        outage.failing.insert(caller.to_owned(), now);
+        outage.failing.entry(caller.to_owned()).or_insert((now, now)).1 = now;
+        outage.last_error = error.to_string();
         if now.saturating_sub(outage.last_line) >= SUMMARY_INTERVAL {
             outage.last_line = now;
             report = Report::GoesOn(outage.extent());
@@ -131,13 +153,31 @@ impl OutageLedger {
                 return true;
             }
             outage.failing.remove(caller);
-            outage.failing.retain(|_, failed| now.saturating_sub(*failed) < GONE);
+            outage.failing.retain(|_, (_, last)| now.saturating_sub(*last) < GONE);
             if outage.is_over(now) {
                 ended.push(Ended { cause: *cause, extent: outage.extent() });
             }
             !outage.is_over(now)
         });
         ended
+    }
+
+    /// The calls of `callers` to `service` that fail now. A caller that is [gone](GONE) does not
+    /// count, nor one whose last call succeeded, although its outage may go on.
+    pub fn failing(&self, service: &str, callers: impl Fn(&str) -> bool, now: Duration) -> Option<Failing> {
+        let of_service = self.outages.iter().filter(|(cause, _)| cause.service == service);
+        let failing = of_service.flat_map(|(_, outage)| {
+            let failing = outage.failing.iter().filter(|(caller, _)| callers(caller));
+            failing.map(|(_, (since, last))| (*since, *last, outage.last_error.as_str()))
+        });
+        let failing = failing.filter(|(_, last, _)| now.saturating_sub(*last) < GONE);
+        failing.fold(None, |all: Option<Failing>, (since, last, error)| match all {
+            Some(all) if all.last >= last => Some(Failing { since: all.since.min(since), ..all }),
+            all => {
+                let since = all.map_or(since, |all| all.since.min(since));
+                Some(Failing { since, last, error: error.to_owned() })
+            }
+        })
     }
 
     /// The causes of the outages that are not over, in order.
@@ -157,7 +197,7 @@ impl OutageLog {
         let Cause { service, class } = cause;
         // Not in the match itself: nothing is logged under the lock, or a subscriber that blocks would
         // keep the leases' thread from it.
-        let report = self.lock().failed(cause, caller, now);
+        let report = self.lock().failed(cause, caller, now, error);
         match report {
             Report::Began => tracing::warn!(
                 service, class, caller, %error,
@@ -181,6 +221,12 @@ impl OutageLog {
             let class = cause.class;
             tracing::info!(service, class, affected, failures, ?duration, "calls are answered again");
         }
+    }
+
+    /// The calls to `service` that fail at this boot time: see [`OutageLedger::failing`].
+    #[must_use]
+    pub fn failing(&self, service: &str, callers: impl Fn(&str) -> bool, now: Duration) -> Option<Failing> {
+        self.lock().failing(service, callers, now)
     }
 
     /// The causes of the outages that are not over.
@@ -217,7 +263,7 @@ mod tests {
         let mut lines = Vec::new();
         for second in 0..=125 {
             for shard in ["a", "b", "c", "d"] {
-                match ledger.failed(AWAY, shard, at(second)) {
+                match ledger.failed(AWAY, shard, at(second), &"broken") {
                     Report::Known => {}
                     report => lines.push((second, shard, report)),
                 }
@@ -230,15 +276,15 @@ mod tests {
     #[test]
     fn it_is_over_when_all_have_succeeded_and_nothing_has_failed_for_a_while() {
         let mut ledger = OutageLedger::default();
-        ledger.failed(AWAY, "a", at(100));
-        ledger.failed(AWAY, "b", at(103));
+        ledger.failed(AWAY, "a", at(100), &"broken");
+        ledger.failed(AWAY, "b", at(103), &"broken");
         assert_eq!(ledger.succeeded("lease table", "a", at(104)), [], "b still fails");
         assert_eq!(ledger.succeeded("lease table", "b", at(105)), [], "too soon to tell");
         assert_eq!(ledger.succeeded("Kinesis", "a", at(120)), [], "another service");
         let ended = Ended { cause: AWAY, extent: extent(2, 2, 3) };
         assert_eq!(ledger.succeeded("lease table", "a", at(113)), [ended]);
         assert_eq!(ledger.succeeded("lease table", "a", at(114)), [], "said once");
-        assert_eq!(ledger.failed(AWAY, "a", at(200)), Report::Began, "another outage");
+        assert_eq!(ledger.failed(AWAY, "a", at(200), &"broken"), Report::Began, "another outage");
     }
 
     #[test]
@@ -246,7 +292,7 @@ mod tests {
         let mut ledger = OutageLedger::default();
         let mut lines = 0;
         for second in 0..300 {
-            let report = ledger.failed(THROTTLED, "a", at(second));
+            let report = ledger.failed(THROTTLED, "a", at(second), &"broken");
             lines += usize::from(report != Report::Known);
             lines += ledger.succeeded("lease table", "a", at(second)).len();
         }
@@ -256,8 +302,8 @@ mod tests {
     #[test]
     fn who_still_fails_keeps_it_open_until_it_is_gone() {
         let mut ledger = OutageLedger::default();
-        ledger.failed(THROTTLED, "hot", at(0));
-        ledger.failed(THROTTLED, "a", at(0));
+        ledger.failed(THROTTLED, "hot", at(0), &"broken");
+        ledger.failed(THROTTLED, "a", at(0), &"broken");
         assert_eq!(ledger.succeeded("lease table", "a", at(119)), []);
         assert_eq!(ledger.succeeded("lease table", "a", at(120)).len(), 1, "its shard is elsewhere");
     }
@@ -266,10 +312,32 @@ mod tests {
     fn causes_are_told_apart() {
         let mut ledger = OutageLedger::default();
         for cause in [AWAY, THROTTLED, STREAM] {
-            assert_eq!(ledger.failed(cause, "a", at(0)), Report::Began);
+            assert_eq!(ledger.failed(cause, "a", at(0), &"broken"), Report::Began);
         }
         assert_eq!(ledger.causes().collect::<Vec<_>>(), [STREAM, AWAY, THROTTLED]);
         let ended = ledger.succeeded("lease table", "a", at(10));
         assert_eq!(ended.iter().map(|ended| ended.cause).collect::<Vec<_>>(), [AWAY, THROTTLED]);
+    }
+
+    #[test]
+    fn what_fails_now_is_known_since_its_first_failure_and_until_a_success() {
+        let mut ledger = OutageLedger::default();
+        let failing = |ledger: &OutageLedger, second| {
+            let failing = ledger.failing("lease table", |caller| caller != "other", at(second));
+            failing.map(|it| (it.since.as_secs(), it.last.as_secs(), it.error))
+        };
+        assert_eq!(failing(&ledger, 0), None);
+        ledger.failed(STREAM, "a", at(1), &"another service");
+        ledger.failed(AWAY, "other", at(1), &"another caller");
+        assert_eq!(failing(&ledger, 1), None);
+        ledger.failed(AWAY, "a", at(2), &"no answer");
+        ledger.failed(THROTTLED, "b", at(4), &"throttled");
+        ledger.failed(AWAY, "a", at(6), &"still no answer");
+        assert_eq!(failing(&ledger, 7), Some((2, 6, "still no answer".to_owned())));
+        assert_eq!(ledger.succeeded("lease table", "a", at(8)), []);
+        assert_eq!(failing(&ledger, 8), Some((4, 4, "throttled".to_owned())), "b still fails");
+        assert_eq!(failing(&ledger, 124), None, "b is gone");
+        ledger.succeeded("lease table", "b", at(9));
+        assert_eq!(failing(&ledger, 9), None, "though the outage is not over");
     }
 }

@@ -56,6 +56,14 @@ pub enum TableError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The table is in a state that it does not leave by itself.
+    #[error("lease table `{table}` can't be used: {reason}")]
+    Unusable {
+        /// The table's name.
+        table: String,
+        /// The state, and what to do.
+        reason: String,
+    },
     /// The credentials do not allow the operation.
     #[error("{operation} on lease table `{table}` is not allowed: {message}")]
     AccessDenied {
@@ -112,6 +120,7 @@ impl TableError {
         let class = match self {
             Self::NotFound { .. } => "not found",
             Self::NotALeaseTable { .. } => "no lease table",
+            Self::Unusable { .. } => "unusable",
             Self::AccessDenied { .. } => "access denied",
             Self::Throttled { .. } => "throttled",
             Self::Unavailable { .. } => "no answer",

@@ -134,6 +134,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
 /// Completes when the worker has been idle for as long as `--until-idle` says; without it, never.
 async fn until_idle(options: &Options, handle: &WorkerHandle, service: &Service) {
     let Some(period) = options.until_idle else { return std::future::pending().await };
-    IdleWatch::new(period, options.lease_duration).wait(handle, service.tally()).await;
+    let max_leases = options.max_leases.unwrap_or(usize::MAX);
+    IdleWatch::new(period, options.lease_duration, max_leases).wait(handle, service.tally()).await;
     tracing::info!(?period, "idle: no records, and all shards at the tip");
 }

@@ -12,6 +12,7 @@ use kcl_core::{
 };
 
 use super::service::Service;
+use crate::environment::{self, Given, region, url};
 use crate::flags::UsageError;
 use crate::retrieval::Retrieval;
 
@@ -22,7 +23,8 @@ use crate::retrieval::Retrieval;
 ///
 /// SIGTERM, SIGHUP and Ctrl-C let the worker finish what is in work, write its checkpoints and hand over its shards; a second SIGTERM
 /// or Ctrl-C ends it at once. Logs go to standard error, by RUST_LOG (default: info). Exit status: 0 if it was asked to stop or is idle, 1
-/// if it can't start or go on, 2 for flags it can't use, 143 or 130 after a second signal. An empty variable counts as not set.
+/// if it can't start or go on, 2 for flags and variables it can't use, 143 or 130 after a second signal. An empty variable counts as not set,
+/// but for those of AWS (AWS_ENDPOINT_URL, AWS_REGION and the like), which are refused.
 ///
 /// `consumer redrive --help` tells how dead letters are put back into the stream, `consumer seek --help` how an application begins elsewhere.
 #[derive(Debug, Parser)]
@@ -53,7 +55,7 @@ pub(super) struct Options {
     pub(super) endpoint_url: Option<String>,
 
     /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "REGION", value_parser = region)]
     pub(super) region: Option<String>,
 
     /// The SQS queue for records that can't be processed. Without one, such a record stops its shard
@@ -109,7 +111,8 @@ pub(super) struct Options {
     /// Idle: no record comes, and all shards that this worker owns are read to their tip (0 ms behind), none stuck. The time begins anew with each
     /// record and with each shard taken, ended or lost. While the worker owns no shard, twice the lease duration is
     /// added: shards of a worker that died become free only when their leases expire. For the same reason make it longer than the lease
-    /// duration where other workers may die.
+    /// duration where other workers may die. It is not idle while it can't get leases: some have no owner or are not made, or calls of the lease
+    /// table fail.
     #[arg(long, value_name = "DURATION", env = "KCL_UNTIL_IDLE", value_parser = idle_time)]
     pub(super) until_idle: Option<Duration>,
 
@@ -170,7 +173,7 @@ impl Options {
     /// As [`WorkerBuilder::build`](kcl_core::WorkerBuilder::build); a [`UsageError`] for settings that
     /// have a flag.
     pub(super) async fn worker(&self, service: &Service) -> anyhow::Result<Worker> {
-        let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await, service.clone());
+        let (aws, service) = (aws(self.region.as_deref(), self.endpoint_url.as_deref()).await?, service.clone());
         let mut builder = Worker::builder(&self.application, &self.stream)
             .aws_config(&aws)
             .initial_position(self.initial_position)
@@ -189,6 +192,8 @@ impl Options {
             .backlog(self.skip_beyond.map_or(Backlog::ReadAll, |beyond| Backlog::SkipToLatest { beyond }))
             // Nothing is wrong with a record that a full disk did not take, if no other can be tried.
             .retry_policy(RetryPolicy { patience: Duration::MAX, ..RetryPolicy::default() })
+            // They are this program's own and quote no record.
+            .log_error_text(true)
             .processor(move |_shard: &ShardContext| service.clone());
         if let Some(leases) = self.max_leases {
             builder = builder.max_leases(leases);
@@ -286,7 +291,7 @@ pub(super) struct Common {
     endpoint_url: Option<String>,
 
     /// The AWS region [env: AWS_REGION]
-    #[arg(long, value_name = "REGION", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "REGION", value_parser = region)]
     region: Option<String>,
 
     /// The form of logs, which go to standard error
@@ -296,13 +301,20 @@ pub(super) struct Common {
 
 impl Common {
     /// The AWS configuration of the environment, with what the command line says in its place.
-    pub(super) async fn aws(&self) -> SdkConfig {
+    ///
+    /// # Errors
+    /// A variable of the environment that can't be used.
+    pub(super) async fn aws(&self) -> Result<SdkConfig, UsageError> {
         aws(self.region.as_deref(), self.endpoint_url.as_deref()).await
     }
 }
 
 /// The AWS configuration of the environment, with what the command line says in its place.
-async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
+///
+/// # Errors
+/// A variable of the environment that can't be used.
+async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> Result<SdkConfig, UsageError> {
+    environment::check(Given { endpoint: endpoint_url.is_some(), region: region.is_some() })?;
     let mut aws = aws_config::defaults(BehaviorVersion::latest());
     if let Some(region) = region {
         aws = aws.region(Region::new(region.to_owned()));
@@ -310,7 +322,7 @@ async fn aws(region: Option<&str>, endpoint_url: Option<&str>) -> SdkConfig {
     if let Some(url) = endpoint_url {
         aws = aws.endpoint_url(url);
     }
-    aws.load().await
+    Ok(aws.load().await)
 }
 
 fn position(text: &str) -> Result<InitialPosition, String> {
@@ -358,14 +370,6 @@ fn idle_time(text: &str) -> Result<Duration, String> {
         Err("must be 1s or more: shards at their tip are read about once a second".to_owned())
     } else {
         Ok(time)
-    }
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),
-        _ => Err("expected http://HOST[:PORT] or https://HOST[:PORT]".to_owned()),
     }
 }
 
@@ -477,6 +481,7 @@ mod tests {
             ("--max-leases many", "--max-leases"),
             ("--trimmed-data lose", "--trimmed-data"),
             ("--endpoint-url 127.0.0.1:4566", "--endpoint-url"),
+            ("--region US_EAST_1", "--region"),
             ("--unknown", "--unknown"),
         ] {
             let error = parse(flags).unwrap_err();

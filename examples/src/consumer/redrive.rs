@@ -120,7 +120,7 @@ fn sha256(text: &str) -> Result<String, String> {
 /// If the run was refused or ended early, a letter that was meant stays, or letters are invisible.
 pub(super) async fn redrive(options: RedriveOptions) -> anyhow::Result<()> {
     let stop = shutdown_signal();
-    let aws = options.common.aws().await;
+    let aws = options.common.aws().await?;
     let target = StreamTarget::new(&aws, &options.to_stream).from_other_streams(options.from_other_streams);
     let redrive = match (&options.from_queue, &options.from_file) {
         (Some(queue), _) => Redrive::new(SqsLetters::new(&aws, queue), target),

@@ -68,7 +68,7 @@ impl SeekOptions {
 /// # Errors
 /// If not all leases have moved.
 pub(super) async fn seek(options: SeekOptions) -> anyhow::Result<()> {
-    let aws = options.common.aws().await;
+    let aws = options.common.aws().await?;
     let Some(to) = options.target() else {
         anyhow::bail!("invariant: one of --to, --at-record and --after-record is demanded of the command line")
     };

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Parser;
 
 use super::source::Source;
+use crate::environment::{self, Given, url};
 use crate::retrieval::Retrieval;
 
 /// Kinesis, three workers and every trouble they are made for, in about a minute, on this machine: no account, no containers.
@@ -70,6 +71,10 @@ impl Options {
     /// # Errors
     /// A file that can't be used, by name. Nothing was started.
     pub fn prepare(&self) -> anyhow::Result<Source> {
+        if self.aws || self.endpoint_url.is_some() {
+            let given = Given { endpoint: self.endpoint_url.is_some(), region: false };
+            environment::check(given)?;
+        }
         if let Some(report) = &self.report {
             // Better now than after a minute. An older report stays until there is a new one.
             let opened = OpenOptions::new().create(true).append(true).open(report);
@@ -80,14 +85,6 @@ impl Options {
         };
         let content = std::fs::read(input).with_context(|| format!("--input {} can't be read", input.display()))?;
         Source::lines(content.into(), self.key.as_deref(), self.seed).with_context(|| format!("--input {} can't be used", input.display()))
-    }
-}
-
-fn url(text: &str) -> Result<String, String> {
-    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => Ok(text.to_owned()),
-        _ => Err("expected http://HOST[:PORT] or https://HOST[:PORT]".to_owned()),
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use kcl_lease::backoff::Backoff;
+use tokio_util::sync::CancellationToken;
 
 use super::Redrive;
 use super::error::RedriveError;
@@ -46,6 +47,9 @@ const ATTEMPTS: u32 = 10;
 /// Waits between attempts, from and to.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Why a run ended that was told to.
+const STOPPED: &str = "asked to stop";
+
 type Identity = (RecordAddress, String);
 
 /// What a run knows so far.
@@ -64,7 +68,8 @@ struct Progress {
 }
 
 impl Redrive {
-    /// Runs as [`run`](Self::run), and ends in good order when `stop` completes: what is being put back is finished, the rest is given back.
+    /// Runs as [`run`](Self::run), and ends in good order when `stop` completes: calls that are under way are finished, and letters whose records
+    /// they did not put back are given back.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -76,18 +81,22 @@ impl Redrive {
         if self.limit == Some(0) {
             return Err(RedriveError::LimitIsZero);
         }
-        let stopped = AtomicBool::new(false);
+        let stopped = CancellationToken::new();
         let mut run = pin!(self.go(&stopped));
         tokio::select! {
             biased;
             report = &mut run => return report,
-            () = stop => stopped.store(true, Ordering::Relaxed),
+            () = stop => stopped.cancel(),
         }
         run.await
     }
 
-    async fn go(&self, stopped: &AtomicBool) -> Result<RedriveReport, RedriveError> {
-        self.check_target().await.map_err(RedriveError::Target)?;
+    async fn go(&self, stopped: &CancellationToken) -> Result<RedriveReport, RedriveError> {
+        // It only reads: nothing is left behind by a check that is dropped.
+        let Some(checked) = stopped.run_until_cancelled(self.check_target()).await else {
+            return Ok(RedriveReport { stopped: Some(STOPPED.to_owned()), ..RedriveReport::default() });
+        };
+        checked.map_err(RedriveError::Target)?;
         let mut progress = Progress::default();
         let ended = self.work(stopped, &mut progress).await;
         let releases = std::mem::take(&mut progress.held).into_values().map(|letter| self.release(letter));
@@ -132,11 +141,11 @@ impl Redrive {
     }
 
     /// Goes through the queue; why that ended early.
-    async fn work(&self, stopped: &AtomicBool, progress: &mut Progress) -> Result<(), String> {
+    async fn work(&self, stopped: &CancellationToken, progress: &mut Progress) -> Result<(), String> {
         let (mut empty, mut repeated) = (0, 0);
         loop {
-            if stopped.load(Ordering::Relaxed) {
-                return Err("asked to stop".to_owned());
+            if stopped.is_cancelled() {
+                return Err(STOPPED.to_owned());
             }
             let left = self.limit.map(|limit| limit.saturating_sub(progress.tried));
             if left == Some(0) {
@@ -149,7 +158,7 @@ impl Redrive {
                     progress.held.len()
                 ));
             }
-            let (window, is_empty) = self.window(progress).await.map_err(|error| match error.is_full {
+            let (window, is_empty) = self.window(stopped, progress).await.map_err(|error| match error.is_full {
                 true => format!("{error}; the queue gives no letters while so many are invisible, of this reader and of others"),
                 false => error.to_string(),
             })?;
@@ -176,10 +185,10 @@ impl Redrive {
     }
 
     /// Letters that were not seen before, as many as are looked at together; and whether the queue gave none at all in the end.
-    async fn window(&self, progress: &mut Progress) -> Result<(Vec<ReceivedLetter>, bool), SourceError> {
+    async fn window(&self, stopped: &CancellationToken, progress: &mut Progress) -> Result<(Vec<ReceivedLetter>, bool), SourceError> {
         let (mut window, mut bytes) = (Vec::new(), 0);
         while window.len() < WINDOW.0 && bytes < WINDOW.1 {
-            let received = match self.patiently(|| self.source.receive()).await {
+            let received = match self.until_stopped(stopped, || self.source.receive()).await {
                 Ok(received) => received,
                 Err(error) => {
                     window.into_iter().for_each(|letter| progress.hold(letter));
@@ -263,7 +272,7 @@ impl Redrive {
     }
 
     /// Puts records back, a few keys at a time.
-    async fn put_back(&self, jobs: Vec<Job<ReceivedLetter>>, stopped: &AtomicBool, progress: &mut Progress) -> Result<(), String> {
+    async fn put_back(&self, jobs: Vec<Job<ReceivedLetter>>, stopped: &CancellationToken, progress: &mut Progress) -> Result<(), String> {
         let closed = AtomicBool::new(false);
         let mut why = None;
         let lanes = lanes(jobs).into_iter().map(|(lane, jobs)| self.lane(lane, jobs, stopped, &closed));
@@ -286,21 +295,22 @@ impl Redrive {
     }
 
     /// One key's records, one after the other.
-    async fn lane(&self, lane: Lane, jobs: Vec<Job<ReceivedLetter>>, stopped: &AtomicBool, closed: &AtomicBool) -> LaneDone {
+    async fn lane(&self, lane: Lane, jobs: Vec<Job<ReceivedLetter>>, stopped: &CancellationToken, closed: &AtomicBool) -> LaneDone {
         let mut done = LaneDone { lane, jobs: Vec::new(), closed: None };
         let mut stays = false;
         for job in jobs {
-            if stopped.load(Ordering::Relaxed) || closed.load(Ordering::Relaxed) {
+            if stopped.is_cancelled() || closed.load(Ordering::Relaxed) {
                 done.jobs.push(Done { job, result: None });
                 continue;
             }
-            let result = if stays { Err(Unaccepted::Stays(StayReason::Behind)) } else { self.accept(&job.letter).await };
+            let result = if stays { Err(Unaccepted::Stays(StayReason::Behind)) } else { self.accept(&job.letter, stopped).await };
             let result = match result {
                 Ok(()) => Some(Ok(self.delete(&job.messages[0]).await)),
                 Err(Unaccepted::Stays(reason)) => {
                     stays = true;
                     Some(Err(reason))
                 }
+                Err(Unaccepted::Stopped) => None,
                 Err(Unaccepted::Closed(why)) => {
                     closed.store(true, Ordering::Relaxed);
                     done.closed = Some(why);
@@ -313,8 +323,8 @@ impl Redrive {
     }
 
     /// Has the target accept the record, with patience.
-    async fn accept(&self, letter: &Envelope) -> Result<(), Unaccepted> {
-        let payload = self.payload(letter).await.map_err(Unaccepted::Stays)?;
+    async fn accept(&self, letter: &Envelope, stopped: &CancellationToken) -> Result<(), Unaccepted> {
+        let payload = self.payload(letter, stopped).await?;
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
         loop {
             match self.target.accept(letter, &payload).await {
@@ -323,28 +333,37 @@ impl Redrive {
                 Err(TargetError::Closed(why)) => return Err(Unaccepted::Closed(why)),
                 // What took so long to fail fails for the next one as well.
                 Err(TargetError::Unavailable(why)) if backoff.failures() + 1 >= ATTEMPTS => return Err(Unaccepted::Closed(why)),
-                Err(TargetError::Unavailable(_)) => tokio::time::sleep(backoff.next_wait()).await,
+                Err(TargetError::Unavailable(_)) => {
+                    if !goes_on_after(backoff.next_wait(), stopped).await {
+                        return Err(Unaccepted::Stopped);
+                    }
+                }
             }
         }
     }
 
     /// The record's payload, from wherever it is.
-    async fn payload(&self, letter: &Envelope) -> Result<Bytes, StayReason> {
+    async fn payload(&self, letter: &Envelope, stopped: &CancellationToken) -> Result<Bytes, Unaccepted> {
         let location = match &letter.payload {
             Payload::Inside(data) => return Ok(data.clone()),
             Payload::At(location) => location,
         };
         let bucket = || location.address.bucket.clone();
-        let blobs = self.blobs.as_ref().ok_or_else(|| StayReason::NoBlobStore { bucket: bucket() })?;
+        let blobs = self.blobs.as_ref().ok_or_else(|| StayReason::NoBlobStore { bucket: bucket() });
+        let blobs = blobs.map_err(Unaccepted::Stays)?;
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
         let data = loop {
             match blobs.get(&location.address).await {
-                Err(BlobError::Unavailable { .. }) if backoff.failures() + 1 < ATTEMPTS => tokio::time::sleep(backoff.next_wait()).await,
-                got => break got.map_err(StayReason::Payload)?,
+                Err(BlobError::Unavailable { .. }) if backoff.failures() + 1 < ATTEMPTS => {
+                    if !goes_on_after(backoff.next_wait(), stopped).await {
+                        return Err(Unaccepted::Stopped);
+                    }
+                }
+                got => break got.map_err(|error| Unaccepted::Stays(StayReason::Payload(error)))?,
             }
         };
         let is_right = data.len() as u64 == location.bytes && sha256_hex(&data) == location.sha256;
-        if is_right { Ok(data) } else { Err(StayReason::PayloadChanged) }
+        if is_right { Ok(data) } else { Err(Unaccepted::Stays(StayReason::PayloadChanged)) }
     }
 
     /// The record is accepted, and its first letter deleted or not: the others are deleted too, and then the payload.
@@ -423,18 +442,35 @@ impl Redrive {
     }
 
     /// A call to the queue, repeated while that may help.
-    async fn patiently<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, SourceError>
+    async fn patiently<T, F>(&self, call: impl FnMut() -> F) -> Result<T, SourceError>
+    where
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        self.until_stopped(&CancellationToken::new(), call).await
+    }
+
+    /// The same, but not repeated after the run was told to stop.
+    async fn until_stopped<T, F>(&self, stopped: &CancellationToken, mut call: impl FnMut() -> F) -> Result<T, SourceError>
     where
         F: Future<Output = Result<T, SourceError>>,
     {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, &self.entropy);
         loop {
             match call().await {
-                Err(error) if error.is_retryable && backoff.failures() + 1 < ATTEMPTS => tokio::time::sleep(backoff.next_wait()).await,
+                Err(error) if error.is_retryable && backoff.failures() + 1 < ATTEMPTS => {
+                    if !goes_on_after(backoff.next_wait(), stopped).await {
+                        return Err(error);
+                    }
+                }
                 result => return result,
             }
         }
     }
+}
+
+/// Waits before the next attempt; returns whether there is to be one.
+async fn goes_on_after(wait: Duration, stopped: &CancellationToken) -> bool {
+    stopped.run_until_cancelled(tokio::time::sleep(wait)).await.is_some()
 }
 
 impl Progress {
@@ -447,6 +483,8 @@ impl Progress {
 /// Why a record was not accepted: it stays, or the run ends.
 enum Unaccepted {
     Stays(StayReason),
+    /// The run was told to stop before it was known.
+    Stopped,
     Closed(String),
 }
 

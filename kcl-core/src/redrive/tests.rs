@@ -281,6 +281,42 @@ async fn a_handler_that_panics_leaves_its_letter_and_the_run_goes_on() {
     assert_eq!(world.visible(), 15);
 }
 
+/// Nothing is accepted: each attempt takes as long as a call may.
+#[derive(Debug)]
+struct Hangs;
+
+#[async_trait]
+impl RedriveTarget for Hangs {
+    async fn check(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
+    fn refuses(&self, _: &Envelope) -> Option<StayReason> {
+        None
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn accept(&self, _: &Envelope, _: &Bytes) -> Result<(), TargetError> {
+        sleep(Duration::from_secs(15)).await;
+        Err(TargetError::Unavailable("no answer".into()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_told_to_stop_makes_no_further_attempt() {
+    let world = World::new(1, 20, 0.0);
+    let began = Instant::now();
+    let redrive = Redrive::new(world.clone(), Hangs);
+    let report = redrive.run_until(sleep(Duration::from_secs(20))).await.unwrap();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(35), "the attempt that was under way, and no other: {took:?}");
+    assert_eq!((report.accepted, report.stayed, report.stopped.as_deref()), (0, 0, Some("asked to stop")));
+    assert_eq!(world.visible(), 20, "all letters are given back");
+}
+
 #[test]
 fn a_run_may_be_a_task() {
     fn is_send(_: impl Send) {}

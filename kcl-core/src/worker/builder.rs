@@ -223,6 +223,9 @@ impl WorkerBuilder {
 
     /// The longest time for which [`build`](Self::build) repeats a call that is throttled or gets no
     /// answer, counted for each call anew. 0 s (give up at the first failure) to 1 h; default 5 min.
+    /// It also bounds the wait for a lease table that is being created or deleted, unless
+    /// [`ready_timeout`](TableOptions::ready_timeout) is shorter; a table that this start has created
+    /// gets a minute at least.
     ///
     /// Fleets that start together are throttled by limits of the whole account; a start that gives up
     /// leaves them to a supervisor that starts all of them again at once.
@@ -455,7 +458,7 @@ impl WorkerBuilder {
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
         let outages = OutageLog::default();
-        let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration);
+        let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration, outages.clone());
         let shared = Arc::new(Shared {
             neighbours: Neighbours::default(),
             metrics: Metrics::new(&meter, &self.application, &stream.name),

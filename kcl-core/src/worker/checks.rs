@@ -103,7 +103,11 @@ impl WorkerBuilder {
             .clone()
             .unwrap_or_else(|| Arc::new(KinesisStream::new(aws_sdk_kinesis::Client::new(aws), &self.stream, Duration::from_secs(5))));
         let table = self.lease_table.clone().unwrap_or_else(|| {
-            let options = TableOptions { call_timeout: timing.call_timeout(), ..self.table_options.clone() };
+            let options = TableOptions {
+                call_timeout: timing.call_timeout(),
+                ready_timeout: self.table_options.ready_timeout.min(self.start_patience),
+                ..self.table_options.clone()
+            };
             let name = self.table_name.as_ref().unwrap_or(&self.application);
             Arc::new(DynamoDbLeaseTable::new(&aws_sdk_dynamodb::Client::new(aws), name, options, entropy))
         });

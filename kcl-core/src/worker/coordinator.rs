@@ -89,7 +89,7 @@ pub(super) struct Coordinator {
 }
 
 /// The coordinator in the log of outages: its calls that concern no single shard.
-const CALLER: &str = "the worker's look at all leases";
+pub(crate) const CALLER: &str = "the worker's look at all leases";
 
 /// What a round leaves to wait for.
 #[derive(Default)]
@@ -225,7 +225,11 @@ impl Coordinator {
                 self.outrun.store(true, Ordering::Relaxed);
             }
             Taken::Failed(error @ TableError::NotFound { .. }) => return Err(error),
-            Taken::Failed(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
+            // The next rounds try again. Noted as the shard's, as its later writes are.
+            Taken::Failed(error) => {
+                let now = self.terms.clock.boot_time();
+                self.terms.outages.failed(error.cause(), lease.shard_id.as_str(), now, &error);
+            }
             Taken::Stopped => {}
         }
         self.held.remove(&lease.shard_id);

@@ -9,7 +9,7 @@
 
 mod builder;
 mod checks;
-mod coordinator;
+pub(crate) mod coordinator;
 mod lease_client;
 mod lease_credentials;
 mod lease_keepers;
@@ -17,7 +17,7 @@ mod lease_thread;
 mod machine;
 mod relapses;
 pub(crate) mod settings;
-mod shard_sync;
+pub(crate) mod shard_sync;
 pub(crate) mod start_retry;
 mod taking;
 mod unowned;

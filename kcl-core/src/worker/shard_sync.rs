@@ -25,7 +25,7 @@ use crate::stream::{ShardFilter, StreamError};
 const CONFIRM_AFTER: Duration = Duration::from_secs(5);
 
 /// The comparison in the log of outages.
-const CALLER: &str = "the comparison of shards and leases";
+pub(crate) const CALLER: &str = "the comparison of shards and leases";
 
 /// The longest wait after a comparison that failed.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);

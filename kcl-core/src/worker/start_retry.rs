@@ -134,7 +134,7 @@ impl StartRetry {
                 return Err(error);
             }
             let Cause { service, class } = error.cause();
-            match ledger.failed(error.cause(), purpose, elapsed) {
+            match ledger.failed(error.cause(), purpose, elapsed, &error) {
                 Report::Began => tracing::warn!(
                     purpose, service, class, %error, ?patience,
                     "the start waits: the call is repeated"

@@ -52,7 +52,8 @@ pub struct TableOptions {
     /// hangs must fail while there is time for another one. A call that has to fetch credentials first may take 5 seconds more.
     /// Default: 2 seconds.
     pub call_timeout: Duration,
-    /// How long [`ensure`](LeaseTable::ensure) waits for a table to become ready. Default: 10 minutes, as in the Java library.
+    /// How long [`ensure`](LeaseTable::ensure) waits for a table to become ready; one that it has just created gets a minute at least.
+    /// Default: 10 minutes, as in the Java library.
     pub ready_timeout: Duration,
     /// Tags of a table that is created. Default: none. Needs the permission `dynamodb:TagResource`.
     pub tags: BTreeMap<String, String>,

@@ -19,6 +19,12 @@ const INDEX: &str = "LeaseOwnerToLeaseKeyIndex";
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// The shortest wait for a table that was just created.
+const JUST_CREATED: Duration = Duration::from_secs(60);
+
+/// Time between two lines of the log about one wait.
+const LINE_EVERY: Duration = Duration::from_secs(60);
+
 /// All parts below are required by the SDK's builders and given here.
 const COMPLETE: &str = "every required part is set";
 
@@ -27,31 +33,49 @@ impl DynamoDbLeaseTable {
     ///
     /// A table that is not there is created, but only until this has succeeded once: a table that vanishes later took
     /// all checkpoints with it, and an empty one in its place would hide that.
+    ///
+    /// A table that is not ready is waited for, for as long as [`ready_timeout`] says, and for
+    /// [`JUST_CREATED`] at least if this call has created it. The wait is logged.
+    ///
+    /// [`ready_timeout`]: super::TableOptions::ready_timeout
     pub(super) async fn ensure_ready(&self) -> Result<(), TableError> {
-        let deadline = Instant::now() + self.options.ready_timeout;
+        let began = Instant::now();
+        let mut deadline = began + self.options.ready_timeout;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT, &self.entropy);
+        let mut next_line = began;
         loop {
             let status = match self.describe().await {
                 Ok(table) => {
                     refuse_what_is_no_lease_table(&table).map_err(|reason| self.not_a_lease_table(reason))?;
-                    match table.table_status() {
-                        Some(TableStatus::Active | TableStatus::Updating) => {
+                    let status = table.table_status().map_or("UNKNOWN", TableStatus::as_str);
+                    match readiness(table.table_status()) {
+                        Readiness::Ready => {
                             self.add_what_is_missing(&table, deadline).await?;
                             let _ = self.scan_segments.set(scan_segments(table.table_size_bytes().unwrap_or(0)));
                             return Ok(());
                         }
-                        status => status.map_or("UNKNOWN", TableStatus::as_str).to_owned(),
+                        Readiness::Never(advice) => {
+                            let reason = format!("its status is {status}: {advice}");
+                            return Err(TableError::Unusable { table: self.table.clone(), reason });
+                        }
+                        Readiness::Later => status.to_owned(),
                     }
                 }
                 // DescribeTable may not know yet of a table just created; creating it again is answered with "in use".
                 Err(TableError::NotFound { .. }) if self.scan_segments.get().is_none() => {
                     self.create_table().await?;
+                    deadline = deadline.max(Instant::now() + JUST_CREATED);
                     "CREATING".to_owned()
                 }
                 Err(error) => return Err(error),
             };
-            self.pause(&mut backoff, deadline, "dynamodb:DescribeTable", &format!("the table is not ready, its status is {status}"))
-                .await?;
+            if Instant::now() >= next_line {
+                let (elapsed, longest) = (began.elapsed(), deadline.duration_since(began));
+                tracing::info!(table = %self.table, status, ?elapsed, ?longest, "the lease table is not ready; waiting for it");
+                next_line = Instant::now() + LINE_EVERY;
+            }
+            let waiting_for = format!("the table is not ready, its status is {status}");
+            self.pause(&mut backoff, deadline, "dynamodb:DescribeTable", &waiting_for).await?;
         }
     }
 
@@ -162,18 +186,43 @@ impl DynamoDbLeaseTable {
         }
     }
 
-    /// Waits before the next question, or gives up if the deadline is near.
+    /// Waits before the next question, up to the deadline, or gives up if that has passed.
     async fn pause(&self, backoff: &mut Backoff, deadline: Instant, operation: &'static str, waiting_for: &str) -> Result<(), TableError> {
-        let wait = backoff.next_wait();
-        if Instant::now() + wait > deadline {
-            return Err(self.unavailable(operation, &format!("{waiting_for}, after {:?}", self.options.ready_timeout)));
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(self.unavailable(operation, &format!("{waiting_for}, and it was waited for long enough")));
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(backoff.next_wait().min(left)).await;
         Ok(())
     }
 
     fn not_a_lease_table(&self, reason: String) -> TableError {
         TableError::NotALeaseTable { table: self.table.clone(), reason }
+    }
+}
+
+/// What a table's status means for a worker that starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    Ready,
+    /// It becomes ready, or goes and can be created again, without anybody doing anything.
+    Later,
+    /// Somebody must do this.
+    Never(&'static str),
+}
+
+fn readiness(status: Option<&TableStatus>) -> Readiness {
+    match status {
+        Some(TableStatus::Active | TableStatus::Updating) => Readiness::Ready,
+        Some(TableStatus::InaccessibleEncryptionCredentials) => Readiness::Never(
+            "DynamoDB can't use its KMS key; enable the key or restore DynamoDB's access to it, within the seven days after which the table \
+             is archived",
+        ),
+        Some(TableStatus::Archiving | TableStatus::Archived) => Readiness::Never(
+            "its KMS key was out of DynamoDB's reach for more than seven days; restore the table from the backup that DynamoDB made of it, or \
+             choose another table name",
+        ),
+        _ => Readiness::Later,
     }
 }
 
@@ -263,6 +312,27 @@ mod tests {
         ] {
             assert_eq!(refuse_what_is_no_lease_table(&table.build()).err().as_deref(), reason);
         }
+    }
+
+    #[test]
+    fn only_states_that_pass_by_themselves_are_waited_for() {
+        use Readiness::{Later, Never, Ready};
+        for (status, expected) in [
+            ("ACTIVE", Ready),
+            ("UPDATING", Ready),
+            ("CREATING", Later),
+            ("DELETING", Later),
+            ("a state of a later version", Later),
+            ("INACCESSIBLE_ENCRYPTION_CREDENTIALS", Never("KMS key")),
+            ("ARCHIVING", Never("backup")),
+            ("ARCHIVED", Never("backup")),
+        ] {
+            match (readiness(Some(&TableStatus::from(status))), expected) {
+                (Never(advice), Never(part)) => assert!(advice.contains(part), "{status}: {advice}"),
+                (is, expected) => assert_eq!(is, expected, "{status}"),
+            }
+        }
+        assert_eq!(readiness(None), Later);
     }
 
     #[test]

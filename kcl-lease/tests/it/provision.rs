@@ -151,11 +151,25 @@ async fn a_table_in_the_making_is_waited_for() {
 
 #[tokio::test]
 async fn a_table_that_never_becomes_ready_is_waited_for_no_longer_than_told() {
-    let server = ScriptedDynamoDb::start(|_, _| with_status("INACCESSIBLE_ENCRYPTION_CREDENTIALS")).await;
+    let server = ScriptedDynamoDb::start(|_, _| with_status("CREATING")).await;
     let options = TableOptions { ready_timeout: Duration::from_millis(300), ..TableOptions::default() };
+    let began = tokio::time::Instant::now();
     let error = with_options(&client(server.address()), options).ensure().await.unwrap_err();
     assert!(matches!(error, TableError::Unavailable { .. }), "{error}");
-    assert!(error.to_string().contains("INACCESSIBLE_ENCRYPTION_CREDENTIALS"), "{error}");
+    assert!(error.to_string().contains("CREATING"), "{error}");
+    // Not earlier either: a caller with the same patience would begin the wait again.
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_state_that_does_not_pass_by_itself_is_told_at_once() {
+    for status in ["INACCESSIBLE_ENCRYPTION_CREDENTIALS", "ARCHIVED"] {
+        let server = ScriptedDynamoDb::start(move |_, _| with_status(status)).await;
+        let error = with_options(&client(server.address()), TableOptions::default()).ensure().await.unwrap_err();
+        assert!(matches!(error, TableError::Unusable { .. }), "{error}");
+        assert!(error.is_fatal() && error.to_string().contains(status), "{error}");
+        assert_eq!(server.operations(), ["DescribeTable"]);
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use kcl_local::LocalAws;
 use kcl_local::kinesis::KinesisConfig;
 use tracing_subscriber::EnvFilter;
@@ -57,8 +57,18 @@ impl Options {
     }
 }
 
+/// Reads the command line. A variable that is set and empty counts as not set.
+fn parse() -> Result<Options, clap::Error> {
+    let command = Options::command().mut_args(|argument| {
+        let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let empty = argument.get_env().is_some_and(is_empty);
+        if empty { argument.env(None::<&str>) } else { argument }
+    });
+    Options::from_arg_matches(&command.try_get_matches()?)
+}
+
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = parse().unwrap_or_else(|error| error.exit());
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
     match run(&options) {
