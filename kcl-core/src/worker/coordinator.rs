@@ -225,7 +225,11 @@ impl Coordinator {
                 self.outrun.store(true, Ordering::Relaxed);
             }
             Taken::Failed(error @ TableError::NotFound { .. }) => return Err(error),
-            Taken::Failed(error) => tracing::error!(shard = %lease.shard_id, %error, "the lease can't be taken"),
+            // The shard's failure, as the next round tries again: its keeper's first answer ends it.
+            Taken::Failed(error) => {
+                let now = self.terms.clock.boot_time();
+                self.terms.outages.failed(error.cause(), lease.shard_id.as_str(), now, &error);
+            }
             Taken::Stopped => {}
         }
         self.held.remove(&lease.shard_id);
