@@ -31,11 +31,12 @@ const EVENT: usize = 1 << 20;
 /// Subscriptions in the log of outages. Apart from the reads of Kinesis that bridge them: those may
 /// succeed while these fail.
 const SERVICE: &str = "Kinesis enhanced fan-out";
-/// Refusals in a row that are expected after a handoff, for a shard that somebody has subscribed to
-/// less than five seconds ago.
-const EXPECTED_IN_USE: u32 = 4;
-/// Other failures in a row that are expected: a connection that breaks now and then.
-const EXPECTED_BROKEN: u32 = 1;
+/// Refusals in a row that are expected of a consumer that is in creation, and after a handoff, of a
+/// shard that somebody has subscribed to less than five seconds ago.
+const EXPECTED_REFUSALS: u32 = 4;
+/// Other failures in a row that are expected: a connection that breaks now and then. The end of a
+/// subscription after its time counts as one too.
+const EXPECTED_BROKEN: u32 = 2;
 
 pub(super) struct Reader {
     stream: String,
@@ -128,7 +129,7 @@ impl Reader {
     /// Notes an attempt that failed and is repeated.
     fn report(&self, error: &FanOutError, bridged: bool) {
         let expected = match error {
-            FanOutError::InUse { .. } => EXPECTED_IN_USE,
+            FanOutError::InUse { .. } | FanOutError::ConsumerCreating { .. } => EXPECTED_REFUSALS,
             FanOutError::Unavailable { .. } | FanOutError::Silent(_) | FanOutError::Throttled { .. } => EXPECTED_BROKEN,
             _ => 0,
         };
