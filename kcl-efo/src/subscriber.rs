@@ -316,13 +316,9 @@ impl Subscriber {
     }
 
     fn tell(&self, error: &FanOutError) {
+        // Given to the caller, who knows of all shards and decides what is worth a warning.
         let failures = self.life.failures();
-        // The fifth in a row, and then every tenth: by then they are many seconds apart.
-        if failures % 10 == 5 {
-            tracing::warn!(shard = %self.shard, failures, %error, "no subscription to the shard; trying again");
-        } else {
-            tracing::debug!(shard = %self.shard, failures, %error, "no subscription to the shard; trying again");
-        }
+        tracing::debug!(shard = %self.shard, failures, %error, "no subscription to the shard; trying again");
     }
 
     /// Waits for everything that an attempt needs. `None`: there must be none any more.

@@ -144,16 +144,18 @@ impl OutageLedger {
         report
     }
 
-    /// Notes that a call of `caller` to `service` was answered, and returns the outages of the
-    /// service that are over by that.
+    /// Notes that a call of `caller` to `service` was answered, and returns the outages that are
+    /// over by now.
+    ///
+    /// They may be of another service: one that is called seldom has answered all that its callers
+    /// asked, but too early to tell, and nobody calls it again.
     pub fn succeeded(&mut self, service: &str, caller: &str, now: Duration) -> Vec<Ended> {
         let mut ended = Vec::new();
         self.outages.retain(|cause, outage| {
-            if cause.service != service {
-                return true;
+            if cause.service == service {
+                outage.failing.remove(caller);
+                outage.failing.retain(|_, (_, last)| now.saturating_sub(*last) < GONE);
             }
-            outage.failing.remove(caller);
-            outage.failing.retain(|_, (_, last)| now.saturating_sub(*last) < GONE);
             if outage.is_over(now) {
                 ended.push(Ended { cause: *cause, extent: outage.extent() });
             }
@@ -213,12 +215,12 @@ impl OutageLog {
         }
     }
 
-    /// Notes a call to `service` that was answered, and logs the outages that are over by that.
+    /// Notes a call to `service` that was answered, and logs the outages that are over by now.
     pub fn succeeded(&self, service: &'static str, caller: &str, now: Duration) {
         let ended = self.lock().succeeded(service, caller, now);
         for Ended { cause, extent } in ended {
             let Extent { affected, failures, duration } = extent;
-            let class = cause.class;
+            let Cause { service, class } = cause;
             tracing::info!(service, class, affected, failures, ?duration, "calls are answered again");
         }
     }
@@ -279,8 +281,9 @@ mod tests {
         ledger.failed(AWAY, "a", at(100), &"broken");
         ledger.failed(AWAY, "b", at(103), &"broken");
         assert_eq!(ledger.succeeded("lease table", "a", at(104)), [], "b still fails");
-        assert_eq!(ledger.succeeded("lease table", "b", at(105)), [], "too soon to tell");
-        assert_eq!(ledger.succeeded("Kinesis", "a", at(120)), [], "another service");
+        assert_eq!(ledger.succeeded("Kinesis", "b", at(105)), [], "another service");
+        assert_eq!(ledger.succeeded("lease table", "a", at(106)), [], "b still fails");
+        assert_eq!(ledger.succeeded("lease table", "b", at(107)), [], "too soon to tell");
         let ended = Ended { cause: AWAY, extent: extent(2, 2, 3) };
         assert_eq!(ledger.succeeded("lease table", "a", at(113)), [ended]);
         assert_eq!(ledger.succeeded("lease table", "a", at(114)), [], "said once");
@@ -306,6 +309,25 @@ mod tests {
         ledger.failed(THROTTLED, "a", at(0), &"broken");
         assert_eq!(ledger.succeeded("lease table", "a", at(119)), []);
         assert_eq!(ledger.succeeded("lease table", "a", at(120)).len(), 1, "its shard is elsewhere");
+    }
+
+    #[test]
+    fn an_outage_of_a_service_that_is_called_seldom_ends_by_any_answer() {
+        const QUEUE: Cause = Cause { service: "dead-letter queue", class: "no answer" };
+        let over = [Ended { cause: QUEUE, extent: extent(1, 2, 90) }];
+        // the queue's answer, the lease table's answer => is it over by the latter?
+        for (queue, table, is_over) in [(None, 5_000, false), (Some(95), 99, false), (Some(95), 100, true), (Some(91), 3_600, true)] {
+            let mut ledger = OutageLedger::default();
+            ledger.failed(QUEUE, "a", at(0), &"broken");
+            ledger.failed(QUEUE, "a", at(90), &"broken");
+            if let Some(queue) = queue {
+                assert_eq!(ledger.succeeded("dead-letter queue", "a", at(queue)), [], "too soon to tell");
+            }
+            let ended = ledger.succeeded("lease table", "b", at(table));
+            assert_eq!(ended, if is_over { &over[..] } else { &[] }, "{queue:?} {table}");
+            let next = ledger.failed(QUEUE, "a", at(table + 1), &"broken");
+            assert_eq!(next == Report::Began, is_over || queue.is_none(), "{queue:?} {table}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod fleet;
 mod lease_keeping;
 mod log;
 mod naive;
+mod outage_log;
 mod prepared;
 mod processing;
 mod reading;

@@ -68,8 +68,11 @@ impl ShardConsumer {
         if failing < REMINDER {
             return Ok(());
         }
-        let cause = Cause { service: StreamError::SERVICE, class: "no answer" };
-        self.hold.failing(cause, &format_args!("nothing could be read for {REMINDER:?}"));
+        // Its reader reports the calls that fail. That nothing comes is news only if none does.
+        let silent = Cause { service: StreamError::SERVICE, class: "silent" };
+        if shared.outages.causes().iter().all(|known| *known == silent) {
+            self.hold.failing(silent, &format_args!("nothing could be read for {REMINDER:?}"));
+        }
         self.work.read_failing = true;
         self.not_cut_off()
     }

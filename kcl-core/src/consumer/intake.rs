@@ -157,7 +157,15 @@ impl ShardConsumer {
             self.prefix.ack(record.position());
             return self.acked_more();
         }
-        tracing::error!(record = %record.position(), %broken, "an aggregate is broken: it goes to the dead-letter queue as a whole");
+        if self.hold.shared.dead_letter_queue.is_some() {
+            tracing::error!(record = %record.position(), %broken, "an aggregate is broken: it goes to the dead-letter queue as a whole");
+        } else {
+            tracing::error!(
+                record = %record.position(), %broken,
+                "an aggregate is broken and there is no dead-letter queue: the shard stands still; start the worker with a \
+                 dead-letter queue, or seek past this record"
+            );
+        }
         if is_planted(Bug::BrokenPassedOver) {
             self.prefix.ack(record.position());
             return self.acked_more();

@@ -1,5 +1,6 @@
 //! Retrieval: batches of one shard in order, wherever they come from.
 
+mod account;
 #[cfg(test)]
 mod fake;
 pub mod fan_out;
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 pub use kcl_efo::{Ownership, SoleReader};
 use kcl_lease::ShardId;
 
+use self::account::CallAccount;
 pub(crate) use self::fan_out::Intended;
 pub use self::fan_out::{ConsumerChoice, FanOutConfig, FanOutRetrieval, RetrievalMode};
 pub use self::polling::{Polling, PollingConfig};
@@ -52,6 +54,8 @@ pub enum Fetched {
 /// - Only `next` asks for records, and only `next` takes up memory for them. A caller with a budget
 ///   of bytes reserves what `ready` says between the two, and so holds nothing of it while the
 ///   reader waits for its pace.
+/// - A failure that the reader retries by itself is its own to report, in the worker's log of outages;
+///   one that it returns is the caller's.
 /// - An error is returned for what the reader can't mend. Both may be called again after one and go
 ///   on where they were.
 /// - [`StreamError::StartRefused`] is returned only if the service refused the starting position

@@ -452,12 +452,13 @@ impl WorkerBuilder {
         self.check_identity(table.as_ref(), &stream, &retry).await?;
 
         let as_clock: Arc<dyn Clock> = Arc::<ServiceClock>::clone(&clock);
-        let polling = Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&as_clock), entropy.clone());
+        let outages = OutageLog::default();
+        let polling =
+            Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&as_clock), entropy.clone()).reporting_to(outages.clone());
         // Last: nothing is registered for a worker that can't start.
         let (retrieval, fan_out) = intended.establish(polling, &retry).await?;
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
-        let outages = OutageLog::default();
         let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration, outages.clone());
         let shared = Arc::new(Shared {
             neighbours: Neighbours::default(),

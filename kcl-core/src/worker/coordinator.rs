@@ -225,7 +225,7 @@ impl Coordinator {
                 self.outrun.store(true, Ordering::Relaxed);
             }
             Taken::Failed(error @ TableError::NotFound { .. }) => return Err(error),
-            // The next rounds try again. Noted as the shard's, as its later writes are.
+            // The shard's failure, as the next round tries again: its keeper's first answer ends it.
             Taken::Failed(error) => {
                 let now = self.terms.clock.boot_time();
                 self.terms.outages.failed(error.cause(), lease.shard_id.as_str(), now, &error);

@@ -237,7 +237,12 @@ impl TermKeeper {
     }
 
     pub(super) fn table_gone(&self, error: &TableError) -> TermEnd {
-        tracing::error!(shard = %self.held.shard_id, %error, "the lease table is gone or refuses this worker; the shard is given up");
+        let what = match error {
+            TableError::NotFound { .. } => "the lease table is gone",
+            TableError::NotALeaseTable { .. } => "the table is no lease table any more",
+            _ => "the lease table has refused a write of this lease",
+        };
+        tracing::error!(shard = %self.held.shard_id, %error, "{what}; the shard is given up");
         TermEnd::TableGone
     }
 

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kcl_efo::{FanOutError, Next, Subscriber};
-use kcl_lease::ShardId;
+use kcl_lease::{Cause, ShardId};
 use tokio::time::{Instant, sleep_until};
 
 use crate::record::Record;
 use crate::retrieval::polling::{Polling, Reader as PollingReader};
-use crate::retrieval::{Fetched, ShardReader, StartRefusals};
+use crate::retrieval::{CallAccount, Fetched, ShardReader, StartRefusals};
 use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, child, children_of};
 
 /// How long a shard is without a subscription before it is polled: a renewal takes less. It also keeps the reads of two bridges apart by
@@ -27,6 +27,16 @@ const GRACE: Duration = Duration::from_millis(250);
 /// The bytes to reserve for an event. Events are seldom larger: the service pushes 2 MiB per second
 /// and shard, in several events. More would be held in vain while an idle shard waits for its next.
 const EVENT: usize = 1 << 20;
+
+/// Subscriptions in the log of outages. Apart from the reads of Kinesis that bridge them: those may
+/// succeed while these fail.
+const SERVICE: &str = "Kinesis enhanced fan-out";
+/// Refusals in a row that are expected of a consumer that is in creation, and after a handoff, of a
+/// shard that somebody has subscribed to less than five seconds ago.
+const EXPECTED_REFUSALS: u32 = 4;
+/// Other failures in a row that are expected: a connection that breaks now and then. The end of a
+/// subscription after its time counts as one too.
+const EXPECTED_BROKEN: u32 = 2;
 
 pub(super) struct Reader {
     stream: String,
@@ -37,6 +47,7 @@ pub(super) struct Reader {
     bridge: Bridge,
     refusals: StartRefusals,
     ending: Ending,
+    account: CallAccount,
 }
 
 /// How the shard is read while it has no subscription.
@@ -47,8 +58,6 @@ struct Bridge {
     reader: Option<PollingReader>,
     /// `ready` has said that it may be read now.
     may_read: bool,
-    /// Why there is none was said already.
-    told: bool,
 }
 
 /// How far it is known that the shard has ended, if no event names its children.
@@ -67,6 +76,7 @@ impl Reader {
     pub(super) fn new(stream: &str, shard: ShardId, subscriber: Subscriber, polling: Polling, may_bridge: bool) -> Self {
         Self {
             stream: stream.to_owned(),
+            account: polling.account(&shard),
             shard,
             subscriber,
             polling,
@@ -108,18 +118,28 @@ impl Reader {
     /// the shard meanwhile, and nothing here mends that.
     fn interrupted(&mut self, error: FanOutError, by_service: bool) -> Result<(), StreamError> {
         let bridged = self.is_bridged();
-        if !std::mem::replace(&mut self.bridge.told, true) {
-            if bridged && !error.is_retryable() {
-                tracing::warn!(shard = %self.shard, %error, "the shard can't be subscribed to; it is polled until it can");
-            } else {
-                tracing::debug!(shard = %self.shard, %error, bridged, "the shard has no subscription now");
-            }
-        }
         if bridged || error.is_retryable() {
+            self.report(&error, bridged);
             return Ok(());
         }
         let error = self.in_words(error);
         Err(if by_service { self.refusals.judge(error, self.subscriber.position()) } else { error })
+    }
+
+    /// Notes an attempt that failed and is repeated.
+    fn report(&self, error: &FanOutError, bridged: bool) {
+        let expected = match error {
+            FanOutError::InUse { .. } | FanOutError::ConsumerCreating { .. } => EXPECTED_REFUSALS,
+            FanOutError::Unavailable { .. } | FanOutError::Silent(_) | FanOutError::Throttled { .. } => EXPECTED_BROKEN,
+            _ => 0,
+        };
+        if self.subscriber.failures() <= expected {
+            tracing::debug!(shard = %self.shard, %error, bridged, "the shard has no subscription now");
+            return;
+        }
+        let cause = Cause { service: SERVICE, class: error.class() };
+        let meanwhile = if bridged { "; the shard is polled until it can be subscribed to" } else { "" };
+        self.account.failed_by(cause, &format_args!("{error}{meanwhile}"));
     }
 
     fn in_words(&self, error: FanOutError) -> StreamError {
@@ -145,10 +165,13 @@ impl Reader {
     /// Lists the shards, once.
     async fn look_for_children(&mut self) {
         let listing = match self.polling.api().list_shards(ShardFilter::All).await {
-            Ok(listing) => listing,
+            Ok(listing) => {
+                self.account.answered(StreamError::SERVICE);
+                listing
+            }
             Err(error) => {
                 // The next subscription ends in the same way, and asks again.
-                tracing::debug!(shard = %self.shard, %error, "the children of the shard could not be listed");
+                self.account.failed(&error);
                 Vec::new()
             }
         };
@@ -205,6 +228,7 @@ impl ShardReader for Reader {
         }
         match self.subscriber.next().await {
             Next::Event(event) => {
+                self.account.answered(SERVICE);
                 (self.bridge, self.refusals) = (Bridge::default(), StartRefusals::default());
                 let records = event.records.into_iter().map(Record::from).collect();
                 return Ok(Some(Fetched::Records { records, millis_behind_latest: event.millis_behind_latest }));

@@ -20,11 +20,11 @@ mod tip;
 
 use std::sync::Arc;
 
-use kcl_lease::{Clock, Entropy, ShardId};
+use kcl_lease::{Clock, Entropy, OutageLog, ShardId};
 
 pub use self::pace::{PollingConfig, PollingConfigError};
 pub(crate) use self::reader::Reader;
-use super::{Ownership, Retrieval, ShardReader};
+use super::{CallAccount, Ownership, Retrieval, ShardReader};
 use crate::stream::{StartingPosition, StreamApi};
 
 /// Reads shards by polling.
@@ -34,15 +34,28 @@ pub struct Polling {
     config: PollingConfig,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
+    outages: OutageLog,
 }
 
 impl Polling {
     /// Polling of this stream at this pace, with settings that [`PollingConfig::validate`] accepts.
     ///
     /// The wall clock is asked for one thing alone: a shard that is opened at [`StartingPosition::Latest`], see [`Retrieval::open`].
+    /// Boot time dates failed calls in the log of outages.
     #[must_use]
     pub fn new(api: Arc<dyn StreamApi>, config: PollingConfig, clock: Arc<dyn Clock>, entropy: Entropy) -> Self {
-        Self { api, config, clock, entropy }
+        Self { api, config, clock, entropy, outages: OutageLog::default() }
+    }
+
+    /// Reports failed and answered calls to this log instead of one of its own.
+    #[must_use]
+    pub(crate) fn reporting_to(self, outages: OutageLog) -> Self {
+        Self { outages, ..self }
+    }
+
+    /// The account of this shard's calls.
+    pub(crate) fn account(&self, shard: &ShardId) -> CallAccount {
+        CallAccount::new(shard.clone(), self.outages.clone(), Arc::clone(&self.clock))
     }
 
     /// The stream that is polled.

@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use kcl_checkpoint::Timestamp;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::backoff::Backoff;
-use kcl_lease::{Clock, Entropy, ShardId};
+use kcl_lease::{Cause, Clock, Entropy, ShardId};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
@@ -25,11 +25,15 @@ use super::limit::Limit;
 use super::tip::SilentTip;
 use super::{Polling, PollingConfig};
 use crate::record::Record;
-use crate::retrieval::{Fetched, ShardReader, StartRefusals};
+use crate::retrieval::{CallAccount, Fetched, ShardReader, StartRefusals};
 use crate::stream::{ChildShard, RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamError, children_of};
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// A shard that was read to its end and of which no children are listed, in the log of outages.
+const NO_CHILDREN: Cause = Cause { service: StreamError::SERVICE, class: "children not listed" };
+
 /// How far before the remembered time a reader goes on that had been opened at the tip. The service refuses signatures of a
 /// clock that is wrong by more than this, so it covers the difference of its clock to ours.
 const CLOCK_DIFFERENCE: u64 = 5 * 60 * 1000;
@@ -87,11 +91,13 @@ pub(crate) struct Reader {
     began: Instant,
     entropy: Entropy,
     warned: Warned,
+    account: CallAccount,
 }
 
 impl Reader {
     pub(super) fn new(polling: &Polling, shard: ShardId, start: StartingPosition) -> Self {
         Self {
+            account: polling.account(&shard),
             shard,
             api: Arc::clone(&polling.api),
             clock: Arc::clone(&polling.clock),
@@ -221,6 +227,7 @@ impl Reader {
         if !matches!(self.step, Step::FindChildren) {
             // Otherwise not: a server that ends the shard in error and lists it as open would be asked in circles without a growing wait.
             self.failing.reset();
+            self.account.answered(StreamError::SERVICE);
         }
         // An empty answer is news too, of how far behind the reader is; but for one at the end, as the end itself follows.
         (!records.is_empty() || !ended).then_some(Fetched::Records { records, millis_behind_latest })
@@ -246,6 +253,7 @@ impl Reader {
         let children = children_of(&self.shard, listing);
         if !children.is_empty() {
             self.step = Step::Ended(children);
+            self.account.answered(StreamError::SERVICE);
             return;
         }
         // No evidence (yet) of an end. If the shard is listed as open, it may have been the missing iterator that was wrong: reading on
@@ -255,17 +263,15 @@ impl Reader {
             self.step = Step::Open;
         }
         self.wait_longer();
-        let failures = self.failing.failures();
-        if is_worth_a_warning(failures) {
-            warn!(shard = %self.shard, open, failures, "the shard was read to its end, but the stream lists no children of it; asking again");
-        } else {
-            debug!(shard = %self.shard, open, failures, "the shard was read to its end, but the stream lists no children of it; asking again");
+        // Expected once: the listing lags.
+        if self.failing.failures() > 1 {
+            self.account.failed_by(NO_CHILDREN, &"the shard was read to its end, but the stream lists no children of it");
         }
     }
 
-    /// Sets the wait after a failure. An error that no wait mends is given back.
+    /// Sets the wait after a failure, and reports one that is tried again. An error that no wait mends is given back.
     fn failed(&mut self, error: StreamError) -> Result<(), StreamError> {
-        let failures = match &error {
+        match &error {
             StreamError::ExpiredIterator { .. } if matches!(self.step, Step::Read(_)) => {
                 self.step = Step::Open;
                 debug!(shard = %self.shard, "the shard iterator has expired; reading goes on with a new one");
@@ -275,12 +281,14 @@ impl Reader {
                     return Ok(());
                 }
                 self.wait_longer();
-                self.failing.failures()
             }
             StreamError::Throttled { .. } => {
                 let wait = self.contention.throttled(self.entropy.fraction());
                 self.wait(wait);
-                self.contention.refusals()
+                if self.contention.refusals() == 1 {
+                    debug!(shard = %self.shard, %error, "the shard is read less often for a while");
+                    return Ok(());
+                }
             }
             StreamError::InvalidArgument { .. } => {
                 // A refused iterator is not used again. It says nothing of the records: a new one is opened after the last record given.
@@ -290,20 +298,13 @@ impl Reader {
                 self.wait_longer();
                 return Err(error);
             }
-            error if error.is_retryable() => {
-                self.wait_longer();
-                self.failing.failures()
-            }
+            error if error.is_retryable() => self.wait_longer(),
             _ => {
                 self.wait_longer();
                 return Err(error);
             }
-        };
-        if is_worth_a_warning(failures) {
-            warn!(shard = %self.shard, failures, %error, "reading of the shard keeps failing; trying again");
-        } else {
-            debug!(shard = %self.shard, failures, %error, "reading of the shard failed; trying again");
         }
+        self.account.failed(&error);
         Ok(())
     }
 
@@ -325,11 +326,6 @@ impl Reader {
     fn wait(&mut self, wait: Duration) {
         self.next_try = Some(Instant::now() + self.config.min_interval + wait);
     }
-}
-
-/// The fifth failure in a row, and then every tenth: by then they are ten seconds apart at most.
-fn is_worth_a_warning(failures: u32) -> bool {
-    failures % 10 == 5
 }
 
 #[async_trait]

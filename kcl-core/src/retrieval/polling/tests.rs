@@ -21,6 +21,15 @@ impl Fake {
         Box::new(Polling::new(Arc::new(self.clone()), config, clock, Entropy::from_seed(seed)).reader(&ShardId::from(PARENT), start))
     }
 
+    /// With what it reports.
+    fn reported(&self) -> (Box<dyn ShardReader>, OutageLog) {
+        let clock = Arc::new(SimulatedClock(self.script().began));
+        let outages = OutageLog::default();
+        let polling = Polling::new(Arc::new(self.clone()), PollingConfig::default(), clock, Entropy::from_seed(0));
+        let reader = polling.reporting_to(outages.clone()).reader(&ShardId::from(PARENT), StartingPosition::TrimHorizon);
+        (Box::new(reader), outages)
+    }
+
     fn open_at_the_oldest(&self) -> Box<dyn ShardReader> {
         self.reader(PollingConfig::default(), StartingPosition::TrimHorizon, 0)
     }
@@ -236,6 +245,44 @@ async fn an_end_without_children_waits_until_they_are_listed() {
     fake.script().children_listed = true;
     assert_ended(&reader.fetch().await.unwrap());
     fake.assert_within_budget();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_tried_again_is_in_the_log_of_outages_unless_it_is_expected_once() {
+    let classes = |outages: &OutageLog| outages.causes().into_iter().map(|cause| cause.class).collect::<Vec<_>>();
+    // What a read fails of, how often in a row => the class in the log.
+    for (failure, times, class) in [
+        (Failure::Unavailable, 1, Some("no answer")),
+        (Failure::NotReady, 1, Some("not ready")),
+        (Failure::Throttled, 1, None),
+        (Failure::Throttled, 2, Some("throttled")),
+        (Failure::Expired, 1, None),
+        (Failure::Expired, 2, Some("expired iterator")),
+        // Given back: whoever reads reports them.
+        (Failure::Denied, 2, None),
+        (Failure::Invalid, 2, None),
+    ] {
+        let fake = Fake::new(1);
+        let (mut reader, outages) = fake.reported();
+        reader.fetch().await.unwrap();
+        let mut left = times;
+        fake.script().fault = Box::new(move |operation| {
+            let fails = operation == Operation::Read && left > 0;
+            left -= i32::from(fails);
+            fails.then(|| error(failure))
+        });
+        while reader.fetch().await.is_err() {}
+        assert_eq!(classes(&outages), Vec::from_iter(class), "{failure:?} {times}");
+        sleep(kcl_lease::outages::QUIET).await;
+        reader.fetch().await.unwrap();
+        assert_eq!(classes(&outages), [""; 0], "{failure:?} {times}: it is over");
+    }
+    let fake = Fake::new(1);
+    fake.script().closed = true;
+    let (mut reader, outages) = fake.reported();
+    reader.fetch().await.unwrap();
+    assert!(timeout(Duration::from_secs(60), reader.fetch()).await.is_err());
+    assert_eq!(classes(&outages), ["children not listed"]);
 }
 
 #[tokio::test(start_paused = true)]
