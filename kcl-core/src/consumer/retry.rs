@@ -675,7 +675,7 @@ mod tests {
         assert_eq!(found, None, "others fail alike");
         let found = failures_until_given_up(&policy, |_, others| is_suspected(others)).await;
         assert_eq!(found, None, "suspects fail alike");
-        let in_turn = |attempt: u32, others: &mut Outcomes| if attempt % 3 == 0 { succeeds(others) } else { is_suspected(others) };
+        let in_turn = |attempt: u32, others: &mut Outcomes| if attempt.is_multiple_of(3) { succeeds(others) } else { is_suspected(others) };
         assert_eq!(failures_until_given_up(&policy, in_turn).await, Some(9), "each success is an attempt, whatever suspects come to");
         let found = failures_until_given_up(&policy, |_, _| {}).await;
         assert_eq!(found, Some(61), "others are not tried: ten minutes, an attempt each ten seconds");
