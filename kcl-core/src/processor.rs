@@ -246,8 +246,10 @@ impl ProcessError {
         self.retry_after
     }
 
-    pub(crate) fn error_type(&self) -> &'static str {
-        self.error_type
+    /// The type of the user's error. `None`: it is a refused or failed checkpoint, whose text is this
+    /// library's own and quotes no record.
+    pub(crate) fn error_type(&self) -> Option<&'static str> {
+        (!self.source.is::<kcl_checkpoint::CheckpointError>()).then_some(self.error_type)
     }
 
     /// The texts of the error and of its causes, outermost first.

@@ -362,6 +362,46 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_shard_that_finishes_nothing_for_long_is_stuck_whatever_it_does_meanwhile() {
+        let (board, clock, shard) = board();
+        board.read_answered(&shard, Some(0));
+        board.oldest(&shard, Some(Timestamp::from_millis(1_800_000_000_000)));
+        let at = |now: u64, state: ShardState| {
+            clock.0.store(now, Ordering::SeqCst);
+            board.state(&shard, state);
+            board.read()[&shard].is_stuck()
+        };
+        for now in (10..300).step_by(10) {
+            assert!(!at(now, ShardState::Processing) && !at(now + 5, ShardState::Retrying), "{now}");
+        }
+        assert!(at(300, ShardState::Processing) && at(305, ShardState::Retrying));
+        assert!(!at(310, ShardState::Paused), "that is what was asked for");
+        board.progress(&shard, 1, false);
+        assert!(at(320, ShardState::Processing), "what was finished before is no progress");
+        board.progress(&shard, 1, true);
+        assert!(!at(330, ShardState::Processing));
+    }
+
+    #[test]
+    fn a_call_that_finishes_records_as_it_goes_is_not_long() {
+        let (board, clock, shard) = board();
+        board.state(&shard, ShardState::Processing);
+        board.call(&shard, Some(("process_records", Duration::ZERO)));
+        for (now, progresses, expected) in [
+            (50, true, ShardState::Processing),
+            (100, true, ShardState::Processing),
+            (159, false, ShardState::Processing),
+            (160, false, ShardState::InLongCall),
+        ] {
+            clock.0.store(now, Ordering::SeqCst);
+            if progresses {
+                board.progress(&shard, 1, true);
+            }
+            assert_eq!(board.read()[&shard].state, expected, "{now}");
+        }
+    }
+
+    #[test]
     fn a_call_that_hangs_is_stuck_though_nobody_says_so() {
         let (board, clock, shard) = board();
         board.state(&shard, ShardState::Processing);

@@ -61,7 +61,7 @@ impl CallFailure {
 impl From<ProcessError> for CallFailure {
     fn from(error: ProcessError) -> Self {
         let kind = if error.is_poison() { FailureKind::Poison } else { FailureKind::Error };
-        Self { kind, advice: error.advice(), retry_after: error.wait(), error_type: Some(error.error_type()), chain: error.chain() }
+        Self { kind, advice: error.advice(), retry_after: error.wait(), error_type: error.error_type(), chain: error.chain() }
     }
 }
 
@@ -162,6 +162,10 @@ mod tests {
         let failure = CallFailure::from(ProcessError::poison(quotes));
         assert!(failure.shown(true).contains("4111-1111"));
         assert_eq!(failure.shown(false), "poison (serde_json::error::Error)");
+        let delivered = Some(kcl_checkpoint::ExtendedSequenceNumber::whole(5u128.into()));
+        let refused = kcl_checkpoint::CheckpointError::BeyondDelivered { requested: kcl_checkpoint::Checkpoint::TrimHorizon, delivered };
+        let shown = CallFailure::from(ProcessError::retry(refused)).shown(false);
+        assert!(shown.contains("beyond what was delivered"), "this library's own words quote nothing: {shown}");
         let panic = guarded_blocking::<()>(|| panic!("4111-1111")).unwrap_err();
         assert_eq!((panic.shown(false), panic.shown(true)), ("panic".to_owned(), "panic: 4111-1111".to_owned()));
     }

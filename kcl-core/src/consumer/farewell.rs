@@ -12,7 +12,7 @@ use std::time::Duration;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError};
 use kcl_lease::ShardId;
-use kcl_lease::term::TermStatus;
+use kcl_lease::term::{TermEnd, TermStatus};
 use tokio::time::Instant;
 
 use super::deliver::sleep_until;
@@ -145,7 +145,7 @@ impl ShardConsumer {
 
     /// Lets the processors finish, and the lease go with the last checkpoint. `at_bound`: all is
     /// finished up to where reading is to end.
-    pub(super) async fn let_go(&mut self, at_bound: bool) {
+    pub(super) async fn let_go(&mut self, at_bound: bool) -> TermEnd {
         self.hold.state(ShardState::LettingGo);
         let Farewell { told_by, ended_by, is_shutdown, .. } = self.farewell();
         // In peace only: whoever has lost its lease, or may have, must not write what it has collected.
@@ -161,10 +161,12 @@ impl ShardConsumer {
             // Also if the table is away the processors hear that the lease is gone. The keeper has the release, and goes on.
             if tokio::time::timeout_at(ended_by.checked_sub(LAST_WORD).unwrap_or(ended_by), release).await.is_err() {
                 tracing::error!("the lease table does not answer: the lease may not be freed in time");
+                return TermEnd::Lost;
             }
         } else {
             release.await;
         }
+        TermEnd::Released
     }
 
     /// Tells the processors that the shard is not theirs any more.

@@ -283,12 +283,13 @@ impl ShardConsumer {
         let mut left = Left { shared: Arc::clone(&self.hold.shared), shard: shard.clone(), is_lost: true };
         left.shared.metrics.lease_taken();
         let stop = self.consume().await;
+        let mut let_go = TermEnd::Released;
         if matches!(stop, Stop::LetGo | Stop::AtBound) {
-            self.let_go(matches!(stop, Stop::AtBound)).await;
+            let_go = self.let_go(matches!(stop, Stop::AtBound)).await;
         }
         let end = match self.hold.term.status() {
             TermStatus::Ended(end) => end,
-            _ => TermEnd::Released,
+            _ => let_go,
         };
         if !matches!(stop, Stop::Over) && !self.hold.shard.checkpointer.last().is_shard_end() {
             self.lease_lost().await;

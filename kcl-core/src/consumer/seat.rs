@@ -329,3 +329,35 @@ fn each_record_blocking(handler: &dyn BlockingHandler, batch: &RecordBatch, anno
     }
     Verdict::Done
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::{Builder, Runtime};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// Tells whether the thread panics when it is dropped.
+    struct Tells(Option<oneshot::Sender<bool>>);
+
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            let told = self.0.take().map(|told| told.send(std::thread::panicking()));
+            assert_eq!(told, Some(Ok(())), "somebody listens");
+        }
+    }
+
+    /// As synchronous drivers are: a runtime must not be dropped by async code.
+    struct Driver {
+        _runtime: Runtime,
+        _tells: Tells,
+    }
+
+    #[tokio::test]
+    async fn code_that_may_block_is_dropped_where_it_may() {
+        let (told, tells) = oneshot::channel();
+        let runtime = Builder::new_current_thread().build().unwrap();
+        drop(MayBlock::new(Driver { _runtime: runtime, _tells: Tells(Some(told)) }));
+        assert_eq!(tells.await, Ok(false));
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kcl_core::test_util::Service;
-use kcl_core::{Batching, Checkpoint, Lanes, LeaseTable as _, PoisonedKey};
+use kcl_core::{Batching, Checkpoint, Checkpointing, Lanes, LeaseTable as _, PoisonedKey, RetryPolicy};
 use kcl_lease::Lease;
 use tokio::time::{Instant, sleep};
 
@@ -177,4 +177,27 @@ async fn later_records_pass_while_the_queue_is_away() {
         scene.stop(running).await;
         assert_eq!(scene.done.texts(), (1..=300).map(|number| format!("good {number}")).collect::<Vec<_>>());
     }
+}
+
+/// What an earlier owner has noted stays true until a checkpoint says the same.
+#[tokio::test(start_paused = true)]
+async fn what_is_finished_beyond_the_checkpoint_stays_noted_until_a_checkpoint_covers_it() {
+    let mut scene = Scene::new(9, Tells::These);
+    let row = |scene: &Scene| scene.aws.leases(APPLICATION).remove(0);
+    let wait = Duration::from_secs(60);
+    let slow = RetryPolicy { patience: Duration::MAX, first_backoff: wait, max_backoff: wait, ..RetryPolicy::default() };
+    let first = scene.start(|builder| builder.lanes(Lanes::new(4)).retry_policy(slow)).await;
+    scene.put("a", "twice 0");
+    (1..=5).for_each(|number| scene.put("b", &format!("good {number}")));
+    until("it is noted", || scene.done.texts().len() == 5 && row(&scene).finished_beyond.is_some()).await;
+    first.host.kill();
+    let interval = Duration::from_secs(60);
+    let next = scene.start(|builder| builder.lanes(Lanes::new(4)).checkpointing(Checkpointing::Automatic { interval })).await;
+    until("the first one is processed", || scene.done.contains("twice 0")).await;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!((row(&scene).checkpoint, row(&scene).finished_beyond.is_some()), (Checkpoint::TrimHorizon, true));
+    until("the checkpoint covers it", || row(&scene).checkpoint != Checkpoint::TrimHorizon).await;
+    until("the note is gone", || row(&scene).finished_beyond.is_none()).await;
+    scene.stop(next).await;
+    assert_eq!(scene.done.texts().len(), 6, "each once");
 }
