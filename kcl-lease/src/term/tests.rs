@@ -398,6 +398,17 @@ async fn what_was_asked_before_the_order_to_let_go_is_written() {
     assert_eq!((world.row().await.owner, world.row().await.checkpoint), (None, at(2)));
 }
 
+/// Who waits for the end of a term must not turn in circles when its keeper is gone.
+#[tokio::test(start_paused = true)]
+async fn a_term_without_a_keeper_is_over() {
+    let world = World::new().await;
+    let (term, keeper) = world.acquire("a").await;
+    assert!(term.is_valid() && term.status() == TermStatus::Held);
+    drop(keeper);
+    assert_eq!((term.status(), term.is_valid()), (TermStatus::Ended(TermEnd::Lost), false));
+    assert_eq!(term.status_other_than(TermStatus::Held).await, TermStatus::Ended(TermEnd::Lost));
+}
+
 /// A worker that is dropped is like a process that dies: what its consumers' end looks like to the
 /// keepers must not free the leases.
 #[tokio::test(start_paused = true)]
