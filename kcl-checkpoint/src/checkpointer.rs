@@ -147,7 +147,8 @@ impl Checkpointer {
         }
     }
 
-    /// Checkpoints this record and all before it.
+    /// Checkpoints this record, which must be one of this shard's, and all before it. The number of
+    /// another shard's record is refused only if it lies beyond what was delivered here.
     ///
     /// # Errors
     /// [`CheckpointError::Backwards`] below the last checkpoint, [`CheckpointError::BeyondDelivered`]

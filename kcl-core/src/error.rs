@@ -101,11 +101,12 @@ pub enum WorkerError {
         reason: String,
     },
     /// Some shards' processors did not finish in time. Their leases were freed; records since their last checkpoints are delivered again.
-    #[error("shutdown took longer than {timeout:?}: {} still in work", list(shards))]
+    #[error("shutdown took longer than {timeout:?}: {}", unfinished(shards))]
     ShutdownTimedOut {
         /// The time that was allowed.
         timeout: Duration,
-        /// The shards.
+        /// The shards. None: all was finished, and the lease table did not confirm in time that the
+        /// leases are free.
         shards: Vec<ShardId>,
     },
 }
@@ -132,6 +133,10 @@ impl WorkerError {
     }
 }
 
-fn list(shards: &[ShardId]) -> String {
-    shards.iter().map(ShardId::as_str).collect::<Vec<_>>().join(", ")
+/// The reason why a shutdown took too long, in words.
+fn unfinished(shards: &[ShardId]) -> String {
+    if shards.is_empty() {
+        return "the lease table does not confirm that the leases are free; they expire by themselves".to_owned();
+    }
+    format!("{} still in work", shards.iter().map(ShardId::as_str).collect::<Vec<_>>().join(", "))
 }

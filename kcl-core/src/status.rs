@@ -177,6 +177,9 @@ pub struct WorkerStatus {
 pub(crate) struct Notes {
     state: ShardState,
     state_since: Duration,
+    /// When the shard's end was reached, if nothing was finished since: it may come again and again
+    /// if `shard_ended` fails.
+    ending_since: Option<Duration>,
     call: Option<(&'static str, Duration)>,
     pub(crate) finished: Option<ExtendedSequenceNumber>,
     pub(crate) checkpoint: Checkpoint,
@@ -249,6 +252,7 @@ impl StatusBoard {
         let notes = Notes {
             state: ShardState::Starting,
             state_since: now,
+            ending_since: None,
             call: None,
             finished: None,
             checkpoint,
@@ -277,7 +281,8 @@ impl StatusBoard {
         self.update(shard, |notes| {
             news = notes.state != state;
             if news {
-                (notes.state, notes.state_since) = (state, now);
+                let since = if state == ShardState::Ending { *notes.ending_since.get_or_insert(now) } else { now };
+                (notes.state, notes.state_since) = (state, since);
             }
         });
         news
@@ -303,7 +308,7 @@ impl StatusBoard {
         self.update(shard, |notes| {
             notes.records += records;
             if is_news {
-                notes.last_progress = now;
+                (notes.last_progress, notes.ending_since) = (now, None);
             }
         });
     }
@@ -380,6 +385,23 @@ pub(crate) mod tests {
         assert!(at(320, ShardState::Processing), "what was finished before is no progress");
         board.progress(&shard, 1, true);
         assert!(!at(330, ShardState::Processing));
+    }
+
+    #[test]
+    fn an_end_that_fails_again_and_again_is_stuck() {
+        let (board, clock, shard) = board();
+        let at = |now: u64, state: ShardState| {
+            clock.0.store(now, Ordering::SeqCst);
+            board.state(&shard, state);
+            board.read()[&shard].is_stuck()
+        };
+        assert!(!at(1_000, ShardState::Ending), "an idle shard that ends");
+        for now in (1_010..1_300).step_by(10) {
+            assert!(!at(now, ShardState::Processing) && !at(now + 1, ShardState::Ending), "{now}");
+        }
+        assert!(at(1_300, ShardState::Ending));
+        board.progress(&shard, 1, true);
+        assert!(!at(1_310, ShardState::Processing) && !at(1_311, ShardState::Ending));
     }
 
     #[test]

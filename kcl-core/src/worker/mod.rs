@@ -319,10 +319,11 @@ impl Fleet {
     /// without checkpoints.
     async fn give_up(&mut self) -> Vec<ShardId> {
         let shards: Vec<_> = self.shared.status.read().into_keys().collect();
-        tracing::error!(
-            ?shards,
-            "shutdown took too long; the leases are freed, records since the last checkpoints will be delivered again"
-        );
+        if shards.is_empty() {
+            tracing::error!("shutdown took too long: the lease table does not confirm that the leases are free");
+        } else {
+            tracing::error!(?shards, "shutdown took too long; records since the last checkpoints will be delivered again");
+        }
         self.consumers.abort_all();
         let stopped = async { while self.consumers.join_next().await.is_some() {} };
         if tokio::time::timeout(LAST_POLLS, stopped).await.is_err() {
