@@ -140,6 +140,12 @@ bugs! {
     IdleForgotten = "idle-forgotten",
     /// Attempts alone decide whether a record is given up, whatever becomes of others.
     OutageIsPoison = "outage-is-poison",
+    /// A handler may checkpoint all of a batch while its first record is in work.
+    HandlerCoversBatch = "handler-covers-batch",
+    /// Suspects that fail alike are no reason to doubt that one of them is at fault.
+    SuspectsAreNoDoubt = "suspects-are-no-doubt",
+    /// Where records go one by one after a death, no other is tried ahead of one that fails.
+    CareAsksNobody = "care-asks-nobody",
 }
 
 #[cfg(feature = "planted-bugs")]

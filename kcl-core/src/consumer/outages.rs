@@ -1,6 +1,7 @@
 //! What a shard does while different records fail alike: it notes what its calls come to, paces
 //! itself, and looks for evidence by probes.
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use tokio::time::Instant;
 
 use super::breaker::{Evidence, OPENS_AFTER};
@@ -112,6 +113,7 @@ impl ShardConsumer {
     fn may_probe(&self) -> bool {
         self.hold.shared.retry.asks_others()
             && self.work.lanes.len() == 1
+            && !(self.work.careful.is_some() && is_planted(Bug::CareAsksNobody))
             && !self.is_checkpointed_by_processor()
             && matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. })
     }

@@ -10,15 +10,15 @@ const SPAN: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     /// Processors checkpoint for themselves, as often as they like.
-    manual: bool,
+    by_hand: bool,
     calls: BTreeMap<(String, &'static str, String), (Duration, u32)>,
     /// Leases that each process holds, and the most it held at once.
     held: BTreeMap<String, (usize, usize)>,
 }
 
 impl Limits {
-    pub(super) fn new(manual: bool) -> Self {
-        Self { manual, ..Self::default() }
+    pub(super) fn new(by_hand: bool) -> Self {
+        Self { by_hand, ..Self::default() }
     }
 
     /// Counts a call. A message: it was one too many.
@@ -33,7 +33,7 @@ impl Limits {
         *calls += 1;
         let most = most_in_span(operation);
         // Commits are made as often as users like.
-        if operation == "dynamodb:TransactWriteItems" || (self.manual && operation == "dynamodb:UpdateItem") {
+        if operation == "dynamodb:TransactWriteItems" || (self.by_hand && operation == "dynamodb:UpdateItem") {
             return None;
         }
         (*calls > most).then(|| format!("{host} called {operation} {shard} {calls} times within {SPAN:?}, at most {most} are right"))

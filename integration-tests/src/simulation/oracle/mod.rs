@@ -201,7 +201,7 @@ impl Judge {
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
                 log: Log::default(),
-                limits: Limits::new(plan.handling.manual),
+                limits: Limits::new(plan.handling.manual || plan.handling.way.checkpoints_each_record()),
                 terms: BTreeMap::new(),
                 rows: BTreeMap::new(),
                 finished: BTreeSet::new(),

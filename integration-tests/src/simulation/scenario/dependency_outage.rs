@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::simulation::plan::{Dice, Options, Plan};
+use crate::simulation::plan::{Chaos, Dice, Options, Plan};
 use crate::simulation::users::{Way, employ};
 
 /// Ways that leave the retries to the library.
@@ -40,7 +40,11 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     plan.duration = until + Duration::from_secs(120);
     plan.patience = Duration::from_secs(900);
     employ(&mut plan, dice.one_of(&WAYS));
-    plan.handling.database.outages = if dice.chance(0.3) { flapping(&dice, from, until) } else { vec![(from, until)] };
+    plan.handling.database.outages = if dice.chance(0.5) { flapping(&dice, from, until) } else { vec![(from, until)] };
+    // A death in an outage, when no checkpoint moves, makes the next owner careful.
+    for _ in 0..dice.one_of(&[0, 0, 1, 2]) {
+        plan.at(dice.between(from.as_secs_f64(), until.as_secs_f64()), Chaos::Kill(dice.below(plan.workers)));
+    }
     plan.demands.good_letters = Some(0);
     plan
 }

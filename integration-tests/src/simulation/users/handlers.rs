@@ -17,6 +17,17 @@ impl RecordHandler for StoresRecords {
     }
 }
 
+/// Stores each record, and checkpoints what it was given until now.
+pub(super) struct StoresAndCheckpoints(pub(super) Tools);
+
+#[async_trait]
+impl RecordHandler for StoresAndCheckpoints {
+    async fn handle(&self, record: &Record, shard: &ShardContext) -> Result<(), ProcessError> {
+        self.0.database.insert(shard, &[Row::from(record)]).await?;
+        Ok(shard.checkpointer().checkpoint().await?)
+    }
+}
+
 /// The users' own format.
 pub(super) struct OrderFormat;
 

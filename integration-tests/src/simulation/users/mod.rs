@@ -80,11 +80,12 @@ pub enum Way {
     KeepsClones,
     StoresRecords,
     StoresMessages,
+    StoresAndCheckpoints,
 }
 
 impl Way {
     /// All but the model.
-    pub const NAIVE: [Self; 28] = [
+    pub const NAIVE: [Self; 29] = [
         Self::GatherThenWrite,
         Self::ParseThenWrite,
         Self::WriteInChunks,
@@ -113,6 +114,7 @@ impl Way {
         Self::KeepsClones,
         Self::StoresRecords,
         Self::StoresMessages,
+        Self::StoresAndCheckpoints,
     ];
 
     /// Returns whether effects of a key are in order. Not if records of a batch are written beside each other, or after one that
@@ -127,6 +129,12 @@ impl Way {
     #[must_use]
     pub fn checkpoints_by_hand(self) -> bool {
         matches!(self, Self::FlushWhenFull | Self::CheckpointsTheLast | Self::CheckpointsOddly)
+    }
+
+    /// Returns whether it checkpoints after each record, as often as they come.
+    #[must_use]
+    pub fn checkpoints_each_record(self) -> bool {
+        self == Self::StoresAndCheckpoints
     }
 
     /// Returns whether a call blocks its thread, so that nobody can cut it off.
@@ -264,7 +272,9 @@ impl Users {
             Way::CheckpointsOddly => Box::new(by_hand::CheckpointsOddly(tools)),
             Way::Commits => Box::new(by_hand::Commits(tools)),
             // Handlers have no processor.
-            Way::KeepsClones | Way::StoresRecords | Way::StoresMessages => Box::new(KeepsClones { tools, context: None, batch: None }),
+            Way::KeepsClones | Way::StoresRecords | Way::StoresMessages | Way::StoresAndCheckpoints => {
+                Box::new(KeepsClones { tools, context: None, batch: None })
+            }
         }
     }
 }
@@ -301,6 +311,7 @@ pub(super) fn serve(builder: WorkerBuilder, judge: &Judge, host: &Host, entropy:
     let tools = Tools { database, host: host.clone(), entropy, plan, attic: Attic::default() };
     match way {
         Way::StoresRecords => builder.handler(WatchedHandler { host, mood, inner: handlers::StoresRecords(tools) }),
+        Way::StoresAndCheckpoints => builder.handler(WatchedHandler { host, mood, inner: handlers::StoresAndCheckpoints(tools) }),
         Way::StoresMessages => builder.handler(WatchedHandler { host, mood, inner: handlers::StoresMessages::new(tools) }),
         _ => builder.processor(Users { tools, mood }),
     }
