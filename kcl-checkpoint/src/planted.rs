@@ -142,10 +142,6 @@ bugs! {
     OutageIsPoison = "outage-is-poison",
     /// A handler may checkpoint all of a batch while its first record is in work.
     HandlerCoversBatch = "handler-covers-batch",
-    /// Suspects that fail alike are no reason to doubt that one of them is at fault.
-    SuspectsAreNoDoubt = "suspects-are-no-doubt",
-    /// Where records go one by one after a death, no other is tried ahead of one that fails.
-    CareAsksNobody = "care-asks-nobody",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -22,7 +22,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kcl_checkpoint::ExtendedSequenceNumber;
-use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::ShardId;
 use tokio::time::Instant;
 
@@ -150,9 +149,6 @@ impl Outcomes {
         for failure in self.failing.iter().filter(|failure| failure.span.is_apart(span) && is_recent(failure.seen, now, lapse)) {
             if !failure.is_suspect {
                 return Finding::World;
-            }
-            if is_planted(Bug::SuspectsAreNoDoubt) {
-                continue;
             }
             others = Finding::Doubt;
         }

@@ -1,7 +1,6 @@
 //! What a shard does while different records fail alike: it notes what its calls come to, paces
 //! itself, and looks for evidence by probes.
 
-use kcl_checkpoint::planted::{Bug, is_planted};
 use tokio::time::Instant;
 
 use super::breaker::{Evidence, OPENS_AFTER};
@@ -113,7 +112,6 @@ impl ShardConsumer {
     fn may_probe(&self) -> bool {
         self.hold.shared.retry.asks_others()
             && self.work.lanes.len() == 1
-            && !(self.work.careful.is_some() && is_planted(Bug::CareAsksNobody))
             && !self.is_checkpointed_by_processor()
             && matches!(self.hold.shared.checkpointing, Checkpointing::Automatic { .. })
     }
