@@ -10,7 +10,7 @@ use crate::flags::UsageError;
 /// The services that the programs call. Each may have an endpoint variable of its own.
 const SERVICES: [&str; 5] = ["KINESIS", "DYNAMODB", "SQS", "S3", "STS"];
 
-/// What the command line says in place of the environment.
+/// The settings that the command line gives in place of the environment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given {
     /// The endpoint is given by a flag.
@@ -68,7 +68,7 @@ fn check_variables(given: Given, variable: impl Fn(&str) -> Option<String>) -> R
 /// An endpoint.
 ///
 /// # Errors
-/// What is expected.
+/// The form that is expected.
 pub fn url(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match host {
@@ -80,7 +80,7 @@ pub fn url(text: &str) -> Result<String, String> {
 /// A region: part of a host's name.
 ///
 /// # Errors
-/// What is expected.
+/// The form that is expected.
 pub fn region(text: &str) -> Result<String, String> {
     let is_label =
         (1..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') && !text.starts_with('-');

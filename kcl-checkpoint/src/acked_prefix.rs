@@ -70,32 +70,18 @@ impl AckedPrefix {
         self.open.len()
     }
 
-    /// Up to where all would be finished if these records were, which are in work, in order. `None`: nothing is, and would be.
+    /// Returns up to where all would be finished if these records were, which are in work, in order:
+    /// for the first of them, the first two, and so on. `None`: nothing is, and would be.
     #[must_use]
-    pub fn acked_with(&self, in_work: impl IntoIterator<Item = ExtendedSequenceNumber>) -> Option<ExtendedSequenceNumber> {
-        let mut in_work = in_work.into_iter().peekable();
-        let reached = self.open.iter().take_while(|(record, finished)| *finished || in_work.next_if_eq(record).is_some());
-        reached.last().map(|(record, _)| *record).or(self.acked)
-    }
-
-    /// As [`acked_with`](Self::acked_with), up to each of these records in turn: as many as are given.
-    #[must_use]
-    pub fn acked_with_each(&self, in_work: impl IntoIterator<Item = ExtendedSequenceNumber>) -> Vec<Option<ExtendedSequenceNumber>> {
+    pub fn acked_with(&self, in_work: impl IntoIterator<Item = ExtendedSequenceNumber>) -> Vec<Option<ExtendedSequenceNumber>> {
         let (mut open, mut reached) = (self.open.iter().peekable(), self.acked);
-        let mut reaches = Vec::new();
-        for record in in_work {
-            while let Some((finished, _)) = open.next_if(|(_, finished)| *finished) {
-                reached = Some(*finished);
+        let mut reach = |record: ExtendedSequenceNumber| {
+            while let Some((next, _)) = open.next_if(|(next, is_finished)| *is_finished || *next == record) {
+                reached = Some(*next);
             }
-            if let Some((record, _)) = open.next_if(|(next, _)| *next == record) {
-                reached = Some(*record);
-            }
-            while let Some((finished, _)) = open.next_if(|(_, finished)| *finished) {
-                reached = Some(*finished);
-            }
-            reaches.push(reached);
-        }
-        reaches
+            reached
+        };
+        in_work.into_iter().map(&mut reach).collect()
     }
 
     /// What is finished beyond the prefix, as far as it can be noted, without a base; `None`: nothing is.
@@ -177,10 +163,18 @@ mod tests {
         (1..=6).for_each(|n| prefix.deliver(record(n)));
         prefix.ack(record(1));
         prefix.ack(record(3));
-        for (in_work, reached) in [(&[2u128, 4][..], 4), (&[2], 3), (&[4, 5], 1), (&[], 1), (&[2, 5, 6], 3), (&[2, 4, 5, 6], 6)] {
-            assert_eq!(prefix.acked_with(in_work.iter().map(|n| record(*n))), Some(record(reached)), "{in_work:?}");
+        for (in_work, reached) in [
+            (&[2u128, 4][..], &[3, 4][..]),
+            (&[2], &[3]),
+            (&[4, 5], &[1, 1]),
+            (&[], &[]),
+            (&[2, 5, 6], &[3, 3, 3]),
+            (&[2, 4, 5, 6], &[3, 4, 5, 6]),
+        ] {
+            let reached: Vec<_> = reached.iter().map(|n: &u128| Some(record(*n))).collect();
+            assert_eq!(prefix.acked_with(in_work.iter().map(|n| record(*n))), reached, "{in_work:?}");
         }
-        assert_eq!(AckedPrefix::default().acked_with([record(1)]), None);
+        assert_eq!(AckedPrefix::default().acked_with([record(1)]), [None]);
     }
 
     #[test]

@@ -161,6 +161,11 @@ impl RecordBatch {
     /// # impl Database { async fn insert(&self, _: &[u8]) -> std::io::Result<()> { Ok(()) } }
     /// ```
     ///
+    /// [`Checkpointer::checkpoint`](crate::Checkpointer::checkpoint) in there covers the whole batch,
+    /// as all of it was delivered to the processor: leave checkpoints to the framework, or name the
+    /// record with `checkpoint_at`. A [`RecordHandler`](crate::RecordHandler) is given one record at a
+    /// time.
+    ///
     /// # Errors
     /// None of its own: a failure is in the [`Outcome`], with its record.
     ///

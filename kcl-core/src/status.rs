@@ -177,7 +177,7 @@ pub struct WorkerStatus {
 pub(crate) struct Notes {
     state: ShardState,
     state_since: Duration,
-    /// When the shard's end was reached, if nothing was finished since: it may come again and again
+    /// The time at which the shard's end was reached, if nothing was finished since: it may come again and again
     /// if `shard_ended` fails.
     ending_since: Option<Duration>,
     call: Option<(&'static str, Duration)>,

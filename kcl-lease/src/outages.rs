@@ -342,6 +342,15 @@ mod tests {
     }
 
     #[test]
+    fn failures_far_apart_are_outages_of_their_own() {
+        let mut ledger = OutageLedger::default();
+        for second in [0, FORGOTTEN.as_secs(), 3 * FORGOTTEN.as_secs()] {
+            assert_eq!(ledger.failed(AWAY, "a", at(second), &"broken"), Report::Began, "{second}");
+        }
+        assert_ne!(ledger.failed(AWAY, "a", at(4 * FORGOTTEN.as_secs() - 1), &"broken"), Report::Began);
+    }
+
+    #[test]
     fn what_fails_now_is_known_since_its_first_failure_and_until_a_success() {
         let mut ledger = OutageLedger::default();
         let failing = |ledger: &OutageLedger, second| {

@@ -81,7 +81,7 @@ impl IdleWatch {
     }
 }
 
-/// Whether the worker owns what it should, as far as it can tell: the table is read and holds
+/// Returns whether the worker owns what it should, as far as it can tell: the table is read and holds
 /// leases, none of them is free, and no call that makes or takes leases keeps failing. A failure
 /// younger than half of the period is a hiccup.
 fn can_get_leases(health: &WorkerHealth, period: Duration) -> bool {

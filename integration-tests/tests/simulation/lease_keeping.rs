@@ -3,48 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kcl_core::test_util::{SimulatedAws, SimulatedLeaseTable};
-use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, ShardId, WorkerError, async_trait};
-use kcl_lease::{Lease, LeaseListing, LeaseTable, LeaseWrite, TableError, TransactItems, TransactOutcome, WriteOutcome};
+use kcl_core::test_util::SimulatedAws;
+use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, ShardContext, WorkerError, async_trait};
 use tokio::time::timeout;
 
 use super::fleet::{APPLICATION, STREAM};
+use super::struck_table::StruckTable;
 
 const FIRST: &str = "shardId-000000000000";
-
-/// Panics at a write of the first shard's lease once it has been renewed this often.
-#[derive(Debug)]
-struct Panicking {
-    table: SimulatedLeaseTable,
-    renewals: u64,
-}
-
-#[async_trait]
-impl LeaseTable for Panicking {
-    async fn ensure(&self) -> Result<(), TableError> {
-        self.table.ensure().await
-    }
-    async fn list(&self) -> Result<LeaseListing, TableError> {
-        self.table.list().await
-    }
-    async fn get(&self, shard_id: &ShardId) -> Result<Option<Lease>, TableError> {
-        self.table.get(shard_id).await
-    }
-    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
-        self.table.create(lease).await
-    }
-    async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
-        let row = self.get(&write.shard_id).await?;
-        assert!(write.shard_id.as_str() != FIRST || row.is_some_and(|row| row.counter < self.renewals), "this table panics");
-        self.table.write(write).await
-    }
-    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
-        self.table.transact(write, with).await
-    }
-    async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
-        self.table.delete(seen).await
-    }
-}
 
 struct Nothing;
 
@@ -62,7 +28,11 @@ async fn a_keeper_that_panics_ends_the_worker_with_an_error() {
         let aws = SimulatedAws::new(1);
         aws.create_stream(STREAM, 2);
         let host = aws.host("a");
-        let table = Panicking { table: host.lease_table(APPLICATION), renewals };
+        // At a write of the first shard's lease, once it has been renewed this often.
+        let table = StruckTable::new(host.lease_table(APPLICATION), move |write, row| {
+            assert!(write.shard_id.as_str() != FIRST || row.is_some_and(|row| row.counter < renewals), "this table panics");
+            Ok(())
+        });
         let builder = host.worker(APPLICATION, STREAM).lease_table(Arc::new(table)).processor(|_: &ShardContext| Nothing);
         let worker = builder.build().await.unwrap();
         let ended = timeout(Duration::from_secs(120), host.run(worker.run())).await.expect("it ends");

@@ -19,4 +19,5 @@ mod runs;
 mod seek;
 mod stale_listing;
 mod start;
+mod struck_table;
 mod users;

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kcl_aggregation::envelope::MAGIC;
-use kcl_core::test_util::{Event, FaultRates, Service, SimulatedLeaseTable};
-use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetrievalMode, ShardContext, ShardId, async_trait};
-use kcl_lease::{Lease, LeaseListing, LeaseTable, LeaseWrite, TableError, TransactItems, TransactOutcome, WriteOutcome};
+use kcl_core::test_util::{Event, FaultRates, Service};
+use kcl_core::{Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetrievalMode, ShardContext, async_trait};
+use kcl_lease::TableError;
 use md5::{Digest as _, Md5};
 use tokio::time::sleep;
 
 use super::fleet::{APPLICATION, Fleet, STREAM, until};
 use super::log::Log;
+use super::struck_table::StruckTable;
 
 const SHARDS: u32 = 40;
 const BEGAN: &str = "calls fail and are repeated";
@@ -143,49 +144,18 @@ async fn a_broken_aggregate_without_a_queue_says_that_the_shard_stands_still() {
     }
 }
 
-/// A lease table that refuses all writes of rows while it is told to.
-#[derive(Debug)]
-struct Refusing {
-    table: SimulatedLeaseTable,
-    refuses: Arc<AtomicBool>,
-}
-
-#[async_trait]
-impl LeaseTable for Refusing {
-    async fn ensure(&self) -> Result<(), TableError> {
-        self.table.ensure().await
-    }
-    async fn list(&self) -> Result<LeaseListing, TableError> {
-        self.table.list().await
-    }
-    async fn get(&self, shard_id: &ShardId) -> Result<Option<Lease>, TableError> {
-        self.table.get(shard_id).await
-    }
-    async fn create(&self, lease: &Lease) -> Result<bool, TableError> {
-        self.table.create(lease).await
-    }
-    async fn write(&self, write: &LeaseWrite) -> Result<WriteOutcome, TableError> {
-        if self.refuses.load(Ordering::SeqCst) {
-            let (table, message) = ("leases".to_owned(), "no such attribute".to_owned());
-            return Err(TableError::Rejected { table, operation: "dynamodb:UpdateItem", message });
-        }
-        self.table.write(write).await
-    }
-    async fn transact(&self, write: &LeaseWrite, with: &TransactItems) -> Result<TransactOutcome, TableError> {
-        self.table.transact(write, with).await
-    }
-    async fn delete(&self, seen: &Lease) -> Result<bool, TableError> {
-        self.table.delete(seen).await
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn takes_that_are_refused_are_one_account_of_all_shards() {
     let log = Log::listen();
     let mut fleet = Fleet::new(1, SHARDS);
     let refuses = Arc::new(AtomicBool::new(true));
-    let table = Arc::new(Refusing { table: fleet.aws.host("table").lease_table(APPLICATION), refuses: Arc::clone(&refuses) });
-    fleet.start_with(1, |builder| builder.lease_table(Arc::<Refusing>::clone(&table))).await;
+    let refused = Arc::clone(&refuses);
+    let table = Arc::new(StruckTable::new(fleet.aws.host("table").lease_table(APPLICATION), move |_, _| {
+        let (table, message) = ("leases".to_owned(), "no such attribute".to_owned());
+        let refusal = TableError::Rejected { table, operation: "dynamodb:UpdateItem", message };
+        if refused.load(Ordering::SeqCst) { Err(refusal) } else { Ok(()) }
+    }));
+    fleet.start_with(1, |builder| builder.lease_table(Arc::<StruckTable>::clone(&table))).await;
     sleep(Duration::from_secs(90)).await;
     refuses.store(false, Ordering::SeqCst);
     until("all shards", || fleet.running[0].1.status().shards.len() == SHARDS as usize).await;

@@ -135,7 +135,7 @@ async fn an_automatic_checkpoint_of_earlier_records_does_not_come_between_the_ph
 
 /// Prepares each record alone, and panics with the first one between the phases.
 struct Breaks {
-    /// What each processor of the shard has found when it was made.
+    /// The pending checkpoint that each processor of the shard has found when it was made.
     found: Arc<Mutex<Vec<Option<PendingCheckpoint>>>>,
     processed: Arc<Mutex<Vec<String>>>,
 }

@@ -145,14 +145,14 @@ impl Outcomes {
     }
 
     fn finding(&self, span: &Span, history: &History, now: Instant, lapse: Duration) -> Finding {
-        let mut others = Finding::Unknown;
+        let mut is_doubtful = false;
         for failure in self.failing.iter().filter(|failure| failure.span.is_apart(span) && is_recent(failure.seen, now, lapse)) {
             if !failure.is_suspect {
                 return Finding::World;
             }
-            others = Finding::Doubt;
+            is_doubtful = true;
         }
-        if others == Finding::Doubt { others } else { succeeded_since(self.success, history) }
+        if is_doubtful { Finding::Doubt } else { succeeded_since(self.success, history) }
     }
 }
 

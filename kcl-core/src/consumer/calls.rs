@@ -44,10 +44,6 @@ impl ShardConsumer {
             if work.careful.is_some() && !work.lanes.is_idle() {
                 return Ok(true);
             }
-            if let Some(suspect) = work.careful.as_mut().and_then(Careful::take_back) {
-                self.note_suspect(suspect).await?;
-                continue;
-            }
             let is_outage = self.is_outage(now);
             if is_outage && (self.next_trial().is_some_and(|at| at > now) || !self.work.breaker.may(now)) {
                 // One call at a time finds out whether the world is back.
@@ -87,7 +83,7 @@ impl ShardConsumer {
             let mut announced = Announced::default();
             if self.work.lanes.len() == 1 {
                 // While they are in work the processor may checkpoint them for itself; but not beyond one that is on its way to the queue.
-                let reaches = self.prefix.acked_with_each(entries.iter().map(|entry| entry.record.position()));
+                let reaches = self.prefix.acked_with(entries.iter().map(|entry| entry.record.position()));
                 if self.hold.shared.factory.is_handler() && !is_planted(Bug::HandlerCoversBatch) {
                     // A handler knows of one record at a time.
                     announced = Announced::new(self.hold.control.clone(), reaches);
@@ -97,6 +93,15 @@ impl ShardConsumer {
             }
             self.work.probing = is_probe;
             self.work.lanes.call(group, entries, announced, self.work.behind, &self.hold.shard);
+        }
+    }
+
+    /// Takes the note of a record back whose attempt has ended, also if no other call may begin: nobody
+    /// who dies now has died of it.
+    pub(super) async fn take_note_back(&mut self) -> Result<(), Stop> {
+        match self.work.careful.as_mut().and_then(Careful::take_back) {
+            Some(suspect) => self.note_suspect(suspect).await,
+            None => Ok(()),
         }
     }
 

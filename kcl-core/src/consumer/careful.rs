@@ -84,8 +84,8 @@ impl Careful {
         self.came_back = self.noted.is_some();
     }
 
-    /// What is to stand in the lease now, if an attempt has come back: nobody has died of it. The
-    /// record is noted anew before its next attempt.
+    /// Returns the note that takes back that of an attempt which has come back: nobody has died of it.
+    /// The record is noted anew before its next attempt.
     pub(super) fn take_back(&mut self) -> Option<Suspect> {
         let given_back = self.given_back().filter(|_| std::mem::take(&mut self.came_back))?;
         self.noted = None;

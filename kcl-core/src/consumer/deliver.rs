@@ -100,6 +100,7 @@ impl ShardConsumer {
         // waited for, also if it does by then.
         let mut is_open = self.hold.is_open();
         if is_open {
+            self.take_note_back().await?;
             if self.work.paused.is_none() {
                 self.take_into_work();
                 is_open = self.begin_calls().await?;

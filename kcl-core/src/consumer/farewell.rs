@@ -7,6 +7,7 @@
 //! that blocks its thread can't be cut off; it is left alone.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -16,6 +17,7 @@ use kcl_lease::term::{TermEnd, TermStatus};
 use tokio::time::Instant;
 
 use super::deliver::sleep_until;
+use super::hold::Hold;
 use super::lanes::LaneEvent;
 use super::seat::Callback;
 use super::{ShardConsumer, Stop};
@@ -147,7 +149,7 @@ impl ShardConsumer {
     /// finished up to where reading is to end.
     pub(super) async fn let_go(&mut self, at_bound: bool) -> TermEnd {
         self.hold.state(ShardState::LettingGo);
-        let Farewell { told_by, ended_by, is_shutdown, .. } = self.farewell();
+        let Farewell { told_by, .. } = self.farewell();
         // In peace only: whoever has lost its lease, or may have, must not write what it has collected.
         if self.hold.term.is_valid() && !is_planted(Bug::HandoffDuringCall) {
             self.tell_all(Callback::ShutdownRequested, self.hold.shared.processing.callbacks.shutdown_requested, told_by).await;
@@ -156,17 +158,32 @@ impl ShardConsumer {
         if at_bound {
             self.note_bound();
         }
-        let release = self.release(self.final_checkpoint(), BTreeSet::new());
-        if is_shutdown {
-            // Also if the table is away the processors hear that the lease is gone. The keeper has the release, and goes on.
-            if tokio::time::timeout_at(ended_by.checked_sub(LAST_WORD).unwrap_or(ended_by), release).await.is_err() {
+        let checkpoint = self.final_checkpoint();
+        tokio::select! {
+            biased;
+            () = self.hold.release(checkpoint, BTreeSet::new()) => TermEnd::Released,
+            // Also if the table is away the processors hear that the lease is gone. The keeper has the
+            // release, and goes on with it.
+            farewell = self.shutdown_ends() => {
+                self.farewell = Some(farewell);
                 tracing::error!("the lease table does not answer: the lease may not be freed in time");
-                return TermEnd::Lost;
+                TermEnd::Lost
             }
-        } else {
-            release.await;
         }
-        TermEnd::Released
+    }
+
+    /// Waits until the time of a shutdown is all but over, also of one that begins while the shard is
+    /// being handed over, and returns its times.
+    fn shutdown_ends(&self) -> impl Future<Output = Farewell> + Send + use<> {
+        let (shared, farewell) = (Arc::clone(&self.hold.shared), self.farewell);
+        async move {
+            shared.let_go.cancelled().await;
+            let known = farewell.filter(|farewell| farewell.is_shutdown);
+            let farewell = known.unwrap_or_else(|| Farewell::within(shared.shutdown_timeout, true));
+            let by = farewell.ended_by;
+            tokio::time::sleep_until(by.checked_sub(LAST_WORD).unwrap_or(by)).await;
+            farewell
+        }
     }
 
     /// Tells the processors that the shard is not theirs any more.
@@ -208,11 +225,13 @@ impl ShardConsumer {
         }
         self.show_call();
     }
+}
 
+impl Hold {
     /// Ends the term in the table. While the table is away, waits: whoever shuts the worker down
     /// sets the limit.
-    pub(super) async fn release(&mut self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
-        let term = &self.hold.term;
+    pub(super) async fn release(&self, checkpoint: Option<Checkpoint>, children: BTreeSet<ShardId>) {
+        let term = &self.term;
         loop {
             match term.release(checkpoint, children.clone()).await {
                 Ok(()) => return,

@@ -68,9 +68,10 @@ impl ShardConsumer {
         if failing < REMINDER {
             return Ok(());
         }
-        // Its reader reports the calls that fail. That nothing comes is news only if none does.
+        // Its reader reports the calls that fail, of whichever way of reading. That nothing comes is
+        // news only if none does.
         let silent = Cause { service: StreamError::SERVICE, class: "silent" };
-        if shared.outages.causes().iter().all(|known| *known == silent) {
+        if shared.outages.causes().iter().all(|known| *known == silent || !known.service.starts_with(StreamError::SERVICE)) {
             self.hold.failing(silent, &format_args!("nothing could be read for {REMINDER:?}"));
         }
         self.work.read_failing = true;

@@ -14,13 +14,14 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::call::{CallFailure, drop_guarded, panicked};
+use super::call::{Advice, CallFailure, drop_guarded, panicked};
 use super::retry::Ended;
 use super::schedule::{Entry, GroupKey, History};
 use super::seat::{Announced, Callback, Factory, Seat, Verdict};
 use super::settings::CallbackDeadlines;
 use super::start::is_covered;
 use crate::batch::RecordBatch;
+use crate::dead_letter::FailureKind;
 use crate::interruption::Interruption;
 use crate::processor::ShardContext;
 use crate::record::Record;
@@ -232,6 +233,12 @@ impl Lanes {
         let Lane::Free(seat) = std::mem::take(free) else { unreachable!("the lane is free") };
         let shard = Arc::clone(shard);
         let call = async move {
+            let is_over = matches!(shard.interruption(), Some(Interruption::LeaseLost | Interruption::LeaseExpired));
+            if is_over && callback != Callback::LeaseLost {
+                // As before a call with records: whoever has lost its lease is asked for nothing any more.
+                let words = "the lease has run out, and it was not called".to_owned();
+                return Returned::CalledBack { seat: Some(seat), result: Err(CallFailure::own(FailureKind::Error, Advice::Retry, words)) };
+            }
             let (seat, result) = seat.call(callback, Arc::clone(&shard), deadline).await;
             if callback != Callback::LeaseLost {
                 // As after a call with records: a commit may have been dropped without an answer.

@@ -1,6 +1,8 @@
 //! What a shard does while different records fail alike: it notes what its calls come to, paces
 //! itself, and looks for evidence by probes.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::breaker::{Evidence, OPENS_AFTER};
@@ -63,8 +65,12 @@ impl ShardConsumer {
     /// Returns whether different records fail alike, and none succeeds: of this shard, or of this
     /// one and others.
     pub(super) fn is_outage(&self, now: Instant) -> bool {
+        self.is_outage_within(now, self.hold.shared.retry.lapse())
+    }
+
+    /// The same, of failures that are not older than `lapse`.
+    fn is_outage_within(&self, now: Instant, lapse: Duration) -> bool {
         let (shared, outcomes) = (&self.hold.shared, &self.work.outcomes);
-        let lapse = shared.retry.lapse();
         if !shared.retry.asks_others() || outcomes.failed_calls() < self.opens_after() {
             return false;
         }
@@ -83,7 +89,10 @@ impl ShardConsumer {
 
     /// Logs the begin and the end of an outage, and returns whether there is one.
     pub(super) fn tell_of_outage(&mut self) -> bool {
-        let is_outage = self.work.schedule.open() > 0 && self.is_outage(Instant::now());
+        // One that was told is over when something succeeds, and not because nothing else was tried
+        // for a while.
+        let lapse = if self.work.told_of_outage { Duration::MAX } else { self.hold.shared.retry.lapse() };
+        let is_outage = self.work.schedule.open() > 0 && self.is_outage_within(Instant::now(), lapse);
         if is_outage != std::mem::replace(&mut self.work.told_of_outage, is_outage) {
             if is_outage {
                 tracing::error!(

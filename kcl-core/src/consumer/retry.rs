@@ -350,9 +350,16 @@ impl Slots {
             judged.back.extend(self.entries.drain(..).flatten());
         }
         self.finish(|_| true, judged);
-        // All have failed, each for itself: alike. Or others in the same call have not.
-        let found = if judged.succeeded { Some(Finding::Record) } else { (by_index.len() > 1).then_some(Finding::World) };
-        for (failure, entry) in by_index.into_values() {
+        // All have failed, each for itself: alike. Or others in the same call have not, which is
+        // evidence against one that has failed before.
+        let alike = by_index.len() > 1 && !judged.succeeded;
+        let found = |history: &History| match history.first_own {
+            _ if alike => Some(Finding::World),
+            Some(_) if judged.succeeded => Some(Finding::Record),
+            _ => None,
+        };
+        let found: Vec<_> = by_index.values().map(|(_, entry)| entry.as_ref().and_then(|entry| found(&entry.history))).collect();
+        for ((failure, entry), found) in by_index.into_values().zip(found) {
             if let Some(entry) = entry {
                 one_failed(Entry { cut: true, ..entry }, failure, found, rules, judged);
             }
@@ -743,8 +750,13 @@ mod tests {
         };
         let all = judge(&[(0, Advice::Retry), (1, Advice::Retry), (2, Advice::Retry)]);
         assert!(all.back.iter().all(|entry| entry.history.counted == 0) && all.failed.iter().all(|failed| !failed.is_suspect));
+        assert_eq!(all.back.len(), 3);
         let some = judge(&[(0, Advice::Retry), (1, Advice::Retry)]);
-        assert!(some.back.iter().all(|entry| entry.history.counted == 1) && some.failed.iter().all(|failed| failed.is_suspect));
+        assert_eq!(some.back.iter().map(|entry| entry.history.counted).collect::<Vec<_>>(), [1, 1], "a first failure is no proof");
+        assert!(some.failed.iter().all(|failed| failed.is_suspect));
+        let ended = Ended { entries: some.back.into_iter().take(1).chain(entries(3).into_iter().skip(2)).collect(), ..Ended::default() };
+        let again = judge_with(ended, Some(these(&[(0, Advice::Retry)])), NOW, &policy, &Outcomes::default());
+        assert_eq!(seen(&again).1, [0], "another one has succeeded since");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) struct History {
     pub(super) first_failure: Option<Timestamp>,
     /// As `first_failure`.
     pub(super) first_failed: Option<Instant>,
-    /// When the first failed call ended that it is to blame for. Before it nothing was known of this
+    /// The end of the first failed call that it is to blame for. Before it nothing was known of this
     /// record alone: a batch that fails may fail because of another one.
     pub(super) first_own: Option<Instant>,
     /// When the last of the failed calls ended.

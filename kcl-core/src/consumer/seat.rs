@@ -56,7 +56,7 @@ impl<T: Send + 'static> Drop for MayBlock<T> {
 pub(crate) enum Factory {
     Processors(Arc<dyn RecordProcessorFactory>),
     Handler(Arc<dyn RecordHandler>),
-    BlockingProcessors(Arc<MakeBlocking>),
+    BlockingProcessors(Arc<MayBlock<Box<MakeBlocking>>>),
     BlockingHandler(Arc<MayBlock<Box<dyn BlockingHandler>>>),
 }
 
@@ -181,7 +181,7 @@ impl Seat {
             Factory::BlockingProcessors(make) => {
                 let (make, shard) = (Arc::clone(make), Arc::clone(shard));
                 let made = move || {
-                    let mut processor = MayBlock::new(guarded_blocking(|| Ok(make(&shard)))?);
+                    let mut processor = MayBlock::new(guarded_blocking(|| Ok((make.get())(&shard)))?);
                     match guarded_blocking(|| processor.get_mut().initialize(&shard)) {
                         Ok(()) => Ok(Self::BlockingProcessor(processor)),
                         Err(failure) => {

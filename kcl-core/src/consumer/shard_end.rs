@@ -24,7 +24,7 @@ impl ShardConsumer {
             Ok(()) => {
                 let names: BTreeSet<ShardId> = children.iter().map(|child| child.shard_id.clone()).collect();
                 tracing::info!(children = ?names, "shard ended");
-                self.release(Some(Checkpoint::ShardEnd), names).await;
+                self.hold.release(Some(Checkpoint::ShardEnd), names).await;
                 if is_planted(Bug::ParentEndedBeforeChild) {
                     for lease in shard_sync::child_leases(self.hold.term.taken(), &children, None) {
                         let _ = self.hold.shared.table.create(&lease).await;

@@ -70,7 +70,7 @@ pub(super) struct Work {
     pub(super) gather_until: Option<Instant>,
     /// When processors without records are called next.
     pub(super) idle_at: Option<Instant>,
-    /// When a record was last finished.
+    /// The last time that a record was finished.
     pub(super) last_finished: Option<Instant>,
     /// A call that takes long was reported.
     pub(super) told_of_long_call: bool,

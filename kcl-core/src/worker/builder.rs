@@ -166,7 +166,7 @@ impl WorkerBuilder {
     /// As [`processor`](Self::processor), for code that blocks its thread. See
     /// [`blocking`](crate::blocking).
     pub fn blocking_processor<P: BlockingProcessor + 'static>(mut self, make: impl Fn(&ShardContext) -> P + Send + Sync + 'static) -> Self {
-        self.factory = Some(Factory::BlockingProcessors(Arc::new(move |shard| Box::new(make(shard)))));
+        self.factory = Some(Factory::BlockingProcessors(Arc::new(MayBlock::new(Box::new(move |shard| Box::new(make(shard)))))));
         self
     }
 

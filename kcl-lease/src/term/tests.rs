@@ -398,6 +398,18 @@ async fn what_was_asked_before_the_order_to_let_go_is_written() {
     assert_eq!((world.row().await.owner, world.row().await.checkpoint), (None, at(2)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_first_renewal_is_due_from_the_takes_attempt_on_and_not_from_its_answer() {
+    let mut world = World::new().await;
+    world.table.next(&[Fate::Slow(Duration::from_secs(2))]);
+    let term = world.take("a").await;
+    let taken = world.row().await.counter;
+    // An interval is a third of the lease duration.
+    tokio::time::sleep(Duration::from_millis(1_400)).await;
+    assert_eq!(world.row().await.counter, taken + 1);
+    assert!(term.is_valid());
+}
+
 /// Who waits for the end of a term must not turn in circles when its keeper is gone.
 #[tokio::test(start_paused = true)]
 async fn a_term_without_a_keeper_is_over() {

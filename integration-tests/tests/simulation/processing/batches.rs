@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kcl_core::dead_letter::FailureKind;
 use kcl_core::test_util::Event;
-use kcl_core::{Checkpoint, Lanes, SequenceNumber};
+use kcl_core::{Checkpoint, Lanes, RetryPolicy, SequenceNumber};
 
 use super::service::{Scene, Tells, text, until};
 
@@ -133,4 +134,24 @@ batches! {
     one_by_one: These, 1;
     one_by_one_on_lanes: These, 4;
     one_by_one_on_many_lanes: These, 16;
+}
+
+/// The next one of its key begins with the first wait.
+#[tokio::test(start_paused = true)]
+async fn the_waits_of_a_record_that_went_to_the_queue_are_not_the_next_ones() {
+    let mut scene = Scene::new(7, Tells::These);
+    let retry = RetryPolicy {
+        max_attempts: 6,
+        patience: Duration::ZERO,
+        first_backoff: Duration::from_secs(1),
+        max_backoff: Duration::from_secs(3600),
+        ..RetryPolicy::default()
+    };
+    let running = scene.start(|builder| builder.lanes(Lanes::new(4)).retry_policy(retry)).await;
+    scene.put("a", "failing 1");
+    scene.put("a", "failing 2");
+    until("both are in the queue", || scene.letters().len() == 2).await;
+    // Each waits up to 1, 2, 4, 8 and 16 s, and the doubled waits that follow are a hundred seconds at least.
+    assert!(scene.aws.elapsed() < Duration::from_secs(80), "{:?}", scene.aws.elapsed());
+    scene.stop(running).await;
 }

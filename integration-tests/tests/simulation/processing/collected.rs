@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kcl_core::stream::{RecordsPage, Shard, ShardFilter, ShardIterator, StartingPosition, StreamApi, StreamDescription, StreamError};
-use kcl_core::test_util::kinesis_model::SplitShardInput;
 use kcl_core::test_util::{Service, SimulatedStream};
 use kcl_core::{
     Batching, Checkpoint, Checkpointing, ExtendedSequenceNumber, Outcome, PoisonedKey, ProcessError, ProcessResult, ReadUntil, RecordBatch,
@@ -274,13 +273,7 @@ async fn a_processor_that_is_lost_at_the_end_of_its_shard_takes_nothing_with_it(
     let (mut scene, world) = (Scene::new(4, Tells::InOrder), World::default());
     let texts = good(10);
     put(&scene, &strs(&texts));
-    let split = SplitShardInput {
-        stream_name: Some(STREAM.to_owned()),
-        shard_to_split: shard().to_string(),
-        new_starting_hash_key: (1u128 << 127).to_string(),
-        ..SplitShardInput::default()
-    };
-    scene.aws.kinesis().call(split).unwrap();
+    scene.split();
     until("it is split", || scene.aws.shards(STREAM).unwrap().len() == 3).await;
     let running = start(&mut scene, &world, Strike::Panics, Tells::InOrder, 4).await;
     let checkpoint = || scene.aws.leases(APPLICATION).into_iter().find(|lease| lease.shard_id == shard()).map(|lease| lease.checkpoint);

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kcl_core::test_util::kinesis_model::SplitShardInput;
 use kcl_core::test_util::{Cut, Service, SimulatedAws};
 use kcl_core::{
     Checkpointing, Interruption, Lanes, Outcome, ProcessError, ProcessResult, RecordBatch, RecordProcessor, RetryPolicy, ShardContext,
@@ -97,7 +96,7 @@ async fn at_the_end_of_its_shard_a_processor_is_told_of_that_alone() {
         }
         let running = scene.start(telling(&told, manual, lanes)).await;
         until("it has records", || told.calls() == ["records"]).await;
-        split(&scene);
+        scene.split();
         let ended = || scene.aws.leases(APPLICATION).iter().any(|lease| lease.shard_id == shard() && lease.checkpoint.is_shard_end());
         until("the shard is ended", ended).await;
         sleep(Duration::from_secs(30)).await;
@@ -117,16 +116,6 @@ async fn when_its_shard_goes_a_processor_is_told_so() {
         scene.stop(running).await;
         assert_eq!(told.calls(), ["records", "shutdown requested", "lease lost"], "manual: {manual}");
     }
-}
-
-fn split(scene: &Scene) {
-    let split = SplitShardInput {
-        stream_name: Some(STREAM.to_owned()),
-        shard_to_split: shard().to_string(),
-        new_starting_hash_key: (1u128 << 127).to_string(),
-        ..SplitShardInput::default()
-    };
-    scene.aws.kinesis().call(split).unwrap();
 }
 
 /// Holds what it is given until it is asked to let go.
@@ -185,7 +174,7 @@ async fn a_shard_that_is_paused_is_not_ended() {
     let running = scene.start(|builder| builder.lanes(Lanes::new(2)).retry_policy(RetryPolicy::default())).await;
     scene.put("a", "slow 1");
     until("it is in work", || running.handle.status().shards.get(&shard()).is_some_and(|shard| shard.call.is_some())).await;
-    split(&scene);
+    scene.split();
     sleep(Duration::from_secs(60)).await;
     running.handle.pause();
     until("the call ends", || scene.done.texts() == ["slow 1"]).await;

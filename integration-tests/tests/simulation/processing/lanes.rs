@@ -179,7 +179,7 @@ async fn later_records_pass_while_the_queue_is_away() {
     }
 }
 
-/// What an earlier owner has noted stays true until a checkpoint says the same.
+/// An earlier owner's note stays true until a checkpoint says the same.
 #[tokio::test(start_paused = true)]
 async fn what_is_finished_beyond_the_checkpoint_stays_noted_until_a_checkpoint_covers_it() {
     let mut scene = Scene::new(9, Tells::These);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kcl_core::test_util::kinesis_model::SplitShardInput;
 use kcl_core::test_util::{Host, SimulatedAws};
 use kcl_core::{
     DeadLetter, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, RetryPolicy, ShardContext, ShardId,
@@ -222,6 +223,17 @@ impl Scene {
 
     pub(super) fn put(&self, key: &str, text: &str) {
         self.aws.put(STREAM, key, text.to_owned());
+    }
+
+    /// Splits the first shard in two.
+    pub(super) fn split(&self) {
+        let split = SplitShardInput {
+            stream_name: Some(STREAM.to_owned()),
+            shard_to_split: shard().to_string(),
+            new_starting_hash_key: (1u128 << 127).to_string(),
+            ..SplitShardInput::default()
+        };
+        self.aws.kinesis().call(split).unwrap();
     }
 
     pub(super) fn letters(&self) -> Vec<DeadLetter> {

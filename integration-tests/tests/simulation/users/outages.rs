@@ -12,6 +12,8 @@ use kcl_core::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::log::Log;
+
 use super::{Database, QUEUE, Running, STREAM, aws, text, until};
 
 /// A sink with its faults. Clones are the same.
@@ -169,14 +171,38 @@ async fn deaths_between_attempts_are_not_the_records() {
     let aws = aws(1);
     let sink = Sink { away_until: Instant::now() + Duration::from_secs(24 * 3600), ..Sink::new() };
     put(&aws, 0..12, 1, Duration::ZERO).await;
-    for death in 0..7 {
+    for death in 0..8 {
         let patient = RetryPolicy { patience: Duration::MAX, ..RetryPolicy::default() };
         let running = start(&aws, &format!("host-{death}"), &sink, Form::Each, |builder| builder.retry_policy(patient)).await;
         sleep(Duration::from_secs(300)).await;
-        until("no call is under way", || sink.in_work.load(Ordering::SeqCst) == 0).await;
+        let under_way = |calls| move |sink: &Sink| sink.in_work.load(Ordering::SeqCst) == calls;
+        if death % 2 == 1 {
+            // In a pause too it is known that the attempt has come back.
+            while !under_way(1)(&sink) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            running.handle.pause();
+            sleep(Duration::from_secs(30)).await;
+        }
+        until("no call is under way", || under_way(0)(&sink)).await;
         running.kill().await;
     }
     assert_eq!(letters(&aws), [""; 0]);
+}
+
+/// The outage is a line, and not each of its calls.
+#[tokio::test(start_paused = true)]
+async fn calls_that_fail_in_an_outage_are_no_news() {
+    let aws = aws(1);
+    let sink = Sink { away_until: Instant::now() + Duration::from_secs(6 * 3600), ..Sink::new() };
+    let log = Log::listen();
+    put(&aws, 0..60, 6, Duration::ZERO).await;
+    let running = start(&aws, "host", &sink, Form::Each, |builder| builder).await;
+    sleep(Duration::from_secs(5 * 3600)).await;
+    let [failed, told] = ["processing failed", "different records fail alike"].map(|words| log.lines(words).len());
+    assert_eq!(log.lines("records are processed again"), [""; 0]);
+    assert!((1..=10).contains(&failed) && told == 1, "{failed} {told}");
+    running.kill().await;
 }
 
 /// All that wait have failed before, and others have succeeded since: none of them is at fault.
