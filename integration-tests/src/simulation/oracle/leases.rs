@@ -97,6 +97,7 @@ impl Oracle {
             released: false,
             calls: 0,
             fenced: false,
+            sought: false,
             in_work: BTreeSet::new(),
         });
         if terms.len() > TERMS {

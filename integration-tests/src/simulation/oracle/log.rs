@@ -240,13 +240,14 @@ impl Log {
         skipped
     }
 
-    /// Skips unfinished records from one index to another. Returns how many there were.
+    /// Skips unfinished records from one index to another. Returns how many there were. A process that was frozen in a call may still have their effect later:
+    /// that is no measure of the order.
     pub(super) fn skip(&mut self, shard: &ShardId, from: usize, to: usize) -> u64 {
         let Some(log) = self.shards.get_mut(shard) else { return 0 };
         let mut skipped = 0;
         let (from, to) = (from.min(log.entries.len()), to.min(log.entries.len()));
         for entry in log.entries[from..to].iter_mut().filter(|entry| !entry.done) {
-            entry.done = true;
+            (entry.done, entry.processed) = (true, true);
             self.undone -= 1;
             skipped += 1;
         }

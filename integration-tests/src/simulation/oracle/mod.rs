@@ -86,6 +86,8 @@ struct Term {
     calls: usize,
     /// Ended by a seek: its owner may go on until it finds out, or its lease runs out.
     fenced: bool,
+    /// A seek has moved the shard since it began: effects of its calls are no measure of the order any more.
+    sought: bool,
     /// Keys of which records are in work, where no key may be twice.
     in_work: BTreeSet<u64>,
 }
@@ -449,8 +451,8 @@ impl Oracle {
 
     /// A record is finished. Returns whether it is for the first time.
     fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) -> bool {
-        let term = self.terms.get(shard).and_then(|terms| terms.last()).filter(|term| term.host == host);
-        if term.is_some_and(|term| term.fenced) {
+        let terms = self.terms.get(shard).into_iter().flatten();
+        if terms.rev().find(|term| term.host == host).is_some_and(|term| term.sought) {
             // Asked for again since.
             return false;
         }

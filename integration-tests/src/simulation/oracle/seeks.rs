@@ -84,6 +84,7 @@ impl Oracle {
     pub(super) fn begins_anew(&mut self, row: &Lease) {
         let shard = &row.shard_id;
         self.seeks.shards.insert(shard.clone());
+        self.terms.get_mut(shard).into_iter().flatten().for_each(|term| term.sought = true);
         let first = self.log.shards.entry(shard.clone()).or_default().start_of(row);
         let _ = self.log.ask_again(shard, first);
         self.passed_over(shard);
