@@ -233,7 +233,7 @@ impl Committer {
 
     /// Waits until it is known what became of every commit, if one has ended without an answer; then the checkpointer knows what is covered.
     ///
-    /// Cancel safety: safe, it only waits.
+    /// Cancel safety: safe, it only waits; a commit that was in doubt stays so.
     pub(crate) async fn settled(&self, checkpointer: &Checkpointer) {
         let inner = &*self.0;
         // Before it is asked: a commit that ends in doubt meanwhile is not of this answer.
@@ -241,8 +241,11 @@ impl Committer {
             return;
         }
         tracing::warn!(shard = %inner.shard, "a commit was not confirmed; its records wait until it is settled");
+        let mut doubt = Doubt { noted: &inner.in_doubt, answered: false };
         // None: the term is over, and nothing is delivered any more.
-        if let Some(checkpoint) = inner.term.settled().await {
+        let checkpoint = inner.term.settled().await;
+        doubt.answered = true;
+        if let Some(checkpoint) = checkpoint {
             inner.written(checkpoint, checkpointer);
         }
     }

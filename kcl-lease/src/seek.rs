@@ -33,7 +33,8 @@ pub struct Move {
 /// `shards` are all that Kinesis lists; `leases` all of the table, read after them. `whole`: the application as a whole begins at the roots, and all that came
 /// before them counts as read. Otherwise that is left as it is.
 ///
-/// A descendant without a lease gets one if another one below it has one; else it comes when its parents end, as always.
+/// A descendant without a lease gets one if another one below it has one; else it comes when its parents end, as always. A shard that counts as read, and has
+/// not begun, gets one that is finished: nobody can create it any more.
 #[must_use]
 pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewStart>, whole: bool) -> Vec<Move> {
     let family = Family::new(shards, leases);
@@ -42,6 +43,8 @@ pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewSta
     let before = if whole { family.ancestors(&chosen) } else { BTreeSet::new() };
     let leased: BTreeSet<_> = leases.iter().map(|lease| &lease.shard_id).collect();
     let above_a_lease = family.ancestors(&leased);
+    // Whoever reads its parent may be at the end of it, and about to create the lease: it finds it there, and finished.
+    let may_come = |id: &ShardId| !above_a_lease.contains(id);
     let like = leases.iter().find_map(|lease| lease.stream_created);
     let mut moves = Vec::new();
     for (generation, id) in family.oldest_first() {
@@ -50,7 +53,9 @@ pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewSta
             Some(start) => *start,
             None if after.contains(id) && (lease.is_some() || above_a_lease.contains(id)) => NewStart::TRIM_HORIZON,
             // A root's own ancestor may be a root too, or come after another one.
-            None if before.contains(id) && !after.contains(id) && lease.is_some_and(|lease| !lease.is_finished()) => NewStart::SHARD_END,
+            None if before.contains(id) && !after.contains(id) && lease.map_or_else(|| may_come(id), |lease| !lease.is_finished()) => {
+                NewStart::SHARD_END
+            }
             None => continue,
         };
         let children = if start == NewStart::SHARD_END { family.children_of(id) } else { BTreeSet::new() };
@@ -59,9 +64,8 @@ pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewSta
             (None, Some(shard)) => {
                 let parents = shard.parents.clone();
                 let new = Lease::new(shard.shard_id.clone(), start.checkpoint);
-                let new =
-                    Lease { parents, hash_range: Some(shard.hash_range), initial_timestamp: start.instant, stream_created: like, ..new };
-                (new, true)
+                let (hash_range, initial_timestamp, children) = (Some(shard.hash_range), start.instant, children.clone());
+                (Lease { parents, children, hash_range, initial_timestamp, stream_created: like, ..new }, true)
             }
             (None, None) => continue,
         };
@@ -226,12 +230,21 @@ mod tests {
         let all = [("a", begun()), ("d", Checkpoint::ShardEnd)];
         assert_eq!(
             planned(&all, &["e", "f", "g"], true),
-            ["a:SHARD_END", "+e:AT_TIMESTAMP", "+f:AT_TIMESTAMP", "+g:AT_TIMESTAMP"],
-            "what is at its end already stays so"
+            ["a:SHARD_END", "+b:SHARD_END", "+c:SHARD_END", "+e:AT_TIMESTAMP", "+f:AT_TIMESTAMP", "+g:AT_TIMESTAMP"],
+            "what is at its end already stays so, and what would begin only when its parent ends does not begin"
+        );
+        let read = [("b", Checkpoint::ShardEnd), ("c", begun()), ("d", Checkpoint::ShardEnd)];
+        assert_eq!(
+            planned(&read, &["e", "f", "g"], true),
+            ["c:SHARD_END", "+e:AT_TIMESTAMP", "+f:AT_TIMESTAMP", "+g:AT_TIMESTAMP"],
+            "a parent that was cleaned up stays so"
         );
         let leases: Vec<_> = all.iter().map(|(name, checkpoint)| lease(name, *checkpoint)).collect();
         let moves = plan(&family(), &leases, &BTreeMap::from([("b".into(), NOON), ("c".into(), NOON), ("d".into(), NOON)]), true);
         assert_eq!(moves.iter().find(|moved| moved.lease.shard_id == "a".into()).unwrap().children, ids(&["b", "c"]));
+        let leases = [lease("a", begun()), lease("d", begun())];
+        let moves = plan(&family(), &leases, &BTreeMap::from([("e".into(), NOON), ("f".into(), NOON), ("g".into(), NOON)]), true);
+        assert_eq!(moves.iter().find(|moved| moved.lease.shard_id == "c".into()).unwrap().lease.children, ids(&["f", "g"]));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const ENDED: f64 = 0.98;
 /// The time that processors have in any case to hear that the lease is gone.
 const LAST_WORD: Duration = Duration::from_millis(100);
 
+/// The time for which calls that have returned are waited for: they end at once.
+const RETURNED: Duration = Duration::from_secs(1);
+
 /// The time that calls have once their term is over.
 fn grace(lease_duration: Duration) -> Duration {
     if is_planted(Bug::HungCallKeepsShard) {
@@ -131,6 +134,18 @@ impl ShardConsumer {
 
     /// Cuts off all calls: what they have acknowledged is finished, the rest comes again.
     pub(super) async fn cut_off(&mut self) {
+        // A processor that waits for its writes only is not in a call that could be cut off: it hears the farewell.
+        let by = Instant::now() + RETURNED;
+        while self.work.lanes.end_waits() {
+            tokio::select! {
+                biased;
+                event = self.work.lanes.next(&self.hold.shard) => self.lane_event(event),
+                () = tokio::time::sleep_until(by) => break,
+            }
+        }
+        if self.work.lanes.is_idle() {
+            return;
+        }
         let (shard, call) = (self.hold.shard.shard_id().clone(), self.work.lanes.longest());
         tracing::error!(
             call = call.map(|(method, _)| method),

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::call::{Advice, CallFailure, drop_guarded, panicked};
@@ -56,6 +58,32 @@ struct Busy {
     since: Instant,
     job: Job,
     task: AbortHandle,
+    /// The user's code has returned; the call waits for what it has asked the lease table for.
+    returned: Arc<AtomicBool>,
+}
+
+impl Busy {
+    fn has_returned(&self) -> bool {
+        self.returned.load(Ordering::Relaxed)
+    }
+}
+
+/// How a call that has returned waits for the lease table. Its processor waits with it, and must hear the farewell like any other: so such a wait ends when
+/// calls are cut off, and the processor comes back.
+struct AfterCall {
+    returned: Arc<AtomicBool>,
+    cut: CancellationToken,
+}
+
+impl AfterCall {
+    async fn wait_for(&self, writes: impl Future<Output = ()>) {
+        self.returned.store(true, Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            () = writes => {}
+            () = self.cut.cancelled() => {}
+        }
+    }
 }
 
 enum Job {
@@ -125,6 +153,8 @@ pub(super) struct Lanes {
     lane_of: BTreeMap<Id, usize>,
     /// Woken by acknowledgements.
     acknowledged: Arc<Notify>,
+    /// Ends the waits of calls that have returned.
+    cut: CancellationToken,
 }
 
 impl Lanes {
@@ -135,6 +165,7 @@ impl Lanes {
             calls: JoinSet::new(),
             lane_of: BTreeMap::new(),
             acknowledged: Arc::default(),
+            cut: CancellationToken::new(),
         }
     }
 
@@ -189,7 +220,7 @@ impl Lanes {
         }
         let (factory, shard, deadlines) = (factory.clone(), Arc::clone(shard), self.settings.callbacks);
         let make = async move { Returned::Made(Seat::make(&factory, &shard, deadlines).await) };
-        self.begin(lane, Job::Making, make);
+        self.begin(lane, Job::Making, |_| make);
     }
 
     /// Begins a call with records on a free lane.
@@ -209,7 +240,7 @@ impl Lanes {
         let batch = RecordBatch::with_wake(records, behind, Some(Arc::clone(&self.acknowledged)));
         let job = Job::Records(InWork { group, batch: batch.clone(), histories, finished });
         let (shard, deadline, by_hand) = (Arc::clone(shard), self.settings.attempt_deadline, self.settings.by_hand);
-        let call = async move {
+        let call = move |after: AfterCall| async move {
             let started = Instant::now();
             if matches!(shard.interruption(), Some(Interruption::LeaseLost | Interruption::LeaseExpired)) {
                 // The thread was blocked since the call was begun: nothing is delivered past the term.
@@ -218,10 +249,13 @@ impl Lanes {
             let (seat, verdict) = seat.process(batch, announced, Arc::clone(&shard), deadline).await;
             let took = started.elapsed();
             // No record comes again before it is known whether it is committed, or checkpointed.
-            shard.committer.settled(&shard.checkpointer).await;
-            if by_hand && !matches!(verdict, Verdict::Done) {
-                shard.committer.writes_are_through().await;
-            }
+            let writes = async {
+                shard.committer.settled(&shard.checkpointer).await;
+                if by_hand && !matches!(verdict, Verdict::Done) {
+                    shard.committer.writes_are_through().await;
+                }
+            };
+            after.wait_for(writes).await;
             Returned::Called { seat, verdict, took }
         };
         self.begin(lane, job, call);
@@ -232,7 +266,7 @@ impl Lanes {
         let Some(free @ Lane::Free(_)) = self.lanes.get_mut(lane) else { return false };
         let Lane::Free(seat) = std::mem::take(free) else { unreachable!("the lane is free") };
         let shard = Arc::clone(shard);
-        let call = async move {
+        let call = move |after: AfterCall| async move {
             let is_over = matches!(shard.interruption(), Some(Interruption::LeaseLost | Interruption::LeaseExpired));
             if is_over && callback != Callback::LeaseLost {
                 // As before a call with records: whoever has lost its lease is asked for nothing any more.
@@ -242,7 +276,12 @@ impl Lanes {
             let (seat, result) = seat.call(callback, Arc::clone(&shard), deadline).await;
             if callback != Callback::LeaseLost {
                 // As after a call with records: a commit may have been dropped without an answer.
-                shard.committer.settled(&shard.checkpointer).await;
+                let writes = shard.committer.settled(&shard.checkpointer);
+                match callback {
+                    // It has heard its last word, and may go.
+                    Callback::ShardEnded if result.is_ok() => writes.await,
+                    _ => after.wait_for(writes).await,
+                }
             }
             Returned::CalledBack { seat, result }
         };
@@ -250,10 +289,12 @@ impl Lanes {
         true
     }
 
-    fn begin(&mut self, lane: usize, job: Job, call: impl Future<Output = Returned> + Send + 'static) {
+    fn begin<C: Future<Output = Returned> + Send + 'static>(&mut self, lane: usize, job: Job, call: impl FnOnce(AfterCall) -> C) {
+        let returned = Arc::new(AtomicBool::new(false));
+        let call = call(AfterCall { returned: Arc::clone(&returned), cut: self.cut.clone() });
         let task = self.calls.spawn(self.settings.machine.run(call.in_current_span()));
         self.lane_of.insert(task.id(), lane);
-        self.lanes[lane] = Lane::Busy(Busy { since: Instant::now(), job, task });
+        self.lanes[lane] = Lane::Busy(Busy { since: Instant::now(), job, task, returned });
     }
 
     /// The records that were acknowledged in calls under way since this was asked last, each with
@@ -336,6 +377,12 @@ impl Lanes {
     /// Gives up a processor that is being made.
     pub(super) fn stop_making(&mut self) {
         self.cut_where(|job| matches!(job, Job::Making));
+    }
+
+    /// Lets calls that have returned, and wait for the lease table, wait no more. Returns whether there are any: they end now.
+    pub(super) fn end_waits(&mut self) -> bool {
+        std::mem::take(&mut self.cut).cancel();
+        self.jobs().any(Busy::has_returned)
     }
 
     /// Cuts off all calls that are under way, with their processors, and waits until they are gone,

@@ -51,5 +51,12 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     }
     crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 2);
+    // Whoever gets few records at a time must get through the whole stream anew, should the last seek ask for it.
+    if let Some(batch) = plan.handling.batch {
+        let share = plan.traffic.every * u32::try_from(batch).unwrap_or(u32::MAX);
+        let handling = &mut plan.handling;
+        handling.longest = handling.longest.min(share / 3);
+        handling.stalls = handling.stalls.min(0.1 * share.as_secs_f64() / handling.stall.as_secs_f64());
+    }
     plan
 }

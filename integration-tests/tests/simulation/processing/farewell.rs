@@ -167,6 +167,50 @@ async fn nobody_is_asked_to_let_go_in_peace_whose_lease_has_run_out() {
     assert!(processor.written.lock().unwrap().is_empty());
 }
 
+/// Gives up its checkpoint after a second, and fails.
+struct Impatient(Told);
+
+#[async_trait]
+impl RecordProcessor for Impatient {
+    async fn process_records(&mut self, _batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        let written = tokio::time::timeout(Duration::from_secs(1), shard.checkpointer().checkpoint()).await;
+        self.0.note(shard, "records");
+        written??;
+        Ok(Outcome::Done)
+    }
+
+    async fn lease_lost(&mut self, shard: &ShardInfo) {
+        self.0.lease_lost(shard).await;
+    }
+
+    async fn shutdown_requested(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
+        self.0.note(shard, "shutdown requested");
+        Ok(())
+    }
+}
+
+/// Its call has returned, and nothing is known of its checkpoint: it is in no call that could be cut off.
+#[tokio::test(start_paused = true)]
+async fn a_processor_whose_checkpoint_is_not_confirmed_hears_the_farewell() {
+    let aws = SimulatedAws::new(7);
+    aws.create_stream(STREAM, 1);
+    let (told, host) = (Told::default(), aws.host("a"));
+    let made = told.clone();
+    let builder = host.worker(APPLICATION, STREAM).checkpointing(Checkpointing::Manual).shutdown_timeout(Duration::from_secs(5));
+    let worker = builder.processor(move |_: &ShardContext| Impatient(made.clone())).build().await.unwrap();
+    let handle = worker.handle();
+    let mut task = JoinSet::new();
+    task.spawn(host.run(worker.run()));
+    sleep(Duration::from_secs(10)).await;
+    aws.faults().partition("a", Service::LeaseTable, Cut::Requests, Duration::from_secs(3600));
+    aws.put(STREAM, "key", "1");
+    until("it was called", || told.calls() == ["records"]).await;
+    handle.shutdown();
+    let ended = task.join_next().await.unwrap().unwrap();
+    assert!(ended.is_err(), "the table does not answer: {ended:?}");
+    assert_eq!(told.calls(), ["records", "shutdown requested", "lease lost"]);
+}
+
 /// The end was read before the pause, while a call was under way.
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_is_paused_is_not_ended() {
