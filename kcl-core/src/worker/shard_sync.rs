@@ -55,8 +55,17 @@ pub(super) struct ShardSync {
     /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created. Whoever suspects that some
     /// are missing follows it up, whoever leads by then: the leader may have died or changed in between.
     pub(super) suspected: BTreeSet<ShardId>,
-    /// Finished leases that may go, and since when (boot time).
-    pub(super) going: BTreeMap<ShardId, Duration>,
+    /// Finished leases that may go, and since when.
+    pub(super) going: BTreeMap<ShardId, Going>,
+}
+
+/// A finished lease that may go.
+#[derive(Debug)]
+pub(super) struct Going {
+    /// Its counter: the lease of a shard that was begun anew since is another one.
+    counter: u64,
+    /// Since when (boot time).
+    since: Duration,
 }
 
 impl ShardSync {
@@ -150,6 +159,7 @@ impl ShardSync {
         let may_go = cleanup::deletable(&leases, &|shard| listed.contains(shard));
         for lease in kept_long_enough(&mut self.going, may_go, self.shared.clock.boot_time()) {
             let deleted = self.shared.table.delete(&lease).await?;
+            self.going.remove(&lease.shard_id);
             tracing::info!(shard = %lease.shard_id, deleted, "finished lease cleaned up");
         }
         Ok(if self.suspected.is_empty() { self.interval } else { CONFIRM_AFTER.min(self.interval) })
@@ -268,9 +278,11 @@ fn first_shards(initial: InitialPosition) -> ShardFilter {
 }
 
 /// Of leases that may go, those that may have gone for a while. `going`: since when each may.
-fn kept_long_enough(going: &mut BTreeMap<ShardId, Duration>, may_go: Vec<Lease>, now: Duration) -> Vec<Lease> {
-    going.retain(|shard, _| may_go.iter().any(|lease| lease.shard_id == *shard));
-    may_go.into_iter().filter(|lease| now.saturating_sub(*going.entry(lease.shard_id.clone()).or_insert(now)) >= KEPT).collect()
+fn kept_long_enough(going: &mut BTreeMap<ShardId, Going>, may_go: Vec<Lease>, now: Duration) -> Vec<Lease> {
+    going.retain(|shard, going| may_go.iter().any(|lease| lease.shard_id == *shard && lease.counter == going.counter));
+    let mut since = |lease: &Lease| going.entry(lease.shard_id.clone()).or_insert(Going { counter: lease.counter, since: now }).since;
+    let kept: Vec<_> = may_go.into_iter().map(|lease| (since(&lease), lease)).collect();
+    kept.into_iter().filter(|(since, _)| now.saturating_sub(*since) >= KEPT).map(|(_, lease)| lease).collect()
 }
 
 /// Whether this worker looks after the shards now.
@@ -286,11 +298,12 @@ mod tests {
     #[test]
     fn a_lease_goes_when_it_may_have_gone_for_a_while() {
         let mut going = BTreeMap::new();
-        let mut gone = |shards: &[&str], seconds: u64| {
-            let may_go = shards.iter().map(|shard| Lease::new((*shard).into(), Checkpoint::ShardEnd)).collect();
+        let mut gone_at = |counter: u64, shards: &[&str], seconds: u64| {
+            let may_go = shards.iter().map(|shard| Lease { counter, ..Lease::new((*shard).into(), Checkpoint::ShardEnd) }).collect();
             let gone = kept_long_enough(&mut going, may_go, Duration::from_secs(seconds));
             gone.iter().map(|lease| lease.shard_id.to_string()).collect::<Vec<_>>()
         };
+        let mut gone = |shards: &[&str], seconds: u64| gone_at(7, shards, seconds);
         assert_eq!(gone(&["a"], 100), [""; 0]);
         assert_eq!(gone(&["a", "b"], 129), [""; 0]);
         assert_eq!(gone(&["a", "b"], 130), ["a"]);
@@ -298,6 +311,9 @@ mod tests {
         assert_eq!(gone(&["a"], 140), ["a"]);
         assert_eq!(gone(&["b"], 170), [""; 0]);
         assert_eq!(gone(&["b"], 200), ["b"]);
+        // the shard was begun anew since, by a seek, and has ended again
+        assert_eq!(gone_at(19, &["b"], 210), [""; 0]);
+        assert_eq!(gone_at(19, &["b"], 240), ["b"]);
     }
 
     #[test]
