@@ -291,7 +291,8 @@ impl ShardConsumer {
             TermStatus::Ended(end) => end,
             _ => let_go,
         };
-        if !matches!(stop, Stop::Over) && !self.hold.shard.checkpointer.last().is_shard_end() {
+        // Whoever is content with the end of its shard has gone.
+        if !matches!(stop, Stop::Over) {
             self.lease_lost().await;
         }
         left.is_lost = end != TermEnd::Released;

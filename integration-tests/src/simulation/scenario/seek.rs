@@ -51,12 +51,15 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     }
     crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 2);
-    // Whoever gets few records at a time must get through the whole stream anew, should the last seek ask for it.
-    if let Some(batch) = plan.handling.batch {
-        let share = plan.traffic.every * u32::try_from(batch).unwrap_or(u32::MAX);
-        let handling = &mut plan.handling;
-        handling.longest = handling.longest.min(share / 3);
-        handling.stalls = handling.stalls.min(0.1 * share.as_secs_f64() / handling.stall.as_secs_f64());
-    }
+    plan.patience += once_more(&plan);
     plan
+}
+
+/// The time in which a slow processor gets through the whole stream anew, a record at a time, as after deaths: the last seek may ask for that.
+fn once_more(plan: &Plan) -> Duration {
+    let handling = &plan.handling;
+    let call = handling.longest / 2 + handling.stall.mul_f64(handling.stalls / 2.0);
+    let aggregated = plan.traffic.aggregates.as_ref().map_or(0.0, |drawn| f64::from(drawn.share) / 1000.0 * drawn.most as f64 / 2.0);
+    let records = plan.duration.as_secs_f64() / plan.traffic.every.as_secs_f64() * (1.0 + aggregated);
+    call.mul_f64(records * 1.5)
 }
