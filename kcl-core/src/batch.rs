@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kcl_checkpoint::ExtendedSequenceNumber;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use tokio::sync::Notify;
 
@@ -197,6 +198,12 @@ impl RecordBatch {
     /// The indices that were acknowledged since this was asked last.
     pub(crate) fn take_acknowledged(&self) -> Vec<usize> {
         std::mem::take(&mut self.lock().fresh)
+    }
+
+    /// The records that are not acknowledged, oldest first.
+    pub(crate) fn open_records(&self) -> impl Iterator<Item = ExtendedSequenceNumber> {
+        let open = |(index, record): (usize, &Record)| (!self.lock().contains(index)).then(|| record.position());
+        self.records().iter().enumerate().filter_map(open)
     }
 
     /// Ends the call: no acknowledgement counts from now on. Returns which records were acknowledged.

@@ -156,7 +156,39 @@ async fn to_a_record_or_after_it() {
         fleet.has("what follows is processed again", &expected).await;
         assert_eq!(fleet.log.numbers(), expected, "{to:?}");
     }
+    // A part that the record does not have is not passed over.
+    for (record, part) in [(records[12], 1), (aggregate, 4), (aggregate, 99)] {
+        let nowhere = ExtendedSequenceNumber::new(record, part);
+        for to in [SeekTo::Record(nowhere), SeekTo::AfterRecord(nowhere)] {
+            let error = fleet.aws.host("operator").seek(APPLICATION, STREAM, to).shard("shardId-000000000000").run().await.unwrap_err();
+            assert!(matches!(error, SeekError::NoSuchRecord { .. }), "{to:?}: {error}");
+        }
+    }
     fleet.stop().await;
+}
+
+/// The other parent's lease never comes: it was read to its end and cleaned up.
+#[tokio::test(start_paused = true)]
+async fn one_parent_of_a_merged_shard_is_read_anew_and_ends_again() {
+    for cleaned_up in [false, true] {
+        let mut fleet = Fleet::new(14, 2);
+        fleet.start(1).await;
+        let old = fleet.put(40).await;
+        fleet.merge("shardId-000000000000", "shardId-000000000001");
+        fleet.resharded(1).await;
+        let mut new = fleet.put(20).await;
+        if cleaned_up {
+            until("its parents' leases are cleaned up", || fleet.aws.leases(APPLICATION).len() == 1).await;
+        }
+        fleet.log.clear();
+        let operator = fleet.aws.host("operator");
+        let report = operator.seek(APPLICATION, STREAM, SeekTo::TrimHorizon).shard("shardId-000000000000").run().await.unwrap();
+        assert_eq!(report.moves.len(), 2, "the shard, and the one that came of it");
+        new.extend(fleet.put(20).await);
+        fleet.has("what is in the merged shard is processed again, and what comes", &new).await;
+        assert!(fleet.log.numbers().iter().any(|number| old.contains(number)), "the sought shard is read anew");
+        fleet.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -246,8 +246,14 @@ impl Lanes {
                 // The thread was blocked since the call was begun: nothing is delivered past the term.
                 return Returned::Called { seat: Some(seat), verdict: Verdict::Acknowledged, took: Duration::ZERO };
             }
+            if let Some(turn) = shard.committer.turn() {
+                turn.call_begins(&batch);
+            }
             let (seat, verdict) = seat.process(batch, announced, Arc::clone(&shard), deadline).await;
             let took = started.elapsed();
+            if let Some(turn) = shard.committer.turn() {
+                turn.call_ends(by_hand, shard.checkpointer.last());
+            }
             // No record comes again before it is known whether it is committed, or checkpointed.
             let writes = async {
                 shard.committer.settled(&shard.checkpointer).await;

@@ -143,6 +143,9 @@ impl ShardConsumer {
     pub(super) fn note_dead(&mut self, record: ExtendedSequenceNumber) {
         if self.checkpoints_by_hand() {
             self.work.rewind.dead(record, self.hold.shard.checkpointer.last());
+            if let Some(turn) = self.hold.shard.committer.turn() {
+                turn.left(record);
+            }
         }
     }
 
@@ -159,6 +162,9 @@ impl ShardConsumer {
         let checkpoint = checkpointer.last();
         // The shard may have ended for its lost processor.
         self.hold.control.note_failed_after(checkpoint.record());
+        if let Some(turn) = self.hold.shard.committer.turn() {
+            turn.begins_anew();
+        }
         let unfinished = self.work.forget_what_was_read();
         let first = self.work.rewind.begin(&unfinished, checkpoint);
         self.filter.expect(first.or(self.filter.expected()));

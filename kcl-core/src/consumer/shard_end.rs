@@ -156,12 +156,18 @@ impl ShardConsumer {
         }
     }
 
-    /// The children's other parents that have no lease though Kinesis still lists them.
+    /// The children's other parents that have no lease though Kinesis still lists them. Not of a child that has one: its parents were known when it was made, and
+    /// one of them may have been read to its end and cleaned up since. (This one begins anew after a seek, say.)
     async fn unknown_parents(&mut self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, String> {
+        let table = &self.hold.shared.table;
+        let has_lease = async |shard: &ShardId| table.get(shard).await.map(|lease| lease.is_some()).map_err(|error| error.to_string());
         let mut unknown = BTreeSet::new();
-        for parent in children.iter().flat_map(|child| &child.parents).filter(|parent| *parent != self.hold.shard.shard_id()) {
-            if self.hold.shared.table.get(parent).await.map_err(|error| error.to_string())?.is_none() {
-                unknown.insert(parent.clone());
+        for child in children {
+            let others = child.parents.iter().filter(|parent| *parent != self.hold.shard.shard_id());
+            for parent in others {
+                if !has_lease(parent).await? && !has_lease(&child.shard_id).await? {
+                    unknown.insert(parent.clone());
+                }
             }
         }
         if !unknown.is_empty() {

@@ -45,7 +45,7 @@ pub(super) async fn checkpoint_before(
     Ok(Checkpoint::TrimHorizon)
 }
 
-/// The record of this sequence number.
+/// The Kinesis record that holds this record.
 pub(super) async fn find(stream: &dyn StreamApi, shard: &ShardId, record: ExtendedSequenceNumber) -> Result<Record, SeekError> {
     let mut wanted = None;
     let start = StartingPosition::AtSequenceNumber(record.sequence_number);
@@ -58,7 +58,7 @@ pub(super) async fn find(stream: &dyn StreamApi, shard: &ShardId, record: Extend
         Err(StreamError::InvalidArgument { .. }) => wanted = None,
         Err(error) => return Err(error.into()),
     }
-    let wanted = wanted.filter(|found| found.sequence_number() == record.sequence_number);
+    let wanted = wanted.filter(|found| found.sequence_number() == record.sequence_number && record <= end_of(found));
     wanted.ok_or_else(|| SeekError::NoSuchRecord { shard: shard.clone(), record })
 }
 

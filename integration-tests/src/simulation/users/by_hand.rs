@@ -1,11 +1,16 @@
 //! Processors that checkpoint for themselves, at odd times, or commit.
 
+use std::time::Duration;
+
 use kcl_core::aws_sdk_dynamodb::types::{AttributeValue, Put, TransactWriteItem};
 use kcl_core::{CheckpointError, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
 
 use super::Tools;
 use super::database::{DatabaseError, Row};
 use crate::simulation::oracle::COMMITTED;
+
+/// The longest time for which an impatient user waits for a commit: about as long as one takes.
+const IMPATIENT: Duration = Duration::from_millis(20);
 
 /// Ignores a checkpoint that is not confirmed: a later one covers it.
 fn later(written: Result<(), CheckpointError>) -> Result<(), ProcessError> {
@@ -122,7 +127,7 @@ impl RecordProcessor for CheckpointsOddly {
     }
 }
 
-/// Commits its rows together with the checkpoint.
+/// Commits its rows together with the checkpoint. At times it does not wait long for an answer, goes on with the next rows, and says at the end that it has failed.
 pub(super) struct Commits(pub(super) Tools);
 
 impl Commits {
@@ -136,7 +141,8 @@ impl Commits {
 #[async_trait]
 impl RecordProcessor for Commits {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        for chunk in batch.records().chunks(20) {
+        let mut given_up = false;
+        for chunk in batch.records().chunks(5) {
             let mut items = Vec::new();
             let mut failed = None;
             for record in chunk {
@@ -148,11 +154,23 @@ impl RecordProcessor for Commits {
             }
             let good = items.len();
             if good > 0 {
-                shard.commit(items, &chunk[..good]).await?;
+                let commit = shard.commit(items, &chunk[..good]);
+                if self.0.entropy.u64().is_multiple_of(4) {
+                    let patience = self.0.entropy.between(Duration::ZERO, IMPATIENT);
+                    match tokio::time::timeout(patience, commit).await {
+                        Ok(committed) => committed?,
+                        Err(_) => given_up = true,
+                    }
+                } else {
+                    commit.await?;
+                }
             }
             if let Some((record, error)) = failed {
                 return Ok(Outcome::failed_from(record, error));
             }
+        }
+        if given_up {
+            return Err(ProcessError::retry("a commit took too long"));
         }
         Ok(Outcome::Done)
     }

@@ -3,5 +3,6 @@
 
 mod crash_points;
 mod faults;
+mod out_of_turn;
 mod rules;
 mod scene;

@@ -197,6 +197,7 @@ impl RecordProcessor for Curious {
         let beyond = ExtendedSequenceNumber::whole("9".repeat(56).parse().unwrap());
         told.push(kind(shard.commit_span(vec![], records[0].position()..=beyond).await));
         told.push(kind(shard.commit(vec![rules_of_nobody()], records).await));
+        told.push(kind(shard.commit(effects(1), &records[1..]).await));
         told.push(kind(shard.commit(effects(99), &records[..1]).await));
         told.push(kind(shard.commit(effects(1), &records[..1]).await));
         told.push(kind(shard.commit(effects(1), records).await));
@@ -224,7 +225,17 @@ async fn what_a_commit_refuses() {
         });
         let running = running.await;
         until("it has asked", || !curious.told.lock().unwrap().is_empty()).await;
-        let expected = ["NoRecords", "Items", "NotDelivered", "Rejected", "committed", "AlreadyCommitted", "AlreadyCommitted", "committed"];
+        let expected = [
+            "NoRecords",
+            "Items",
+            "NotDelivered",
+            "Rejected",
+            "OutOfTurn",
+            "committed",
+            "AlreadyCommitted",
+            "AlreadyCommitted",
+            "committed",
+        ];
         assert_eq!(*curious.told.lock().unwrap(), expected);
         assert_eq!(scene.effects().into_values().collect::<Vec<_>>(), [99]);
         running.handle.shutdown();

@@ -3,11 +3,14 @@
 //! The transaction goes through the one task that writes the lease (`kcl_lease::term`), and takes effect only while this worker owns the shard
 //! and no checkpoint covers the first of its records. So whoever comes later, a retry, another worker, an answer that was lost, finds either neither of the two or both.
 
+mod turn;
+
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointControl, Checkpointer, ExtendedSequenceNumber};
 use kcl_lease::term::{Term, TransactError};
 use kcl_lease::{RefusedItem, ShardId, TableError, TransactItems, TransactItemsError};
@@ -15,6 +18,7 @@ use kcl_lease::{RefusedItem, ShardId, TableError, TransactItems, TransactItemsEr
 use crate::processor::ShardContext;
 use crate::record::Record;
 use crate::status::StatusBoard;
+use turn::Turn;
 
 /// Why a commit is not, or not known to be, in effect. Each may be returned from [`process_records`](crate::RecordProcessor::process_records) by `?`: then
 /// what the checkpoint does not cover comes again, and nothing takes effect twice.
@@ -44,6 +48,18 @@ pub enum CommitError {
         first: ExtendedSequenceNumber,
         /// The checkpoint as it is.
         checkpoint: Checkpoint,
+    },
+    /// Older records are not covered by the checkpoint, not among those to be committed, and neither acknowledged nor accepted by the dead-letter queue. The
+    /// checkpoint would cover them too, and they would be lost. Nothing is written. Begin with the oldest one, or
+    /// [acknowledge](crate::RecordBatch::ack) those that have no effect; [`commit_span`](ShardContext::commit_span) takes records that are not at hand.
+    #[error(
+        "the commit begins with record {first}, and {oldest} before it is neither covered by the checkpoint nor finished: the commit would cover it too, and it would be lost"
+    )]
+    OutOfTurn {
+        /// The first record that was to be committed.
+        first: ExtendedSequenceNumber,
+        /// The record that a commit has to begin with.
+        oldest: ExtendedSequenceNumber,
     },
     /// The last record is beyond what was delivered, or has failed and is to be delivered again. Nothing is written.
     #[error("record {last} was not delivered, or is to be delivered again: it can't be committed")]
@@ -124,7 +140,8 @@ impl ShardContext {
     /// ```
     ///
     /// Several commits in one call are fine, each for the next part of the batch: `batch.records().chunks(50)`. If the call then fails, what was
-    /// committed is finished and does not come again.
+    /// committed is finished and does not come again. Each has to begin with the oldest record that is not finished: one that is out of turn is refused, as the
+    /// checkpoint would cover what it leaves out.
     ///
     /// Limits: 99 items, as the lease is the hundredth; 4 MB in all; no item twice; tables of the lease table's account and region; one
     /// [lane](crate::Lanes). The worker needs the permission `dynamodb:UpdateItem` on the lease table, as ever, and those for the items
@@ -179,12 +196,14 @@ struct Inner {
     in_doubt: AtomicBool,
     /// The processor commits.
     in_use: AtomicBool,
+    turn: Turn,
 }
 
 impl Committer {
     pub(crate) fn new(term: Term, lanes: usize, status: StatusBoard, control: CheckpointControl) -> Self {
         let shard = term.taken().shard_id.clone();
-        Self(Arc::new(Inner { term, shard, lanes, status, control, in_doubt: AtomicBool::new(false), in_use: AtomicBool::new(false) }))
+        let (in_doubt, in_use) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Inner { term, shard, lanes, status, control, in_doubt, in_use, turn: Turn::default() }))
     }
 
     async fn commit(
@@ -210,6 +229,11 @@ impl Committer {
         let delivered = checkpointer.delivered();
         if delivered.is_none_or(|delivered| last > delivered) {
             return Err(CommitError::NotDelivered { last, delivered });
+        }
+        if let Some(oldest) = inner.turn.oldest(checkpointer.last()).filter(|oldest| first > *oldest)
+            && !is_planted(Bug::CommitOutOfTurn)
+        {
+            return Err(CommitError::OutOfTurn { first, oldest });
         }
 
         let mut doubt = Doubt { noted: &inner.in_doubt, answered: false };
@@ -256,6 +280,11 @@ impl Committer {
     /// Cancel safety: safe, it only waits.
     pub(crate) async fn writes_are_through(&self) {
         self.0.term.settled().await;
+    }
+
+    /// Which records a commit has to answer for. With several lanes there are no commits.
+    pub(crate) fn turn(&self) -> Option<&Turn> {
+        (self.0.lanes == 1).then_some(&self.0.turn)
     }
 
     /// Whether the processor commits.
