@@ -10,7 +10,7 @@ use kcl_core::seek::SeekTo;
 use kcl_core::test_util::{Cut, Event, Service};
 use kcl_core::{
     Backlog, Checkpoint, Checkpointing, InitialPosition, Outcome, ProcessError, ProcessResult, ReadUntil, RecordBatch, RecordProcessor,
-    RetrievalMode, ShardContext, ShardState, Timestamp, WorkerBuilder, WorkerError, async_trait,
+    RetrievalMode, ShardContext, ShardState, Timestamp, TrimmedData, WorkerBuilder, WorkerError, async_trait,
 };
 use tokio::time::{Instant, sleep};
 
@@ -462,4 +462,57 @@ async fn a_shard_that_is_listed_no_more_ends_and_its_children_are_read() {
     let new = fleet.put(20).await;
     fleet.has("what is new is read", &new).await;
     fleet.stop().await;
+}
+
+/// The application was down for longer than the stream keeps records, and its shard, and what that was split into, are gone.
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_was_trimmed_together_with_its_children_ends() {
+    for retrieval in [RetrievalMode::Polling, RetrievalMode::FanOut] {
+        for ends in [false, true] {
+            let mut fleet = Fleet::new(31, 1);
+            fleet.start(1).await;
+            let first = fleet.put(20).await;
+            fleet.has("it is processed", &first).await;
+            fleet.stop().await;
+            fleet.put(20).await;
+            fleet.split(FIRST);
+            fleet.resharded(2).await;
+            sleep(Duration::from_secs(3600)).await;
+            fleet.put(20).await;
+            fleet.merge("shardId-000000000001", "shardId-000000000002");
+            fleet.resharded(1).await;
+            sleep(Duration::from_secs(26 * 3600)).await;
+            let listed = fleet.aws.shards(STREAM).unwrap();
+            assert_eq!(listed.iter().map(|shard| shard.shard_id.as_str()).collect::<Vec<_>>(), ["shardId-000000000003"]);
+
+            // Nothing is left out unless that is allowed.
+            fleet.start_with(1, |builder| builder.retrieval(retrieval)).await;
+            let blocked = |fleet: &Fleet| {
+                let status = fleet.running[0].1.status();
+                status.shards.iter().any(|(shard, status)| shard.as_str() == FIRST && status.state == ShardState::BlockedByTrimmedRecords)
+            };
+            until("it says that records are gone", || blocked(&fleet)).await;
+            assert!(!fleet.checkpoint(FIRST).is_shard_end());
+            fleet.stop().await;
+
+            let settings = |builder: WorkerBuilder| {
+                let builder = builder.retrieval(retrieval).trimmed_data(TrimmedData::SkipAndAudit);
+                if ends { builder.read_until(ReadUntil::TipAtStart) } else { builder }
+            };
+            let new = fleet.put(20).await;
+            fleet.start_with(1, settings).await;
+            fleet.has("what comes is processed", &new).await;
+            if ends {
+                fleet.ended().await;
+            } else {
+                let is_done = |fleet: &Fleet| {
+                    let leases = fleet.aws.leases(APPLICATION);
+                    leases.iter().all(|lease| lease.shard_id.as_str() != FIRST || lease.checkpoint.is_shard_end())
+                };
+                until("the shard is ended", || is_done(&fleet)).await;
+                fleet.stop().await;
+            }
+            assert_eq!(fleet.log.numbers(), first.union(&new).copied().collect());
+        }
+    }
 }

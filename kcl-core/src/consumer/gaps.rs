@@ -10,7 +10,7 @@ use super::deliver::REMINDER;
 use super::start::{Gap, StartFilter, starting_position};
 use super::{ShardConsumer, Stop, TrimmedData};
 use crate::status::ShardState;
-use crate::stream::{ChildShard, ShardFilter, StartingPosition, StreamError, children_of};
+use crate::stream::{StartingPosition, StreamError};
 
 impl ShardConsumer {
     /// Reads on at the last record that was taken into work, as a new term would: so that records are missed that were trimmed during a pause.
@@ -91,7 +91,7 @@ impl ShardConsumer {
         if matches!(error, StreamError::NotFound { .. })
             && let Some(children) = self.children_of_trimmed().await
         {
-            tracing::warn!(%error, "the stream lists the shard's children and the shard no more");
+            tracing::warn!(%error, "the stream lists the shard no more, and what came of it");
             self.settle().await?;
             match self.after_gap(Gap { first_kept: None }).await {
                 // Skipped or gone on: there is nothing left of it.
@@ -103,18 +103,6 @@ impl ShardConsumer {
         self.hold.failing(error.cause(), error);
         self.work.read_failing = true;
         self.not_cut_off()
-    }
-
-    /// The children of a shard that was closed longer ago than the stream keeps records: it is listed no more, and they are. A listing that lags
-    /// would lack the children first.
-    async fn children_of_trimmed(&mut self) -> Option<Vec<ChildShard>> {
-        let (stream, shard) = (&self.hold.shared.stream_api, self.hold.shard.shard_id());
-        if stream.describe().await.ok()?.created != self.hold.shared.stream.created {
-            return None;
-        }
-        let listing = stream.list_shards(ShardFilter::All).await.ok()?;
-        let children = children_of(shard, &listing);
-        (listing.iter().all(|listed| listed.shard_id != *shard) && !children.is_empty()).then_some(children)
     }
 
     /// Records may have been trimmed unread: goes on if that is allowed, else waits until the shard is let go. Nothing is in work meanwhile.

@@ -7,7 +7,7 @@
 //! | part | owns |
 //! |---|---|
 //! | `deliver` | the loop: what can be begun, and what is waited for |
-//! | `intake`, `in_hand`, `start`, `gaps` | from an answer of Kinesis to records in work: aggregates, what is finished already, what may have been trimmed |
+//! | `intake`, `in_hand`, `start`, `gaps`, `trimmed` | from an answer of Kinesis to records in work: aggregates, what is finished already, what may have been trimmed |
 //! | `schedule` | which records wait for a call, in which order |
 //! | `calls`, `lanes`, `seat`, `call` | calls of processors, and what follows when they end |
 //! | `retry` | what a failure means for each record of its batch |
@@ -49,6 +49,7 @@ mod shard_end;
 mod skip;
 mod start;
 mod stopped;
+mod trimmed;
 mod valve;
 mod work;
 

@@ -94,6 +94,8 @@ pub(super) struct Work {
     pub(super) read_from_bound: bool,
     /// Kinesis can't be read.
     pub(super) read_failing: bool,
+    /// Since when listings say that the shard was trimmed together with its children.
+    pub(super) gone_since: Option<Instant>,
     /// Since when an answer is waited for.
     pub(super) waiting_since: Option<Instant>,
     /// When what is finished beyond the checkpoint is to be noted again, if that may have changed; and when it was noted last.
@@ -156,6 +158,7 @@ impl Work {
             bound_reached: false,
             read_from_bound: false,
             read_failing: false,
+            gone_since: None,
             waiting_since: None,
             note_due: None,
             noted: None,
