@@ -142,6 +142,8 @@ bugs! {
     OutageIsPoison = "outage-is-poison",
     /// A handler may checkpoint all of a batch while its first record is in work.
     HandlerCoversBatch = "handler-covers-batch",
+    /// A worker goes on when its leases have vanished, and begins anew.
+    VanishedUnseen = "vanished-unseen",
     /// A commit may leave out older records that nobody has finished.
     CommitOutOfTurn = "commit-out-of-turn",
 }

@@ -90,6 +90,20 @@ pub enum WorkerError {
          files of this process"
     )]
     LeaseThread(#[source] std::io::Error),
+    /// Leases have vanished while the worker ran: the lease table was emptied, or deleted and made anew. What they said of the progress is gone; going on would begin
+    /// shards anew at the initial position, and nobody would know. The worker has ended instead.
+    #[error(
+        "leases of application `{application}`{} have vanished while this worker ran: somebody has emptied the lease table, or deleted it and made it \
+         anew. Nothing was begun anew. Restore the table from a backup to go on where the application was; or start the workers again, and it begins at \
+         its initial position, as one that has no leases does (a seek moves it elsewhere)",
+        vanished(shard.as_ref())
+    )]
+    LeasesVanished {
+        /// The application.
+        application: String,
+        /// The shard whose lease this worker held; `None`: all leases are gone.
+        shard: Option<ShardId>,
+    },
     /// Leases are not renewed any more, as their keeper has panicked. The worker has ended so that
     /// other workers take its shards. Its other leases were freed.
     #[error(
@@ -109,6 +123,10 @@ pub enum WorkerError {
         /// leases are free.
         shards: Vec<ShardId>,
     },
+}
+
+fn vanished(shard: Option<&ShardId>) -> String {
+    shard.map(|shard| format!(", that of {shard} among them,")).unwrap_or_default()
 }
 
 impl WorkerError {

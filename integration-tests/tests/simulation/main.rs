@@ -21,3 +21,4 @@ mod stale_listing;
 mod start;
 mod struck_table;
 mod users;
+mod vanished;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kcl_checkpoint::Checkpoint;
-use kcl_lease::shard_sync::tiles_key_space;
 use kcl_lease::Lease;
+use kcl_lease::shard_sync::tiles_key_space;
 use tokio::time::Instant;
 
 use super::ShardConsumer;
@@ -97,7 +97,9 @@ mod tests {
         let other = || listed(3, &[], HALF + 1, u128::MAX);
         let begun = lease(at(210));
         assert_eq!(remains(&begun, &[listed(2, &[], 0, HALF), other()]), Remains::Unknown, "it is there");
-        let Remains::Children(children) = remains(&begun, &[listed(5, &["shard-2"], 0, HALF), other()]) else { panic!("a child is listed") };
+        let Remains::Children(children) = remains(&begun, &[listed(5, &["shard-2"], 0, HALF), other()]) else {
+            panic!("a child is listed")
+        };
         assert_eq!(children.iter().map(|child| child.shard_id.as_str()).collect::<BTreeSet<_>>(), BTreeSet::from(["shard-5"]));
         // its children are gone too, and theirs are there
         assert_eq!(remains(&begun, &[listed(7, &["shard-5"], 0, HALF), other()]), Remains::Descendants);

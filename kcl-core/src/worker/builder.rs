@@ -10,7 +10,7 @@ use kcl_checkpoint::InitialPosition;
 use kcl_efo::FanOutApi;
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
-use kcl_lease::term::{LeaseTiming, TermContext};
+use kcl_lease::term::{LeaseTiming, TermContext, Vanished};
 use kcl_lease::{Clock, Entropy, LeaseTable, OutageLog, SystemClock, WorkerId};
 use opentelemetry::metrics::Meter;
 use tokio::sync::{Notify, mpsc};
@@ -494,7 +494,7 @@ impl WorkerBuilder {
             machine: self.machine.clone(),
             stream,
         });
-        let (held, look_again) = (Held::default(), Arc::new(Notify::new()));
+        let (held, look_again, begun) = (Held::default(), Arc::new(Notify::new()), Arc::default());
         // A few takes may be ahead of the worker that starts them; more would only wait in memory.
         let (start, started) = mpsc::channel(16);
         let terms = TermContext {
@@ -505,6 +505,7 @@ impl WorkerBuilder {
             timing,
             stream_created: Some(shared.stream.created),
             outages: outages.clone(),
+            vanished: Vanished::default(),
         };
         let lease_terms = TermContext { table: lease_table, ..terms.clone() };
         let coordinator = Coordinator {
@@ -522,6 +523,8 @@ impl WorkerBuilder {
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
             adopt: self.adopt,
+            begun: Arc::clone(&begun),
+            empty_since: None,
             asked: Asked::default(),
             health,
             unowned: UnownedLeases::new(self.lease_duration),
@@ -532,6 +535,7 @@ impl WorkerBuilder {
             interval: self.shard_sync_interval,
             outages,
             adopt: self.adopt,
+            begun,
             suspected: std::collections::BTreeSet::new(),
             going: std::collections::BTreeMap::new(),
         };

@@ -33,6 +33,9 @@ const CONCURRENT_WRITES: usize = 16;
 /// The longest wait for the next round after another worker took what this one went for.
 const AFTER_LOST_RACE: Duration = Duration::from_millis(300);
 
+/// For how long a table that had leases must have none until they count as vanished.
+const EMPTY: Duration = Duration::from_secs(3);
+
 /// How often a lease that was asked for is looked at until it is handed over.
 const HANDOFF_POLL: Duration = Duration::from_millis(250);
 
@@ -83,6 +86,10 @@ pub(super) struct Coordinator {
     pub(super) unreadable: Vec<UnreadableLease>,
     /// Whether leases of another stream of the same name may be replaced, at the next start.
     pub(super) adopt: bool,
+    /// Whether the table had leases while this worker ran.
+    pub(super) begun: Arc<AtomicBool>,
+    /// Since when it has none any more (boot time).
+    pub(super) empty_since: Option<Duration>,
     pub(super) asked: Asked,
     pub(super) health: HealthBoard,
     pub(super) unowned: UnownedLeases,
@@ -149,6 +156,7 @@ impl Coordinator {
 
     async fn round(&mut self, keepers: &LeaseKeepers, mut listing: LeaseListing) -> Result<Pending, WorkerError> {
         let now = self.terms.clock.boot_time();
+        self.is_still_begun(&listing, now)?;
         hold_back_children(&mut listing);
         self.report_unreadable(listing.unreadable);
         let stranger = |lease: &Lease| lease.stream_created.is_some() && lease.stream_created != self.terms.stream_created;
@@ -187,6 +195,20 @@ impl Coordinator {
         let to_me = |lease: &&Lease| lease.next_owner() == Some(&self.terms.worker);
         let already = listing.leases.iter().filter(to_me).map(|lease| lease.shard_id.clone());
         Ok(Pending { all_read: false, handoffs: already.chain(plan.request.into_iter().map(|lease| lease.shard_id)).collect() })
+    }
+
+    /// `Err`: there were leases, and for a while there have been none.
+    fn is_still_begun(&mut self, listing: &LeaseListing, now: Duration) -> Result<(), WorkerError> {
+        if !listing.leases.is_empty() || !listing.unreadable.is_empty() {
+            self.begun.store(true, Ordering::Relaxed);
+            self.empty_since = None;
+        } else if self.begun.load(Ordering::Relaxed) {
+            let since = *self.empty_since.get_or_insert(now);
+            if now.saturating_sub(since) >= EMPTY && !is_planted(Bug::VanishedUnseen) {
+                return Err(WorkerError::LeasesVanished { application: self.application.clone(), shard: None });
+            }
+        }
+        Ok(())
     }
 
     async fn carry_out(&self, keepers: &LeaseKeepers, plan: &Plan) -> Result<(), WorkerError> {

@@ -293,6 +293,7 @@ mod tests {
             timing: LeaseTiming { lease_duration: LEASE, handoff_timeout: LEASE },
             stream_created: None,
             outages: kcl_lease::OutageLog::default(),
+            vanished: kcl_lease::term::Vanished::default(),
         };
         (table, lease, LeaseKeepers::start(terms, &Machine::default()).unwrap())
     }

@@ -161,7 +161,8 @@ impl Worker {
     /// # Errors
     /// [`WorkerError::ShutdownTimedOut`] if processors did not finish in time;
     /// [`WorkerError::Table`] if the lease table is gone; [`WorkerError::StreamRecreated`] if the
-    /// stream was replaced by another one of the same name; [`WorkerError::LeaseKeeping`] if what
+    /// stream was replaced by another one of the same name; [`WorkerError::LeasesVanished`] if the table
+    /// was emptied; [`WorkerError::LeaseKeeping`] if what
     /// keeps the leases alive has failed. In all cases the leases were freed as far as the table
     /// could be reached. [`WorkerError::LeaseThread`] if the operating system has no thread for
     /// that; then nothing was begun.
@@ -182,6 +183,7 @@ impl Worker {
             asked_to_stop,
             machine,
         } = self;
+        let (vanished, adopt) = (lease_terms.vanished.clone(), shard_sync.adopt);
         let keepers = LeaseKeepers::start(lease_terms, &machine)?;
         let stop_looking = CancellationToken::new();
         let mut coordinator = std::pin::pin!(coordinator.run(keepers.clone(), stop_looking.clone()));
@@ -203,6 +205,7 @@ impl Worker {
                 Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
                 error = fleet.keepers.failed() => break Err(error),
+                shard = vanished.seen() => break Err(ShardSync::why_vanished(&fleet.shared, shard, adopt).await),
             }
         };
         tracing::info!(worker = %fleet.shared.worker, "worker lets go of its shards");

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -52,6 +52,8 @@ pub(super) struct ShardSync {
     pub(super) outages: OutageLog,
     /// Whether another stream of the same name may be adopted, at the next start.
     pub(super) adopt: bool,
+    /// Whether the table had leases while this worker ran.
+    pub(super) begun: Arc<AtomicBool>,
     /// Leases that the last listing asked for. Kinesis' listings can lag: only what two in a row ask for is created. Whoever suspects that some
     /// are missing follows it up, whoever leads by then: the leader may have died or changed in between.
     pub(super) suspected: BTreeSet<ShardId>,
@@ -69,6 +71,14 @@ pub(super) struct Going {
 }
 
 impl ShardSync {
+    /// Why leases have vanished, as far as it can be told: with another stream of the same name somebody has adopted it.
+    pub(super) async fn why_vanished(shared: &Shared, shard: ShardId, adopt: bool) -> WorkerError {
+        match shared.clock.describe(shared.stream_api.as_ref()).await {
+            Ok(stream) if stream.created != shared.stream.created => WorkerError::other_stream(&shared.application, &stream.arn, adopt),
+            _ => WorkerError::LeasesVanished { application: shared.application.clone(), shard: Some(shard) },
+        }
+    }
+
     /// Syncs at a steady pace, and never returns but with an error that ends the worker.
     pub(super) async fn run(mut self) -> WorkerError {
         match self.sync_for_ever().await {
@@ -137,7 +147,13 @@ impl ShardSync {
         let listed_at = self.shared.clock.boot_time();
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
         let listing = self.list().await?;
-        if listing.leases.is_empty() && listing.unreadable.is_empty() {
+        if !listing.leases.is_empty() || !listing.unreadable.is_empty() {
+            self.begun.store(true, Ordering::Relaxed);
+        } else if self.begun.load(Ordering::Relaxed) && !is_planted(Bug::VanishedUnseen) {
+            // Nothing begins anew in silence: the coordinator sees that too, and ends the worker.
+            tracing::error!("the lease table had leases, and has none any more");
+            return Ok(CONFIRM_AFTER.min(self.interval));
+        } else {
             return self.first_sync().await;
         }
         // A lease that can't be read stands for one that has not begun: its shard's descendants get no leases, and those before it are kept.

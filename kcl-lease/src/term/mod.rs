@@ -10,6 +10,7 @@
 
 mod keeper;
 mod transact;
+mod vanished;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::keeper::{KeeperOrder, TermKeeper, after_refusal};
 pub use self::transact::TransactError;
 use self::transact::Transaction;
+pub use self::vanished::Vanished;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
@@ -77,6 +79,8 @@ pub struct TermContext {
     pub stream_created: Option<Timestamp>,
     /// The account of failed calls, shared by all terms of the worker.
     pub outages: OutageLog,
+    /// Told by all terms of the worker when leases vanish.
+    pub vanished: Vanished,
 }
 
 impl TermContext {

@@ -157,6 +157,7 @@ impl World {
             timing: LeaseTiming { lease_duration: DURATION, handoff_timeout: Duration::from_secs(30) },
             stream_created: None,
             outages: OutageLog::default(),
+            vanished: Vanished::default(),
         }
     }
 
