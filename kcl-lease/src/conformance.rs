@@ -5,13 +5,14 @@
 mod transactions;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 pub use self::transactions::{EFFECTS, Effects, transaction_suite};
-use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, Trust, WorkerId};
 use crate::table::{LeaseListing, LeaseTable, WriteOutcome};
 use crate::write::{Change, LeaseWrite, NewStart, WriteId};
 
@@ -324,6 +325,11 @@ pub async fn what_is_noted_if_absent_stays<T: LeaseTable>(table: &T) {
     assert_eq!(times(&first), [Some(1), Some(1), Some(1)]);
     let second = applied(table.write(&note(&first, 2)).await.unwrap());
     assert_eq!(times(&second), [Some(1), Some(1), Some(2)]);
+
+    let trust = Trust::new("a/b".into(), Duration::from_micros(1500));
+    let trusting = LeaseWrite { trust: Change::Set(trust.clone()), ..LeaseWrite::renew(&second, WriteId(6)) };
+    let second = applied(table.write(&trusting).await.unwrap());
+    assert_eq!((row(table).await.unwrap().trust, second.trust.clone()), (Some(trust.clone()), Some(trust)));
 
     let children = |name: &str| BTreeSet::from([ShardId::from(name)]);
     let linked = LeaseWrite { children: children("c1"), ..LeaseWrite::renew(&second, WriteId(3)) };

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use crate::write::WriteId;
@@ -119,6 +121,27 @@ pub struct Stopped {
     pub since: Timestamp,
 }
 
+/// The failover time of the Java library, by default.
+const FOREIGN_FAILOVER: Duration = Duration::from_secs(10);
+
+/// How long an owner trusts its lease after a renewal, as it noted itself when it took the lease. Others wait that long before they take it for dead.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trust {
+    /// The owner that noted it: of any other owner the row says nothing.
+    pub owner: WorkerId,
+    /// Its lease duration, in whole milliseconds, as the table keeps it.
+    pub lease_duration: Duration,
+}
+
+impl Trust {
+    /// The note of an owner that trusts a renewal for so long, rounded up to a whole millisecond.
+    #[must_use]
+    pub fn new(owner: WorkerId, lease_duration: Duration) -> Self {
+        let millis = lease_duration.as_nanos().div_ceil(1_000_000);
+        Self { owner, lease_duration: Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)) }
+    }
+}
+
 /// One row of the lease table: who reads a shard, how far it is read, and how it is related to others.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
@@ -155,6 +178,8 @@ pub struct Lease {
     pub suspect: Option<Suspect>,
     /// The stop under which the shard is, whoever owns it (`rk_stop`); absent: it is processed.
     pub stopped: Option<Stopped>,
+    /// How long the owner trusts a renewal (`rk_term`). Absent, or of another owner: the lease was assigned by another library.
+    pub trust: Option<Trust>,
     /// The last of our writes that changed the row's counter (`rk_wid`). Stale once a Java worker has written the row.
     pub write_id: Option<WriteId>,
 }
@@ -180,7 +205,24 @@ impl Lease {
             finished_beyond: None,
             suspect: None,
             stopped: None,
+            trust: None,
             write_id: None,
+        }
+    }
+
+    /// How long its owner trusts a renewal, or an assignment, as far as it is known: an observer with this lease duration waits so long before it takes the owner
+    /// for dead.
+    ///
+    /// Of an owner that has not noted its lease duration another library is the author, or its leader has assigned the lease just now. A worker of the Java
+    /// library may be silent for nearly its failover time until it discovers an assignment, and a third of it more until its first renewal.
+    #[must_use]
+    pub fn trusted_for(&self, lease_duration: Duration) -> Duration {
+        if is_planted(Bug::OwnDurationForAll) {
+            return lease_duration;
+        }
+        match &self.trust {
+            Some(trust) if self.actual_owner() == Some(&trust.owner) => trust.lease_duration.max(lease_duration),
+            _ => lease_duration.max(FOREIGN_FAILOVER) * 4 / 3,
         }
     }
 

@@ -42,7 +42,7 @@ pub mod write;
 pub use clock::{Clock, SystemClock};
 pub use dynamodb::{DynamoDbLeaseTable, TableOptions};
 pub use entropy::Entropy;
-pub use lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
+pub use lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, Trust, WorkerId};
 pub use memory::{InMemoryItems, InMemoryLeaseTable};
 pub use outages::{Cause, OutageLog};
 pub use table::{LeaseListing, LeaseTable, TableError, UnreadableLease, WriteOutcome};

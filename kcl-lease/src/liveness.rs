@@ -33,6 +33,8 @@ struct Seen {
     checkpoint_owner: Option<WorkerId>,
     /// When the first read that showed the row so was completed.
     since: Duration,
+    /// How long it must be unmoved until its owner is dead.
+    patience: Duration,
 }
 
 impl Seen {
@@ -42,8 +44,7 @@ impl Seen {
 }
 
 impl Liveness {
-    /// An observer that has seen nothing yet. `lease_duration` is the time for which an owner trusts a renewal; all workers of an
-    /// application must use the same.
+    /// An observer that has seen nothing yet. `lease_duration` is the time for which an owner trusts a renewal, unless its row says a longer one.
     #[must_use]
     pub fn new(lease_duration: Duration) -> Self {
         Self { lease_duration, last_read: None, rows: BTreeMap::new() }
@@ -66,6 +67,7 @@ impl Liveness {
                 owner: lease.owner.clone(),
                 checkpoint_owner: lease.checkpoint_owner.clone(),
                 since: completed,
+                patience: self.patience(lease),
             });
             self.rows.insert(lease.shard_id.clone(), seen);
         }
@@ -93,7 +95,7 @@ impl Liveness {
         let suspect = |seen: &&Seen| seen.owner.is_some() || seen.checkpoint_owner.is_some();
         let rows = self.rows.values().filter(|_| !self.is_dark(now)).filter(suspect);
         let silent = rows.filter(|seen| now.saturating_sub(seen.since) > self.longest_gap());
-        silent.map(|seen| seen.since + self.patience()).filter(|expiry| *expiry > now).min()
+        silent.map(|seen| seen.since + seen.patience).filter(|expiry| *expiry > now).min()
     }
 
     /// The longest time between two completed reads that leaves the waits running: half the lease duration.
@@ -104,16 +106,17 @@ impl Liveness {
 
     /// How long a row must be unmoved until its owner is dead.
     ///
-    /// The owner trusts its renewal for the lease duration by its own clock, from before it was sent. The first read that showed it
+    /// The owner trusts its renewal for its lease duration by its own clock, from before it was sent. The first read that showed it
     /// was complete after that. Clocks may run 0.2 % too slow there and 0.2 % too fast here, hence 0.4 %.
-    fn patience(&self) -> Duration {
-        self.lease_duration + self.lease_duration / 250 + GUARD
+    fn patience(&self, lease: &Lease) -> Duration {
+        let trusted = lease.trusted_for(self.lease_duration);
+        trusted + trusted / 250 + GUARD
     }
 
     /// Since when nobody owns the row, as far as is known now.
     fn free_since(&self, lease: &Lease, now: Duration) -> Option<Duration> {
         let seen = self.rows.get(&lease.shard_id).filter(|seen| seen.is(lease) && !lease.is_finished() && !self.is_dark(now))?;
-        let since = if lease.actual_owner().is_some() { seen.since + self.patience() } else { seen.since };
+        let since = if lease.actual_owner().is_some() { seen.since + seen.patience } else { seen.since };
         (since <= now).then_some(since)
     }
 
@@ -128,6 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lease::Trust;
 
     const D: Duration = Duration::from_secs(10);
 
@@ -136,7 +140,8 @@ mod tests {
     }
 
     fn row(shard: &str, owner: Option<&str>, counter: u64) -> Lease {
-        Lease { owner: owner.map(Into::into), counter, ..Lease::new(shard.into(), Checkpoint::TrimHorizon) }
+        let trust = owner.map(|owner| Trust { owner: owner.into(), lease_duration: D });
+        Lease { owner: owner.map(Into::into), counter, trust, ..Lease::new(shard.into(), Checkpoint::TrimHorizon) }
     }
 
     /// Reads that show the same rows at each of these times.
@@ -152,6 +157,30 @@ mod tests {
         let liveness = observed(std::slice::from_ref(&lease), &[100.0, 104.0, 108.0]);
         for (time, dead) in [(108.0, false), (110.0, false), (110.044, false), (110.045, true), (112.0, true)] {
             assert_eq!(liveness.is_expired(&lease, at(time)), dead, "{time}");
+        }
+    }
+
+    #[test]
+    fn an_owner_that_trusts_its_lease_for_longer_lives_longer() {
+        for (noted, dead_after) in [(1, 10.0), (10, 10.0), (60, 60.0)] {
+            let trust = Some(Trust { owner: "a".into(), lease_duration: Duration::from_secs(noted) });
+            let lease = Lease { trust, ..row("s", Some("a"), 7) };
+            let reads: Vec<_> = (0..20).map(|read| f64::from(read) * 4.0).take_while(|time| *time < dead_after + 3.0).collect();
+            let liveness = observed(std::slice::from_ref(&lease), &reads);
+            assert!(!liveness.is_expired(&lease, at(dead_after)), "{noted}");
+            assert!(liveness.is_expired(&lease, at(dead_after * 1.005)), "{noted}");
+        }
+    }
+
+    #[test]
+    fn whoever_another_library_has_assigned_the_lease_to_may_be_silent_for_longer() {
+        let ours = row("s", Some("a"), 7);
+        let assigned = Lease { owner: Some("java".into()), counter: 8, ..ours.clone() };
+        let handed_over = Lease { owner: Some("java".into()), checkpoint_owner: Some("a".into()), ..ours.clone() };
+        for (lease, dead_after) in [(assigned, 13.34), (handed_over, 10.0), (Lease { trust: None, ..ours }, 13.34)] {
+            let liveness = observed(std::slice::from_ref(&lease), &[0.0, 4.0, 8.0, 12.0]);
+            assert!(!liveness.is_expired(&lease, at(dead_after)), "{lease:?}");
+            assert!(liveness.is_expired(&lease, at(dead_after * 1.005)), "{lease:?}");
         }
     }
 
@@ -333,7 +362,7 @@ mod tests {
                 let regular = now + at(interval);
                 now = liveness.next_expiry(now).map_or(regular, |expiry| expiry.min(regular));
             }
-            prop_assert_eq!(now, first + liveness.patience());
+            prop_assert_eq!(now, first + liveness.patience(&row("s", Some("a"), 7)));
             prop_assert!(f64::from(reads) <= 10.1 / interval + 3.0);
         }
     }

@@ -13,6 +13,9 @@ use crate::lease::{Lease, ShardId};
 use crate::shard_sync::Shard;
 use crate::write::NewStart;
 
+/// What the name of a lease's owner begins with that a seek has moved, until a worker takes it.
+pub const SEEKER: &str = "seek-";
+
 /// One lease's part in it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Move {

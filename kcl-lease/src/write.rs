@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, FinishedBeyond, PendingCheckpoint, Timestamp};
 
-use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
+use crate::lease::{Lease, ShardId, Stopped, Suspect, Trust, WorkerId};
 
 /// Marks one write of a row, so that its writer recognises it when the answer was lost. Drawn at random, never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,6 +146,8 @@ pub struct LeaseWrite {
     pub suspect: Change<Suspect>,
     /// What becomes of the stop.
     pub stopped: Change<Stopped>,
+    /// What becomes of the note of how long the owner trusts a renewal.
+    pub trust: Change<Trust>,
     /// What becomes of the instant at which reading starts.
     pub initial_timestamp: Change<Timestamp>,
     /// The same, noted only if the row says nothing of it.
@@ -280,11 +283,13 @@ impl LeaseWrite {
 
     /// Begins the shard elsewhere, and ends the term of whoever owns it: every later write of that one is refused.
     ///
-    /// `holder` owns the lease from now on and never renews it, so that whoever takes it waits a lease duration from seeing it: as long as the old owner may
-    /// believe in its term. `None` for a shard that counts as read to its end, with its `children`.
+    /// `holder` owns the lease from now on and never renews it, so that whoever takes it waits a lease duration from seeing it, that of the old owner if it is
+    /// longer: as long as that one may believe in its term. `None` for a shard that counts as read to its end, with its `children`.
     #[must_use]
     pub fn seek(seen: &Lease, holder: Option<&WorkerId>, start: NewStart, children: BTreeSet<ShardId>, write_id: WriteId) -> Self {
-        Self { owner: holder.cloned(), checkpoint_owner: None, children, ..Self::restart(seen, start, write_id) }
+        let lease_duration = seen.actual_owner().map_or(Duration::ZERO, |_| seen.trusted_for(Duration::ZERO));
+        let trust = holder.map_or(Change::Keep, |holder| Change::Set(Trust::new(holder.clone(), lease_duration)));
+        Self { owner: holder.cloned(), checkpoint_owner: None, children, trust, ..Self::restart(seen, start, write_id) }
     }
 
     /// Asks the living owner to hand the lease over to `worker`. Does not end the owner's term, does not touch the counter.
@@ -322,6 +327,7 @@ impl LeaseWrite {
             finished_beyond: Change::Keep,
             suspect: Change::Keep,
             stopped: Change::Keep,
+            trust: Change::Keep,
             initial_timestamp: Change::Keep,
             initial_timestamp_if_absent: None,
             stream_created_if_absent: None,
@@ -367,6 +373,7 @@ impl LeaseWrite {
             finished_beyond: self.finished_beyond.apply(row.finished_beyond.as_ref()),
             suspect: self.suspect.apply(row.suspect.as_ref()),
             stopped: self.stopped.apply(row.stopped.as_ref()),
+            trust: self.trust.apply(row.trust.as_ref()),
             initial_timestamp: self.initial_timestamp.apply(row.initial_timestamp.as_ref()).or(self.initial_timestamp_if_absent),
             stream_created: row.stream_created.or(self.stream_created_if_absent),
             ..row.clone()
@@ -514,6 +521,7 @@ mod tests {
             owner_switches_since_checkpoint: 3,
             watermark: Some(time),
             suspect: Some(Suspect { record: ExtendedSequenceNumber::whole(6.into()), begun: 2 }),
+            trust: Some(Trust::new(worker("a"), Duration::from_secs(60))),
             ..owned_by(Some("b"), Some("a"))
         };
         let (seek, start) = (worker("seek"), NewStart::at_timestamp(time));
@@ -523,6 +531,8 @@ mod tests {
             initial_timestamp: Some(time),
             counter: 8,
             write_id: Some(WriteId(1)),
+            // Takers wait as long as the old owner may believe in its term.
+            trust: Some(Trust::new(seek.clone(), Duration::from_secs(60))),
             ..owned_by(Some("seek"), None)
         };
         assert_eq!(sought, expected);

@@ -8,6 +8,7 @@ mod commits;
 mod crash_points;
 mod delays;
 mod fleet;
+mod lease_durations;
 mod lease_keeping;
 mod log;
 mod naive;

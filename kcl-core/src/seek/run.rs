@@ -8,10 +8,10 @@ use futures::FutureExt as _;
 use futures::stream::{self, StreamExt as _};
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::dynamodb::TableOptions;
-use kcl_lease::seek::{Move, plan};
+use kcl_lease::seek::{Move, SEEKER, plan};
 use kcl_lease::shard_sync::tiles_key_space;
 use kcl_lease::{
-    Clock as _, DynamoDbLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, NewStart, ShardId, TableError, WorkerId, WriteId,
+    Clock as _, DynamoDbLeaseTable, Lease, LeaseListing, LeaseTable, LeaseWrite, NewStart, ShardId, TableError, Trust, WorkerId, WriteId,
     WriteOutcome,
 };
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ impl Seek {
         let clock = ServiceClock::new(Arc::clone(&self.clock));
         let described = retry_briefly(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
-        let holder = WorkerId::from(format!("seek-{}", self.entropy.uuid()));
+        let holder = WorkerId::from(format!("{SEEKER}{}", self.entropy.uuid()));
         let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: BTreeMap::new() };
         let moves = run.planned().await?;
         if self.dry_run {
@@ -227,7 +227,8 @@ impl Run<'_> {
         // A finished lease needs no holder: nobody takes it.
         let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end() && !is_planted(Bug::SoughtIsFree));
         if moved.is_new {
-            let lease = Lease { owner: holder, ..moved.lease.clone() };
+            let trust = holder.clone().map(|owner| Trust::new(owner, Duration::ZERO));
+            let lease = Lease { owner: holder, trust, ..moved.lease.clone() };
             let created = retry_briefly(|| self.table.create(&lease), TableError::is_retryable).await?;
             return Ok(created.then(|| (moved.clone(), lease)));
         }

@@ -202,7 +202,8 @@ impl WorkerBuilder {
     }
 
     /// How long a lease is valid after the last proof of life: a dead worker's shards are taken after this time, and a pause beyond it may
-    /// lead to duplicates. The same for all workers of an application. 1 s to 5 min; default 10 s.
+    /// lead to duplicates. Where workers of an application differ, as in a rolling change of the setting, the longer of the owner's and the observer's counts, and a
+    /// warning says so. 1 s to 5 min; default 10 s.
     pub fn lease_duration(mut self, duration: Duration) -> Self {
         self.lease_duration = duration;
         self
@@ -523,6 +524,7 @@ impl WorkerBuilder {
             outrun: AtomicBool::new(false),
             unreadable: Vec::new(),
             adopt: self.adopt,
+            other_duration: None,
             begun: Arc::clone(&begun),
             empty_since: None,
             asked: Asked::default(),

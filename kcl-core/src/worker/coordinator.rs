@@ -14,6 +14,7 @@ use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::assignment::{self, Plan, View};
 use kcl_lease::backoff::Backoff;
 use kcl_lease::liveness::Liveness;
+use kcl_lease::seek::SEEKER;
 use kcl_lease::term::{Term, TermContext};
 use kcl_lease::{Lease, LeaseListing, LeaseWrite, ShardId, TableError, UnreadableLease, WriteId, WriteOutcome, shard_sync};
 use tokio::sync::{Notify, mpsc};
@@ -86,6 +87,8 @@ pub(super) struct Coordinator {
     pub(super) unreadable: Vec<UnreadableLease>,
     /// Whether leases of another stream of the same name may be replaced, at the next start.
     pub(super) adopt: bool,
+    /// The other lease duration that was told of last.
+    pub(super) other_duration: Option<Duration>,
     /// Whether the table had leases while this worker ran.
     pub(super) begun: Arc<AtomicBool>,
     /// Since when it has none any more (boot time).
@@ -167,6 +170,7 @@ impl Coordinator {
             return Ok(Pending { all_read: true, ..Pending::default() });
         }
         self.liveness.observe(&listing.leases, now);
+        self.report_other_duration(&listing.leases);
         let held = self.held.snapshot();
         // A worker that rests leaves the others a lease duration more.
         let resting = self.reading.rests(now);
@@ -286,6 +290,28 @@ impl Coordinator {
     fn write_failed(&self, lease: &Lease, error: &TableError) {
         tracing::debug!(shard = %lease.shard_id, %error, "a lease was not written");
         self.terms.outages.failed(error.cause(), CALLER, self.terms.clock.boot_time(), error);
+    }
+
+    /// Tells if another worker has another lease duration, once for each.
+    fn report_other_duration(&mut self, leases: &[Lease]) {
+        let mine = self.terms.timing.lease_duration;
+        let notes = leases.iter().filter_map(|lease| lease.trust.as_ref().filter(|trust| lease.actual_owner() == Some(&trust.owner)));
+        // Of a seek's holder it says how long takers wait.
+        let other = notes.filter(|trust| trust.owner != self.terms.worker && !trust.owner.as_str().starts_with(SEEKER)).find(|trust| {
+            // Noted in whole milliseconds.
+            trust.lease_duration.abs_diff(mine) > Duration::from_millis(1)
+        });
+        if let Some(trust) = other
+            && self.other_duration != Some(trust.lease_duration)
+        {
+            tracing::warn!(
+                worker = %trust.owner,
+                theirs = ?trust.lease_duration,
+                ?mine,
+                "another worker has another lease duration; its leases are taken only after the longer of both, so a dead one is found later"
+            );
+        }
+        self.other_duration = other.map(|trust| trust.lease_duration);
     }
 
     /// Reports leases that have been free for long: no worker takes them.

@@ -49,5 +49,7 @@ pub(super) const FINISHED_BEYOND: &str = "rk_done";
 pub(super) const SUSPECT: &str = "rk_suspect";
 /// Ours: the stop of the shard (S: the reason and when it was made, in epoch milliseconds, with a slash between).
 pub(super) const STOPPED: &str = "rk_stop";
+/// Ours: how long the owner trusts a renewal (S: milliseconds and the owner, with a slash between).
+pub(super) const TRUST: &str = "rk_term";
 /// Ours: when the stream was created (N, epoch milliseconds).
 pub(super) const STREAM_CREATED: &str = "rk_streamTs";

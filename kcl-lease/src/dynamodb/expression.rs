@@ -75,6 +75,7 @@ pub(super) fn of_write(write: &LeaseWrite, no_owner: &NoOwner) -> Expression {
     parts.change(attribute::FINISHED_BEYOND, &write.finished_beyond, item::finished_beyond);
     parts.change(attribute::SUSPECT, &write.suspect, item::suspect);
     parts.change(attribute::STOPPED, &write.stopped, item::stopped);
+    parts.change(attribute::TRUST, &write.trust, item::trust);
     parts.change(attribute::INITIAL_TIMESTAMP, &write.initial_timestamp, |time| item::timestamp(*time));
     if let Some(time) = write.initial_timestamp_if_absent {
         parts.set_if_absent(attribute::INITIAL_TIMESTAMP, item::timestamp(time));
@@ -309,7 +310,8 @@ mod tests {
                 handed_row.clone(),
                 format!(
                     "SET leaseOwner = 'seek', {wid}, ownerSwitchesSinceCheckpoint = 0, checkpoint = 'AT_TIMESTAMP', \
-                     checkpointSubSequenceNumber = 0, rk_initTs = 12 REMOVE checkpointOwner, {no_pending}, rk_ckptTs ADD leaseCounter 1"
+                     checkpointSubSequenceNumber = 0, rk_term = '13334/seek', rk_initTs = 12 REMOVE checkpointOwner, {no_pending}, \
+                     rk_ckptTs ADD leaseCounter 1"
                 ),
             ),
             (

@@ -1,6 +1,7 @@
 //! A lease as an item of the table, in the Java library's types exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use super::attribute;
-use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, WorkerId};
+use crate::lease::{HashKeyRange, Lease, ShardId, StopReason, Stopped, Suspect, Trust, WorkerId};
 use crate::table::UnreadableLease;
 use crate::write::WriteId;
 
@@ -98,6 +99,7 @@ fn read_lease(attributes: Attributes<'_>) -> Result<Lease, String> {
         finished_beyond: attributes.finished_beyond(),
         suspect: attributes.suspect()?,
         stopped: attributes.stopped()?,
+        trust: attributes.trust(),
         write_id,
     })
 }
@@ -158,6 +160,9 @@ pub(super) fn write(lease: &Lease) -> Item {
     if let Some(stop) = &lease.stopped {
         put(attribute::STOPPED, stopped(stop));
     }
+    if let Some(note) = &lease.trust {
+        put(attribute::TRUST, trust(note));
+    }
     if let Some(id) = lease.write_id {
         put(attribute::WRITE_ID, write_id(id));
     }
@@ -206,6 +211,10 @@ pub(super) fn pending_checkpoint(pending: &PendingCheckpoint) -> [Option<Attribu
 
 pub(super) fn stopped(stopped: &Stopped) -> AttributeValue {
     AttributeValue::S(format!("{}/{}", stopped.reason, stopped.since.as_millis()))
+}
+
+pub(super) fn trust(trust: &Trust) -> AttributeValue {
+    AttributeValue::S(format!("{}/{}", trust.lease_duration.as_millis(), trust.owner))
 }
 
 pub(super) fn write_id(id: WriteId) -> AttributeValue {
@@ -271,6 +280,12 @@ impl<'a> Attributes<'a> {
             Some((Some(reason), Ok(since))) => Ok(Some(Stopped { reason, since: Timestamp::from_millis(since) })),
             _ => Err(wrong(attribute::STOPPED, "not of the form REASON/MILLISECONDS with a known reason")),
         }
+    }
+
+    /// One that can't be read is none: its owner gets the patience that those of other libraries get.
+    fn trust(self) -> Option<Trust> {
+        let (millis, owner) = self.text(attribute::TRUST).ok()??.split_once('/')?;
+        Some(Trust { owner: owner.into(), lease_duration: Duration::from_millis(millis.parse().ok()?) })
     }
 
     fn timestamp(self, name: &str) -> Result<Option<Timestamp>, String> {
@@ -382,6 +397,7 @@ mod tests {
                 state: Some(Bytes::from_static(&[0, 255])),
             }),
             stopped: Some(Stopped { reason: StopReason::SafetyValve, since: Timestamp::from_millis(5) }),
+            trust: Some(Trust { owner: "a/1".into(), lease_duration: Duration::from_secs(10) }),
             write_id: Some(WriteId(0xab)),
             ..Lease::new(
                 "shardId-000000000003".into(),
@@ -414,6 +430,7 @@ mod tests {
             ("pendingCheckpointState", AttributeValue::B(Blob::new([0, 255]))),
             ("rk_stop", s("safety-valve/5")),
             ("rk_streamTs", n("3")),
+            ("rk_term", s("10000/a/1")),
             ("rk_wid", s("00000000000000ab")),
         ]);
         assert_eq!(write(&full()), expected);

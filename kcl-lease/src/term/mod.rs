@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, PendingCheckpoint, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -26,10 +27,10 @@ use self::transact::Transaction;
 pub use self::vanished::Vanished;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::lease::{Lease, ShardId, Stopped, Suspect, WorkerId};
+use crate::lease::{Lease, ShardId, Stopped, Suspect, Trust, WorkerId};
 use crate::outages::OutageLog;
 use crate::table::{LeaseTable, TableError, WriteOutcome};
-use crate::write::{LeaseWrite, NewStart, WriteId};
+use crate::write::{Change, LeaseWrite, NewStart, WriteId};
 
 /// How long things may take in the life of a lease. All follows from two settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +193,10 @@ pub enum Acquired {
 pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, TableError> {
     let mut write = LeaseWrite::take(seen, &context.worker, context.write_id());
     write.stream_created_if_absent = context.stream_created;
+    let trust = Trust::new(context.worker.clone(), context.timing.lease_duration);
+    if seen.trust.as_ref() != Some(&trust) && !is_planted(Bug::TrustNotNoted) {
+        write.trust = Change::Set(trust);
+    }
     if seen.checkpoint == Checkpoint::Latest {
         // A row of the Java library, or of a first sync: from now on LATEST means this instant, also after a crash.
         write.initial_timestamp_if_absent = Some(context.clock.wall_time());
