@@ -142,12 +142,6 @@ bugs! {
     OutageIsPoison = "outage-is-poison",
     /// A handler may checkpoint all of a batch while its first record is in work.
     HandlerCoversBatch = "handler-covers-batch",
-    /// A worker goes on when its leases have vanished, and begins anew.
-    VanishedUnseen = "vanished-unseen",
-    /// A take does not note the lease duration.
-    TrustNotNoted = "trust-not-noted",
-    /// Owners are judged by the observer's own lease duration.
-    OwnDurationForAll = "own-duration-for-all",
     /// A commit may leave out older records that nobody has finished.
     CommitOutOfTurn = "commit-out-of-turn",
 }

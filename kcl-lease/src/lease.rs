@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use crate::write::WriteId;
@@ -217,9 +216,6 @@ impl Lease {
     /// library may be silent for nearly its failover time until it discovers an assignment, and a third of it more until its first renewal.
     #[must_use]
     pub fn trusted_for(&self, lease_duration: Duration) -> Duration {
-        if is_planted(Bug::OwnDurationForAll) {
-            return lease_duration;
-        }
         match &self.trust {
             Some(trust) if self.actual_owner() == Some(&trust.owner) => trust.lease_duration.max(lease_duration),
             _ => lease_duration.max(FOREIGN_FAILOVER) * 4 / 3,

@@ -149,7 +149,7 @@ impl ShardSync {
         let listing = self.list().await?;
         if !listing.leases.is_empty() || !listing.unreadable.is_empty() {
             self.begun.store(true, Ordering::Relaxed);
-        } else if self.begun.load(Ordering::Relaxed) && !is_planted(Bug::VanishedUnseen) {
+        } else if self.begun.load(Ordering::Relaxed) {
             // Nothing begins anew in silence: the coordinator sees that too, and ends the worker.
             tracing::error!("the lease table had leases, and has none any more");
             return Ok(CONFIRM_AFTER.min(self.interval));

@@ -233,7 +233,7 @@ impl TermKeeper {
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
         // A term that ran out, while the process stood still, may find its shard ended by others and its row cleaned up.
         let is_valid = self.context.clock.boot_time() < self.view.borrow().valid_until;
-        if is_valid && !is_planted(Bug::VanishedUnseen) {
+        if is_valid {
             self.context.vanished.look(&self.held, row);
         }
         let owner = row.and_then(|row| row.actual_owner()).map(ToString::to_string);

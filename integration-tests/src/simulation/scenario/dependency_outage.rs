@@ -37,7 +37,9 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
     let bad = |dice: &Dice| dice.between(1.0, expected(until)) as u64;
     plan.traffic.bad = (0..dice.one_of(&[1, 1, 2, 3])).map(|_| bad(&dice)).collect();
-    plan.duration = until + Duration::from_secs(120);
+    // What tells bad records from an outage is that others succeed, of keys that wait for no bad one: where records are rare it takes a while until there are some.
+    plan.traffic.keys = 40;
+    plan.duration = until + Duration::from_secs(120).max(plan.traffic.every * 120);
     plan.patience = Duration::from_secs(900);
     employ(&mut plan, dice.one_of(&WAYS));
     plan.handling.database.outages = if dice.chance(0.5) { flapping(&dice, from, until) } else { vec![(from, until)] };
