@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use kcl_checkpoint::Checkpoint;
-use kcl_lease::Lease;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::LeaseTiming;
+use kcl_lease::{Lease, Trust};
 
 const TIMING: LeaseTiming = LeaseTiming { lease_duration: Duration::from_secs(10), handoff_timeout: Duration::from_secs(30) };
 
@@ -33,7 +33,8 @@ impl Ticks {
 
 /// Whether an observer that reads at a steady pace takes an owner for dead whose row has not moved for this time.
 fn unmoved_is_dead(age: Duration) -> bool {
-    let lease = Lease { owner: Some("owner".into()), ..Lease::new("shard".into(), Checkpoint::TrimHorizon) };
+    let trust = Some(Trust::new("owner".into(), TIMING.lease_duration));
+    let lease = Lease { owner: Some("owner".into()), trust, ..Lease::new("shard".into(), Checkpoint::TrimHorizon) };
     let mut liveness = Liveness::new(TIMING.lease_duration);
     let pace = liveness.longest_gap() / 2;
     for time in (0..).map(|read| pace * read).take_while(|time| *time < age).chain([age]) {
