@@ -95,9 +95,15 @@ impl FanOut {
         Subscriber::new(Arc::clone(&self.0), shard, start, ownership)
     }
 
-    /// How many workers subscribe with this consumer: its limit of five SubscribeToShard calls per second is shared among them.
-    pub fn share(&self, workers: usize) {
-        self.0.pace.share(workers);
+    /// [`share`](Self::share) will be told: subscriptions wait for it, for a moment at most.
+    pub fn expect_share(&self) {
+        self.0.pace.expect_share();
+    }
+
+    /// How many workers subscribe with this consumer, and the place of this one among them, from 0: its limit of five SubscribeToShard calls per second is shared
+    /// among them, each has its own times. `time`: since any moment, the same for all, by clocks that agree within a tenth of a second or so.
+    pub fn share(&self, workers: usize, place: usize, time: Duration) {
+        self.0.pace.share(workers, place, time);
     }
 
     /// Deregisters the consumer, whoever registered it. All its subscriptions end, also those of other workers; they register it anew if they

@@ -67,6 +67,8 @@ pub struct Plan {
     pub left: usize,
     /// Workers that are alive as far as the leases tell, this one included.
     pub workers: usize,
+    /// The place of this one among them, from 0, which all that see the same agree on.
+    pub place: usize,
 }
 
 /// The leases that may be owned now: those that are not finished, and all of whose parents' leases are.
@@ -116,7 +118,8 @@ pub fn plan(view: &View<'_>, entropy: &Entropy) -> Plan {
     free.truncate(takes);
     let take = fleet.own.into_iter().chain(free).cloned().collect();
     let [request, release] = [request, fleet.asked_of_me].map(|leases| leases.into_iter().cloned().collect());
-    Plan { take, request, release, left, workers: fleet.counts.len() }
+    let place = fleet.counts.range::<WorkerId, _>(..view.me).count();
+    Plan { take, request, release, left, workers: fleet.counts.len(), place }
 }
 
 /// Who has how many leases, and which of them could go elsewhere.

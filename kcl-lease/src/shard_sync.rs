@@ -143,6 +143,23 @@ pub fn missing_leases(shards: &[Shard], leases: &[Lease], initial: InitialPositi
     missing
 }
 
+/// Of the leases that are missing, oldest first, those that may be created, and those that the next listing has to ask for too. `suspected`: those that the last one
+/// asked for.
+///
+/// A listing may lack a shard and show its child; then both are asked for by the next one, the child for the second time. Created alone, the child's lease would say that
+/// its parent is done.
+#[must_use]
+pub fn confirmed(missing: Vec<Lease>, suspected: &BTreeSet<ShardId>) -> (Vec<Lease>, Vec<Lease>) {
+    let mut waiting = BTreeSet::new();
+    missing.into_iter().partition(|lease| {
+        let may_be = suspected.contains(&lease.shard_id) && lease.parents.is_disjoint(&waiting);
+        if !may_be {
+            waiting.insert(lease.shard_id.clone());
+        }
+        may_be
+    })
+}
+
 /// The leases of the children of a shard that has ended. They are created before the parent is noted as finished, so that a crash in
 /// between leaves no hole. Children start at TRIM_HORIZON whatever the initial position: nothing of them has been read.
 ///

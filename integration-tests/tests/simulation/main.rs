@@ -21,5 +21,6 @@ mod seek;
 mod stale_listing;
 mod start;
 mod struck_table;
+mod subscriptions;
 mod users;
 mod vanished;

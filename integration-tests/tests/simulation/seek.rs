@@ -398,3 +398,38 @@ async fn what_can_not_be_sought_is_refused_in_words() {
     assert_eq!(fleet.log.all().len(), all.len());
     fleet.stop().await;
 }
+
+/// Of two operators who want different things the later one is told, and their seeks don't mix.
+#[tokio::test(start_paused = true)]
+async fn two_seeks_at_once_do_not_mix() {
+    for seed in 0..12 {
+        let mut fleet = Fleet::new(seed, 4);
+        fleet.start(2).await;
+        fleet.put(60).await;
+        sleep(Duration::from_secs(60)).await;
+        let noon = fleet.aws.time();
+        let all = fleet.put(60).await;
+        fleet.has("all is processed", &all).await;
+        fleet.aws.faults().set_latency(Duration::from_millis(5), Duration::from_millis(80));
+        let back = fleet.aws.host("one").seek(APPLICATION, STREAM, SeekTo::TrimHorizon).run();
+        let (other, delay) = (fleet.aws.host("other"), Duration::from_millis(seed * 40));
+        let to_noon = async {
+            sleep(delay).await;
+            other.seek(APPLICATION, STREAM, SeekTo::Time(noon)).run().await
+        };
+        let (one, two) = tokio::join!(back, to_noon);
+        let checkpoints: BTreeSet<_> = fleet.aws.leases(APPLICATION).into_iter().map(|lease| lease.checkpoint.to_string()).collect();
+        let made = match (&one, &two) {
+            (Ok(_), Err(SeekError::UnderWay { .. })) => "TRIM_HORIZON",
+            (Err(SeekError::UnderWay { .. }), Ok(_)) => "AT_TIMESTAMP",
+            // One was over before the other began to move.
+            (Ok(_), Ok(_)) => "AT_TIMESTAMP",
+            other => panic!("seed {seed}: {other:?}"),
+        };
+        assert_eq!(checkpoints, BTreeSet::from([made.to_owned()]), "seed {seed}: {one:?} {two:?}");
+        // The one that was told is made afterwards.
+        let report = fleet.seek(SeekTo::Time(noon)).await;
+        assert_eq!(report.moves.len(), 4);
+        fleet.stop().await;
+    }
+}

@@ -8,6 +8,7 @@ pub mod polling;
 mod start_refusals;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 pub use kcl_efo::{Ownership, SoleReader};
@@ -90,13 +91,29 @@ pub trait ShardReader: Send {
     }
 }
 
+/// A worker's part of a limit that all workers of an application share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// How many they are, this one included.
+    pub workers: usize,
+    /// The place of this one among them, from 0.
+    pub place: usize,
+    /// The time by which they take turns: the wall clock's.
+    pub time: Duration,
+}
+
 /// A way to read shards.
 pub trait Retrieval: Send + Sync + std::fmt::Debug {
     /// A reader of this shard for as long as this worker owns it. Does nothing yet.
     fn open(&self, shard: &ShardId, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Box<dyn ShardReader>;
 
-    /// How many workers read the stream for this application now: what they share of the service's limits is shared among them.
-    fn share(&self, workers: usize) {
-        let _ = workers;
+    /// Whether it waits for [`share`](Self::share) before it reads.
+    fn needs_share(&self) -> bool {
+        false
+    }
+
+    /// With whom this worker reads the stream for this application now: what they share of the service's limits is shared among them.
+    fn share(&self, share: Share) {
+        let _ = share;
     }
 }

@@ -255,6 +255,16 @@ pub enum SeekError {
         /// The record that was asked for.
         record: ExtendedSequenceNumber,
     },
+    /// Nothing was changed: another seek moves the same leases just now. The two would mix.
+    #[error(
+        "another seek of application `{application}` is under way ({holder} holds its leases): wait until it is over, then make this one"
+    )]
+    UnderWay {
+        /// The application.
+        application: String,
+        /// The owner that the other seek gives to leases until workers take them.
+        holder: WorkerId,
+    },
     /// Leases can't be read.
     #[error("lease {lease} can't be read ({reason}): nobody knows how the others are related to it. Mend the item first")]
     Unreadable {

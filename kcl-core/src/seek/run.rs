@@ -1,6 +1,6 @@
 //! A seek from the checks to the last write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,10 @@ use crate::worker::{retry_briefly, settings, usable};
 const ROUNDS: u32 = 10;
 /// How often the write of a lease is tried anew that its owner has written meanwhile.
 const RACES: u32 = 10;
+/// How long leases that another seek holds must stay as they are until that one counts as over. One that is under way writes each lease again every second or so.
+const QUIET: Duration = Duration::from_secs(10);
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// How many writes are under way at once.
 const CONCURRENT_WRITES: usize = 16;
 /// How long moving may take until what was moved is held anew.
@@ -49,14 +53,17 @@ impl Seek {
         let described = retry_briefly(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
         let holder = WorkerId::from(format!("{SEEKER}{}", self.entropy.uuid()));
-        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, rows: BTreeMap::new(), moved: BTreeMap::new() };
+        let (rows, moved, over) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, over, rows, moved };
         let moves = run.planned().await?;
         if self.dry_run {
             return Ok(SeekReport { moves: moves.iter().map(told).collect() });
         }
+        let moves = run.alone(moves).await?;
         let done = run.carry_out(moves).await;
         match done {
             Ok(()) => Ok(SeekReport { moves: run.told() }),
+            Err(error @ SeekError::UnderWay { .. }) if run.moved.is_empty() => Err(error),
             Err(error) => {
                 let left = run.planned().await.map_or(1, |moves| moves.len().saturating_sub(run.rows.len()));
                 Err(SeekError::Partly { done: run.told(), left, source: error.into() })
@@ -150,6 +157,8 @@ struct Run<'a> {
     whole: bool,
     /// Who holds moved leases until they expire.
     holder: WorkerId,
+    /// The same of other seeks that are over, or have died.
+    over: BTreeSet<WorkerId>,
     /// The leases that were moved, as they are.
     rows: BTreeMap<ShardId, Lease>,
     /// What is told of them, by generation.
@@ -163,6 +172,37 @@ impl Run<'_> {
         // After the shards, so that no lease that is finished and cleaned up meanwhile looks as if it never had been.
         let listing = retry_briefly(|| self.table.list(), TableError::is_retryable).await?;
         Ok(plan(&shards, &self.checked(listing)?, &self.roots, self.whole))
+    }
+
+    /// Waits until no other seek is under way that moves the same leases. A seek that is over leaves its leases as they are, until workers take them.
+    async fn alone(&mut self, mut moves: Vec<Move>) -> Result<Vec<Move>, SeekError> {
+        let (began, mut before) = (Instant::now(), self.held_by_others(&moves));
+        while !before.is_empty() && began.elapsed() < QUIET {
+            tokio::time::sleep(LOOK).await;
+            moves = self.planned().await?;
+            let held = self.held_by_others(&moves);
+            if let Some((_, (holder, _))) = held.iter().find(|(shard, row)| before.get(*shard) != Some(row)) {
+                return Err(self.under_way(holder));
+            }
+            before = held;
+        }
+        self.over.extend(before.into_values().map(|(holder, _)| holder));
+        Ok(moves)
+    }
+
+    /// The leases that another seek holds: its holder, and the row's counter.
+    fn held_by_others(&self, moves: &[Move]) -> BTreeMap<ShardId, (WorkerId, u64)> {
+        let held = |moved: &Move| Some((moved.lease.shard_id.clone(), (self.other_seek(&moved.lease)?.clone(), moved.lease.counter)));
+        moves.iter().filter_map(held).collect()
+    }
+
+    /// The holder of a lease that another seek holds, which may be under way.
+    fn other_seek<'a>(&self, lease: &'a Lease) -> Option<&'a WorkerId> {
+        lease.actual_owner().filter(|owner| owner.as_str().starts_with(SEEKER) && **owner != self.holder && !self.over.contains(*owner))
+    }
+
+    fn under_way(&self, holder: &WorkerId) -> SeekError {
+        SeekError::UnderWay { application: self.seek.application.clone(), holder: holder.clone() }
     }
 
     fn checked(&self, listing: LeaseListing) -> Result<Vec<Lease>, SeekError> {
@@ -208,8 +248,16 @@ impl Run<'_> {
     /// Moves leases. Returns whether all were there, or not there, as planned.
     async fn apply(&mut self, generation: &[Move]) -> Result<bool, SeekError> {
         let to_do: Vec<_> = generation.iter().filter(|moved| !self.rows.contains_key(&moved.lease.shard_id)).collect();
-        let moving: Vec<_> = to_do.into_iter().map(|moved| self.moved(moved)).collect();
-        let moved: Vec<_> = stream::iter(moving).buffer_unordered(CONCURRENT_WRITES).collect().await;
+        // The very first alone: of two seeks that begin at once, one finds it moved, and has moved nothing.
+        let (first, rest) = to_do.split_at(usize::from(self.rows.is_empty()).min(to_do.len()));
+        let mut moved = Vec::new();
+        for some in [first, rest] {
+            let moving: Vec<_> = some.iter().map(|moved| self.moved(moved)).collect();
+            moved.extend(stream::iter(moving).buffer_unordered(CONCURRENT_WRITES).collect::<Vec<_>>().await);
+            if moved.iter().any(Result::is_err) {
+                break;
+            }
+        }
         let mut as_planned = true;
         let mut failed = None;
         for outcome in moved {
@@ -234,6 +282,9 @@ impl Run<'_> {
         }
         let mut seen = moved.lease.clone();
         for _ in 0..RACES {
+            if let Some(holder) = self.other_seek(&seen) {
+                return Err(self.under_way(holder));
+            }
             let write = LeaseWrite::seek(&seen, holder.as_ref(), moved.start, moved.children.clone(), self.write_id());
             match retry_briefly(|| self.table.write(&write), TableError::is_retryable).await? {
                 WriteOutcome::Applied(row) => return Ok(Some((Move { lease: seen, ..moved.clone() }, *row))),

@@ -525,6 +525,7 @@ impl WorkerBuilder {
             unreadable: Vec::new(),
             adopt: self.adopt,
             other_duration: None,
+            has_looked: false,
             begun: Arc::clone(&begun),
             empty_since: None,
             asked: Asked::default(),

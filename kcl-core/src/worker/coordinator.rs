@@ -26,7 +26,7 @@ use super::unowned::{Line, UnownedLeases};
 use crate::consumer::Reading;
 use crate::error::WorkerError;
 use crate::health::{Call, HealthBoard};
-use crate::retrieval::Retrieval;
+use crate::retrieval::{Retrieval, Share};
 
 /// Takes and requests that are under way at once.
 const CONCURRENT_WRITES: usize = 16;
@@ -89,6 +89,8 @@ pub(super) struct Coordinator {
     pub(super) adopt: bool,
     /// The other lease duration that was told of last.
     pub(super) other_duration: Option<Duration>,
+    /// Whether it has looked at the leases before.
+    pub(super) has_looked: bool,
     /// Whether the table had leases while this worker ran.
     pub(super) begun: Arc<AtomicBool>,
     /// Since when it has none any more (boot time).
@@ -188,7 +190,13 @@ impl Coordinator {
             },
             &self.terms.entropy,
         );
-        self.retrieval.share(plan.workers);
+        let time = Duration::from_millis(self.terms.clock.wall_time().as_millis());
+        if std::mem::replace(&mut self.has_looked, true) {
+            self.retrieval.share(Share { workers: plan.workers, place: plan.place, time });
+        } else if self.retrieval.needs_share() {
+            // Workers that start together see each other only when they have taken leases: look again soon.
+            self.outrun.store(true, Ordering::Relaxed);
+        }
         self.reading.share(plan.workers);
         self.report_unowned(plan.left, now);
         let unfinished = listing.leases.iter().filter(|lease| !lease.is_finished()).count();

@@ -160,7 +160,7 @@ impl ShardSync {
         let mut leases = listing.leases;
         leases.extend(listing.unreadable.into_iter().map(|item| Lease::new(item.key.into(), Checkpoint::TrimHorizon)));
         let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
-        let (confirmed, suspected): (Vec<_>, Vec<_>) = missing.into_iter().partition(|lease| self.suspected.contains(&lease.shard_id));
+        let (confirmed, suspected) = shard_sync::confirmed(missing, &self.suspected);
         for (index, lease) in confirmed.iter().enumerate() {
             if self.create(lease, listed_at).await?.is_none() {
                 // What is suspected stays so: the next listing confirms it.

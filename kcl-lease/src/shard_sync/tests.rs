@@ -528,3 +528,20 @@ fn a_bound_is_reached_when_all_of_the_key_space_is() {
         assert_eq!(is_read_until(&leases, Timestamp::from_millis(10)), expected, "{leases:?}");
     }
 }
+
+#[test]
+fn a_lease_is_confirmed_together_with_the_missing_ones_of_its_ancestors() {
+    let names = |leases: Vec<Lease>| leases.into_iter().map(|lease| lease.shard_id.to_string()).collect::<Vec<_>>();
+    let confirmed = |missing: &[(&str, &[&str])], before: &[&str]| {
+        let missing = missing.iter().map(|(name, parents)| lease(name, parents, Checkpoint::TrimHorizon)).collect();
+        let (may, wait) = super::confirmed(missing, &before.iter().map(|name| (*name).into()).collect());
+        (names(may).join(" "), names(wait).join(" "))
+    };
+    let text = |may: &str, wait: &str| (may.to_owned(), wait.to_owned());
+    assert_eq!(confirmed(&[("a", &[]), ("b", &[])], &[]), text("", "a b"));
+    assert_eq!(confirmed(&[("a", &[]), ("b", &[])], &["b"]), text("b", "a"), "each family for itself");
+    // the first listing lacked p
+    let family: [(&str, &[&str]); 4] = [("p", &[]), ("c", &["p"]), ("d", &["c", "x"]), ("e", &["x"])];
+    assert_eq!(confirmed(&family, &["c", "d", "e"]), text("e", "p c d"));
+    assert_eq!(confirmed(&family, &["p", "c", "d", "e"]), text("p c d e", ""));
+}

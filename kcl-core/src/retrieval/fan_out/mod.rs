@@ -20,7 +20,7 @@ use kcl_lease::ShardId;
 use self::reader::Reader;
 pub(crate) use self::settings::Intended;
 pub use self::settings::{ConsumerChoice, FanOutConfig, RetrievalMode};
-use super::{Ownership, Polling, Retrieval, ShardReader};
+use super::{Ownership, Polling, Retrieval, ShardReader, Share};
 use crate::stream::StartingPosition;
 
 /// Reads shards by subscriptions.
@@ -36,6 +36,7 @@ impl FanOutRetrieval {
     /// `polling` reads only the shards are listed, at the end of one.
     #[must_use]
     pub fn new(fan_out: FanOut, polling: Polling, may_bridge: bool) -> Self {
+        fan_out.expect_share();
         Self { fan_out, polling, may_bridge }
     }
 }
@@ -49,7 +50,11 @@ impl Retrieval for FanOutRetrieval {
         Box::new(Reader::new(self.fan_out.stream_arn(), shard.clone(), subscriber, self.polling.clone(), self.may_bridge))
     }
 
-    fn share(&self, workers: usize) {
-        self.fan_out.share(workers);
+    fn needs_share(&self) -> bool {
+        true
+    }
+
+    fn share(&self, share: Share) {
+        self.fan_out.share(share.workers, share.place, share.time);
     }
 }
