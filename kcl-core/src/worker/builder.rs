@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use kcl_checkpoint::InitialPosition;
-use kcl_efo::FanOutApi;
+use kcl_efo::{FanOut, FanOutApi};
 use kcl_lease::dynamodb::TableOptions;
 use kcl_lease::liveness::Liveness;
 use kcl_lease::term::{LeaseTiming, TermContext, Vanished};
@@ -458,6 +458,8 @@ impl WorkerBuilder {
             Polling::new(Arc::clone(&stream_api), self.polling, Arc::clone(&as_clock), entropy.clone()).reporting_to(outages.clone());
         // Last: nothing is registered for a worker that can't start.
         let (retrieval, fan_out) = intended.establish(polling, &retry).await?;
+        // The coordinator tells, as soon as it knows who else there is.
+        fan_out.iter().for_each(FanOut::expect_share);
         let worker = WorkerId::from(format!("{}-{}", self.worker_name, entropy.uuid()));
         let meter = self.meter.take().unwrap_or_else(|| opentelemetry::global::meter("kcl"));
         let health = HealthBoard::new(Arc::clone(&as_clock), timing.lease_duration, outages.clone());

@@ -36,7 +36,6 @@ impl FanOutRetrieval {
     /// `polling` reads only the shards are listed, at the end of one.
     #[must_use]
     pub fn new(fan_out: FanOut, polling: Polling, may_bridge: bool) -> Self {
-        fan_out.expect_share();
         Self { fan_out, polling, may_bridge }
     }
 }
