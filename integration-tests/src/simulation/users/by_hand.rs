@@ -165,8 +165,11 @@ impl RecordProcessor for Commits {
                     commit.await?;
                 }
             }
-            if let Some((record, error)) = failed {
-                return Ok(Outcome::failed_from(record, error));
+            match failed {
+                // The outcome would say that all before the record is finished.
+                Some(_) if given_up => break,
+                Some((record, error)) => return Ok(Outcome::failed_from(record, error)),
+                None => {}
             }
         }
         if given_up {
