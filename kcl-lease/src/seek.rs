@@ -13,8 +13,8 @@ use crate::lease::{Lease, ShardId};
 use crate::shard_sync::Shard;
 use crate::write::NewStart;
 
-/// What the name of a lease's owner begins with that a seek has moved, until a worker takes it.
-pub const SEEKER: &str = "seek-";
+/// Begins the name of whoever owns a lease that a seek has moved, until a worker takes it. No worker's name may have a colon.
+pub const SEEKER: &str = "seek:";
 
 /// One lease's part in it.
 #[derive(Clone, PartialEq, Eq, Debug)]

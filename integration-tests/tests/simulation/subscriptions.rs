@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::fleet::Fleet;
 
-/// What the service allows a consumer in a second.
+/// The calls that the service allows a consumer in a second.
 const LIMIT: usize = 5;
 
 /// The most calls within a second.

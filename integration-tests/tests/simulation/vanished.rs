@@ -1,5 +1,6 @@
 //! A lease table that is emptied under running workers: they end and say so, and nothing begins anew in silence.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kcl_core::test_util::SimulatedAws;
@@ -8,7 +9,7 @@ use kcl_lease::LeaseTable;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::fleet::{APPLICATION, Log, STREAM};
+use super::fleet::{APPLICATION, Log, STREAM, until};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -41,13 +42,13 @@ impl Scene {
             let worker = builder.processor(move |_: &ShardContext| Note(log.clone())).build().await.unwrap();
             scene.workers.spawn(host.run(worker.run()));
         }
-        sleep(Duration::from_secs(60)).await;
+        let holders = || scene.aws.leases(APPLICATION).into_iter().filter_map(|lease| lease.owner).collect::<BTreeSet<_>>().len();
+        until("they share the shards", || holders() == workers.min(shards as usize)).await;
         for number in 0..60 {
             scene.aws.put(STREAM, &format!("key-{}", number % 16), number.to_string());
             sleep(Duration::from_millis(100)).await;
         }
-        sleep(Duration::from_secs(30)).await;
-        assert_eq!(scene.log.numbers().len(), 60);
+        until("all is processed", || scene.log.numbers().len() == 60).await;
         scene
     }
 

@@ -139,9 +139,9 @@ impl ShardContext {
     /// }
     /// ```
     ///
-    /// Several commits in one call are fine, each for the next part of the batch: `batch.records().chunks(50)`. If the call then fails, what was
-    /// committed is finished and does not come again. Each has to begin with the oldest record that is not finished: one that is out of turn is refused, as the
-    /// checkpoint would cover what it leaves out.
+    /// Several commits in one call are fine, one after the other, each for the next part of the batch: `batch.records().chunks(50)`. If the call then fails,
+    /// what was committed is finished and does not come again. Each has to begin with the oldest record that is not finished: one that is out of turn is refused, as
+    /// the checkpoint would cover what it leaves out. So is one that is made before the answer to the one before it: that one may still be refused.
     ///
     /// Limits: 99 items, as the lease is the hundredth; 4 MB in all; no item twice; tables of the lease table's account and region; one
     /// [lane](crate::Lanes). The worker needs the permission `dynamodb:UpdateItem` on the lease table, as ever, and those for the items
@@ -196,6 +196,7 @@ struct Inner {
     in_doubt: AtomicBool,
     /// The processor commits.
     in_use: AtomicBool,
+    /// The record that a commit has to begin with.
     turn: Turn,
 }
 

@@ -1,4 +1,4 @@
-//! Whose turn it is: the record that a commit has to begin with.
+//! The record that a commit has to begin with.
 //!
 //! A checkpoint covers all records before it. So a commit that leaves out older ones, which nobody has finished and no checkpoint covers, would lose them: they are
 //! neither in its items nor do they come again.
@@ -16,9 +16,9 @@ pub(crate) struct Turn(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Of the call under way, or the last one.
+    /// The records of the call that is under way, or that was cut off last.
     current: Option<RecordBatch>,
-    /// Of earlier calls, where processors checkpoint for themselves: they may still hold them.
+    /// The records of earlier calls, where processors checkpoint for themselves: they may still hold them.
     collected: BTreeSet<ExtendedSequenceNumber>,
 }
 
@@ -59,7 +59,7 @@ impl Turn {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No state lasts longer than a call: what a panic left behind is as good as any other.
+        // Each change is whole before anything can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -68,8 +68,8 @@ impl Busy {
     }
 }
 
-/// How a call that has returned waits for the lease table. Its processor waits with it, and must hear the farewell like any other: so such a wait ends when
-/// calls are cut off, and the processor comes back.
+/// Waits for the lease table after a call has returned. The processor waits with it, and must hear the farewell like any other: so such a wait ends when calls are cut
+/// off, and the processor comes back.
 struct AfterCall {
     returned: Arc<AtomicBool>,
     cut: CancellationToken,

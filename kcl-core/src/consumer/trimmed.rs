@@ -13,7 +13,7 @@ use crate::stream::{ChildShard, Shard, ShardFilter, children_of};
 /// For how long listings must say that a shard was trimmed together with its children. A listing lags by seconds.
 const CONFIRM: Duration = Duration::from_secs(30);
 
-/// What a listing says of a shard that was not found.
+/// Says what is left of a shard that was not found.
 #[derive(Debug, PartialEq, Eq)]
 enum Remains {
     /// Nothing: it is listed, or the listing may lag.
@@ -24,7 +24,7 @@ enum Remains {
     Descendants,
 }
 
-/// What the listing says of a lease's shard that was not found.
+/// Reads off a listing what is left of a lease's shard that was not found.
 fn remains(lease: &Lease, listing: &[Shard]) -> Remains {
     if listing.iter().any(|listed| listed.shard_id == lease.shard_id) {
         return Remains::Unknown;

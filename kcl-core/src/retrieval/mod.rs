@@ -94,7 +94,7 @@ pub trait ShardReader: Send {
 /// A worker's part of a limit that all workers of an application share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// How many they are, this one included.
+    /// The number of these workers, this one included.
     pub workers: usize,
     /// The place of this one among them, from 0.
     pub place: usize,
@@ -107,7 +107,7 @@ pub trait Retrieval: Send + Sync + std::fmt::Debug {
     /// A reader of this shard for as long as this worker owns it. Does nothing yet.
     fn open(&self, shard: &ShardId, start: StartingPosition, ownership: Arc<dyn Ownership>) -> Box<dyn ShardReader>;
 
-    /// Whether it waits for [`share`](Self::share) before it reads.
+    /// Returns whether it waits for [`share`](Self::share) before it reads.
     fn needs_share(&self) -> bool {
         false
     }

@@ -177,6 +177,9 @@ impl Run<'_> {
     /// Waits until no other seek is under way that moves the same leases. A seek that is over leaves its leases as they are, until workers take them.
     async fn alone(&mut self, mut moves: Vec<Move>) -> Result<Vec<Move>, SeekError> {
         let (began, mut before) = (Instant::now(), self.held_by_others(&moves));
+        if let Some((holder, _)) = before.values().next() {
+            tracing::info!(%holder, "leases are held by another seek; waiting up to {QUIET:?} to see whether it is over");
+        }
         while !before.is_empty() && began.elapsed() < QUIET {
             tokio::time::sleep(LOOK).await;
             moves = self.planned().await?;

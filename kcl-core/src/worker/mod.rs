@@ -199,13 +199,16 @@ impl Worker {
                 () = asked_to_stop.cancelled() => break Ok(()),
                 ended = &mut coordinator => {
                     looking = false;
-                    break ended;
+                    break match ended {
+                        Err(WorkerError::LeasesVanished { shard, .. }) => Err(ShardSync::why_vanished(&fleet.shared, shard, adopt).await),
+                        ended => ended,
+                    };
                 }
                 error = &mut shard_sync => break Err(error),
                 Some(term) = started.recv() => fleet.start(term),
                 Some(ended) = fleet.consumers.join_next() => fleet.ended(ended.ok()),
                 error = fleet.keepers.failed() => break Err(error),
-                shard = vanished.seen() => break Err(ShardSync::why_vanished(&fleet.shared, shard, adopt).await),
+                shard = vanished.seen() => break Err(ShardSync::why_vanished(&fleet.shared, Some(shard), adopt).await),
             }
         };
         tracing::info!(worker = %fleet.shared.worker, "worker lets go of its shards");

@@ -91,6 +91,8 @@ mod tests {
             assert!(error.to_string().contains("3 to 255"), "{error}");
         }
         assert!(worker_name("").is_err());
+        worker_name("seek-orders").unwrap();
+        assert!(worker_name(kcl_lease::seek::SEEKER).is_err(), "no worker can be taken for a seek");
     }
 
     #[test]

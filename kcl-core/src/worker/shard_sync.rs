@@ -72,10 +72,10 @@ pub(super) struct Going {
 
 impl ShardSync {
     /// Why leases have vanished, as far as it can be told: with another stream of the same name somebody has adopted it.
-    pub(super) async fn why_vanished(shared: &Shared, shard: ShardId, adopt: bool) -> WorkerError {
+    pub(super) async fn why_vanished(shared: &Shared, shard: Option<ShardId>, adopt: bool) -> WorkerError {
         match shared.clock.describe(shared.stream_api.as_ref()).await {
             Ok(stream) if stream.created != shared.stream.created => WorkerError::other_stream(&shared.application, &stream.arn, adopt),
-            _ => WorkerError::LeasesVanished { application: shared.application.clone(), shard: Some(shard) },
+            _ => WorkerError::LeasesVanished { application: shared.application.clone(), shard },
         }
     }
 

@@ -1,16 +1,17 @@
 //! Commits that leave out older records: they are refused, as the checkpoint would cover what they leave out.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kcl_core::{CommitError, Outcome, ProcessError, ProcessResult, Record, RecordBatch, RecordProcessor, ShardContext, async_trait};
 use tokio::time::timeout;
 
-use super::scene::{Mishap, Scene, Service};
+use super::scene::{Mishap, Scene, Service, until};
 
 const MACHINE: &str = "m";
 
-/// What a processor does wrong in its first call; later ones commit all.
+/// A mistake that a processor makes in its first call; later ones commit all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
     /// It does not wait for its first commit, and goes on.
@@ -29,6 +30,7 @@ struct Wrongly {
     service: Service,
     collected: Vec<Record>,
     refused: Arc<Mutex<Vec<CommitError>>>,
+    called: Arc<AtomicBool>,
 }
 
 impl Wrongly {
@@ -45,6 +47,7 @@ impl Wrongly {
 impl RecordProcessor for Wrongly {
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
         let records = batch.records();
+        self.called.store(true, Ordering::Relaxed);
         if !self.refused.lock().unwrap().is_empty() {
             let all: Vec<_> = self.collected.drain(..).chain(records.iter().cloned()).collect();
             self.commit(shard, &all).await?;
@@ -80,15 +83,14 @@ async fn a_commit_that_leaves_out_older_records_is_refused_and_nothing_is_lost()
             let mut scene = Scene::new(seed, 1);
             scene.publish(6);
             let service = Service::new(1, (Mishap::Nothing, 1));
-            let made = Wrongly { wrong, service: service.clone(), collected: Vec::new(), refused: Arc::default() };
-            let refused = Arc::clone(&made.refused);
+            let made = Wrongly { wrong, service: service.clone(), collected: Vec::new(), refused: Arc::default(), called: Arc::default() };
+            let (refused, called) = (Arc::clone(&made.refused), Arc::clone(&made.called));
             let running = scene.start(MACHINE, &service, |builder| {
                 let made = made.clone();
                 builder.processor(move |_: &ShardContext| made.clone())
             });
             let running = running.await;
-            super::scene::until("it was called", || scene.aws.leases(super::scene::APPLICATION).len() == 1).await;
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            until("it was called", || called.load(Ordering::Relaxed)).await;
             scene.publish(6);
             scene.settle().await;
             scene.assert_once(&format!("{wrong:?} {seed}"));
