@@ -6,14 +6,21 @@ use std::time::Duration;
 use kcl_local::LocalAws;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, timeout};
 
 use super::child::{Consumer, environment, worker};
 use super::log::Log;
 use crate::support::{BUSY_MACHINE, PATIENCE, World, eventually};
 
+/// Tests that run under `nohup` hand down that a hangup is ignored, and a program keeps to that. One that is caught here is not ignored by children.
+fn let_hangups_reach_children() {
+    drop(signal(SignalKind::hangup()).unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_lets_the_worker_end_in_good_order() {
+    let_hangups_reach_children();
     let (world, log) = (World::with_shards(2).await, Log::default());
     let mut consumer = Consumer::start("a", worker(&world, "--lease-duration 20s"), &log);
     log.has_all(&world.publish(5, 0, 50).await).await;
@@ -49,6 +56,7 @@ async fn a_second_signal_ends_the_process_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_quickstart_deletes_what_it_has_made_on_every_signal() {
+    let_hangups_reach_children();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let world = World::embedded(LocalAws::builder()).await;
         let url = world.local.as_ref().map(LocalAws::endpoint_url).unwrap();
