@@ -144,6 +144,10 @@ bugs! {
     HandlerCoversBatch = "handler-covers-batch",
     /// A commit may leave out older records that nobody has finished.
     CommitOutOfTurn = "commit-out-of-turn",
+    /// A first shard sync goes on with its own listing although another one has begun.
+    FirstSyncsMix = "first-syncs-mix",
+    /// Leases that are made later start where the worker that makes them does, and not where the first ones do.
+    OwnStart = "own-start",
 }
 
 #[cfg(feature = "planted-bugs")]

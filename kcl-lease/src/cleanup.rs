@@ -18,6 +18,8 @@ use crate::lease::{Lease, ShardId};
 /// - Kinesis does not list the shard any more (`listed`), and each of its children has begun or is itself neither listed nor leased.
 ///   This covers leases that never learnt of any children.
 ///
+/// A lease of a shard that lies before the start ([`Lease::lies_before_start`]) goes as soon as another one notes where that is.
+///
 /// What goes is never missed by [`missing_leases`](crate::shard_sync::missing_leases): a child's lease, or that of a descendant,
 /// still shows that it is done; or its shard is listed no more.
 #[must_use]
@@ -37,6 +39,9 @@ pub fn deletable(leases: &[Lease], listed: &dyn Fn(&ShardId) -> bool) -> Vec<Lea
             Some(child) => !child.checkpoint.is_initial() || is_planted(Bug::DeletedBeforeChildrenBegan),
             None => trimmed && !listed(child),
         };
+        if lease.lies_before_start() {
+            return leases.iter().any(|other| !other.lies_before_start() && other.initial_timestamp == lease.initial_timestamp);
+        }
         lease.is_finished()
             && lease.parents.iter().all(|parent| !rows.contains_key(parent))
             && (trimmed || !lease.children.is_empty())
@@ -47,7 +52,7 @@ pub fn deletable(leases: &[Lease], listed: &dyn Fn(&ShardId) -> bool) -> Vec<Lea
 
 #[cfg(test)]
 mod tests {
-    use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, InitialPosition};
+    use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, InitialPosition, Timestamp};
 
     use super::*;
     use crate::lease::HashKeyRange;
@@ -104,6 +109,22 @@ mod tests {
         assert_eq!(names(&[p, c.clone(), g.clone()], &[]), ["p"]);
         assert_eq!(names(&[c, g.clone()], &[]), ["c"]);
         assert_eq!(names(&[g], &[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_lease_that_lies_before_the_start_goes_when_another_one_notes_that() {
+        let at = |instant: u64, lease: Lease| Lease { initial_timestamp: Some(Timestamp::from_millis(instant)), ..lease };
+        let before = at(7, lease("p", Checkpoint::ShardEnd, &[], &["l", "r"]));
+        for (other, goes) in [
+            (None, false),
+            (Some(at(7, lease("x", Checkpoint::Latest, &[], &[]))), true),
+            (Some(at(7, lease("l", Checkpoint::TrimHorizon, &["p"], &[]))), true),
+            (Some(at(8, lease("l", Checkpoint::Latest, &["p"], &[]))), false),
+            (Some(at(7, lease("o", Checkpoint::ShardEnd, &[], &["x"]))), false),
+        ] {
+            let leases: Vec<_> = [before.clone()].into_iter().chain(other).collect();
+            assert_eq!(names(&leases, &[]).contains(&"p".to_owned()), goes, "{leases:?}");
+        }
     }
 
     #[test]

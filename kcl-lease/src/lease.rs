@@ -234,6 +234,13 @@ impl Lease {
         self.checkpoint_owner.as_ref().and(self.owner.as_ref())
     }
 
+    /// Whether the shard lies before the place where the application starts: its lease was made finished by the first shard sync, and nobody ever took it.
+    /// What came of it does not start after it, but where the application does.
+    #[must_use]
+    pub fn lies_before_start(&self) -> bool {
+        self.is_finished() && self.counter == 0 && self.initial_timestamp.is_some()
+    }
+
     /// Whether the shard is read to its end.
     #[must_use]
     pub fn is_finished(&self) -> bool {

@@ -85,19 +85,25 @@ pub fn tiles_key_space(ranges: impl IntoIterator<Item = HashKeyRange>) -> Result
     Err(Hole { start: next, end: u128::MAX })
 }
 
-/// The leases of an empty table: one for each listed shard, open or closed.
+/// The leases of an empty table: one for each shard of `listing`, open or closed; and before them the one that decides.
 ///
 /// `listing` holds the shards that were open at the initial position: ListShards with the filter `AT_LATEST`, `AT_TRIM_HORIZON`
-/// or `AT_TIMESTAMP`. `resolved` is the instant that LATEST stands for, taken **after** the listing was complete, so that each
-/// shard that closed before it is in the list or has its descendants there.
+/// or `AT_TIMESTAMP`. `all` are all shards that Kinesis lists. `resolved` is the instant that LATEST stands for, taken **after** both
+/// listings were complete, so that each shard that closed before it is in the list or has its descendants there.
 ///
 /// The leases are in the order in which they must be created: older shards first. After a crash in between,
 /// [`missing_leases`] goes on. Should parent and child both be listed, both get a lease, and the child's waits for the parent's.
+///
+/// The first one decides where the application starts. Of two workers that begin at once, one may list shards before a reshard and the other after it: one
+/// with a shard, the other with its children alone, and what each leaves out is lost if both create what they have listed. So the first lease is of the same shard for both:
+/// the oldest of those listed and of all that they came of. If that one lies before the initial position, its lease is a finished one
+/// ([`Lease::lies_before_start`]). Whoever finds a lease that starts elsewhere than its own would ([`starts_elsewhere`]) creates no more.
 ///
 /// # Errors
 /// [`Hole`] if the listed shards do not cover the key space.
 pub fn initial_leases(
     listing: &[Shard],
+    all: &[Shard],
     initial: InitialPosition,
     resolved: Option<Timestamp>,
     stream_created: Option<Timestamp>,
@@ -105,7 +111,35 @@ pub fn initial_leases(
     tiles_key_space(listing.iter().map(|shard| shard.hash_range))?;
     let instant = instant_of(initial, resolved);
     let in_order = oldest_first(listing);
-    Ok(in_order.into_iter().map(|shard| lease_for(shard, initial.checkpoint(), instant, stream_created)).collect())
+    let oldest = in_order.first().copied();
+    let before = oldest_before(listing, all).filter(|before| oldest.is_some_and(|oldest| age(before) < age(oldest)));
+    let decides = before.filter(|_| instant.is_some()).map(|shard| {
+        let children = all.iter().chain(listing).filter(|child| child.parents.contains(&shard.shard_id));
+        let children = children.map(|child| child.shard_id.clone()).collect();
+        Lease { children, ..lease_for(shard, Checkpoint::ShardEnd, instant, stream_created) }
+    });
+    let leases = in_order.into_iter().map(|shard| lease_for(shard, initial.checkpoint(), instant, stream_created));
+    Ok(decides.into_iter().chain(leases).collect())
+}
+
+/// The oldest shard that one of `listing` came of and that is not in it.
+fn oldest_before<'a>(listing: &'a [Shard], all: &'a [Shard]) -> Option<&'a Shard> {
+    let known: BTreeMap<_, _> = all.iter().chain(listing).map(|shard| (&shard.shard_id, shard)).collect();
+    let listed: BTreeSet<_> = listing.iter().map(|shard| &shard.shard_id).collect();
+    let mut seen = BTreeSet::new();
+    let mut above: Vec<_> = listing.iter().flat_map(|shard| &shard.parents).collect();
+    while let Some(parent) = above.pop() {
+        if let Some(shard) = known.get(parent).filter(|shard| seen.insert(&shard.shard_id)) {
+            above.extend(&shard.parents);
+        }
+    }
+    seen.into_iter().filter(|shard| !listed.contains(shard)).map(|shard| known[shard]).min_by_key(|shard| age(shard))
+}
+
+/// Whether a lease that is there starts its application elsewhere than one that was to be created in its place: they were made by different first syncs.
+#[must_use]
+pub fn starts_elsewhere(there: &Lease, wanted: &Lease) -> bool {
+    there.initial_timestamp != wanted.initial_timestamp || there.is_finished() != wanted.is_finished()
 }
 
 /// The leases that a table with leases lacks, in the order in which they must be created: older shards first.
@@ -121,13 +155,13 @@ pub fn initial_leases(
 ///   counts too; its owner has to end it.
 /// - starts at TRIM_HORIZON if all its parents are finished: this heals a hole, whatever made it. A parent that is neither listed nor
 ///   leased is finished.
-/// - starts at the initial position if no ancestor has a lease: a first sync was interrupted, or it is the other half of a merge.
+/// - starts at the initial position if no ancestor has a lease but one that lies before the start: a first sync was interrupted, or it is the other half of a merge.
 ///   Open or closed, with all its descendants: each gives exactly its records from the instant on that existing leases
 ///   tell, so that all shards start alike however often the first sync is interrupted.
 #[must_use]
 pub fn missing_leases(shards: &[Shard], leases: &[Lease], initial: InitialPosition, resolved: Option<Timestamp>) -> Vec<Lease> {
     // Shards that get their leases later carry the instant of the first ones, so that it outlives their clean-up.
-    let started = leases.iter().filter_map(|lease| lease.initial_timestamp).min();
+    let started = leases.iter().filter_map(|lease| lease.initial_timestamp).min().filter(|_| !is_planted(Bug::OwnStart));
     let instant = started.or_else(|| instant_of(initial, resolved));
     let stream_created = leases.iter().find_map(|lease| lease.stream_created);
     let mut family = Family::new(shards, leases);
@@ -230,9 +264,14 @@ fn instant_of(initial: InitialPosition, resolved: Option<Timestamp>) -> Option<T
 /// The shards, each once, parents before their children.
 fn oldest_first(shards: &[Shard]) -> Vec<&Shard> {
     let mut shards: Vec<_> = shards.iter().collect();
-    shards.sort_by_key(|shard| (shard.starting_sequence_number, &shard.shard_id));
+    shards.sort_by_key(|shard| age(shard));
     shards.dedup_by_key(|shard| &shard.shard_id);
     shards
+}
+
+/// What older shards have less of.
+fn age(shard: &Shard) -> (SequenceNumber, &ShardId) {
+    (shard.starting_sequence_number, &shard.shard_id)
 }
 
 fn lease_for(shard: &Shard, checkpoint: Checkpoint, instant: Option<Timestamp>, stream_created: Option<Timestamp>) -> Lease {
@@ -301,6 +340,7 @@ impl<'a> Family<'a> {
         // A shard that is its own ancestor is nonsense, and must not lead round in circles.
         self.standings.insert(shard, Standing::Outside);
         let standing = match self.leases.get(shard) {
+            Some(lease) if lease.lies_before_start() => Standing::Outside,
             Some(lease) if lease.is_finished() => Standing::Finished,
             Some(_) => Standing::Unfinished,
             None => {

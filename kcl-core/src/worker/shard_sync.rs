@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::consumer::Shared;
 use crate::error::WorkerError;
 use crate::health::Call;
-use crate::stream::{ShardFilter, StreamError};
+use crate::stream::{Shard, ShardFilter, StreamError};
 
 /// While a listing of shards asks for leases that are not confirmed by another one, and after a first sync that somebody else was
 /// faster with: time to the next look.
@@ -154,7 +154,7 @@ impl ShardSync {
             tracing::error!("the lease table had leases, and has none any more");
             return Ok(CONFIRM_AFTER.min(self.interval));
         } else {
-            return self.first_sync().await;
+            return self.first_sync(&shards, listed_at).await;
         }
         // A lease that can't be read stands for one that has not begun: its shard's descendants get no leases, and those before it are kept.
         let mut leases = listing.leases;
@@ -181,30 +181,39 @@ impl ShardSync {
         Ok(if self.suspected.is_empty() { self.interval } else { CONFIRM_AFTER.min(self.interval) })
     }
 
-    /// Makes the leases of an application that has none.
-    async fn first_sync(&mut self) -> Result<Duration, WorkerError> {
-        let listed_at = self.shared.clock.boot_time();
-        let shards = self.shared.stream_api.list_shards(first_shards(self.shared.initial)).await?;
+    /// Makes the leases of an application that has none. `all`: the stream's shards, as they were listed at `listed_at`.
+    async fn first_sync(&mut self, all: &[Shard], listed_at: Duration) -> Result<Duration, WorkerError> {
+        let listing = match self.shared.initial {
+            InitialPosition::Latest => all.iter().filter(|shard| shard.is_open()).cloned().collect(),
+            InitialPosition::TrimHorizon => self.shared.stream_api.list_shards(ShardFilter::AtTrimHorizon).await?,
+            InitialPosition::AtTimestamp(time) => self.shared.stream_api.list_shards(ShardFilter::AtTimestamp(time)).await?,
+        };
         // What LATEST means is fixed after the listing: a shard that closes in between is read from this instant to its end, and its children
         // from their beginning.
-        let leases = match shard_sync::initial_leases(&shards, self.shared.initial, self.latest(), Some(self.shared.stream.created)) {
+        let (resolved, created) = (self.latest(), Some(self.shared.stream.created));
+        let leases = match shard_sync::initial_leases(&listing, all, self.shared.initial, resolved, created) {
             Ok(leases) => leases,
             Err(hole) => {
                 tracing::warn!(%hole, "the listing of shards is not complete; trying again");
                 return Ok(Duration::from_secs(1));
             }
         };
-        // The first lease decides what LATEST means. Whoever finds it made with another instant leaves the others alone: another listing must
-        // not be mixed in. Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
+        // The first lease decides. Whoever finds it made by another first sync leaves the others alone: what that one has listed must not be mixed with this.
+        // Should the other worker die half-way, the next comparison goes on with the instant that its leases carry.
         // Should the table fail half-way, the next comparison needs no other one to confirm it, and no lead: these leases are wanted. It sees
         // whether others have made them meanwhile, and have perhaps finished them.
         self.suspected = leases.iter().map(|lease| lease.shard_id.clone()).collect();
         for (index, lease) in leases.iter().enumerate() {
-            match self.create(lease, listed_at).await? {
-                Some(true) => {}
-                Some(false) if !self.begins_otherwise(lease).await? => {}
-                Some(false) => return Ok(CONFIRM_AFTER.min(self.interval)),
+            let is_ours = match self.create(lease, listed_at).await? {
+                Some(true) => true,
+                Some(false) => !self.is_elsewhere(lease).await?,
                 None => return Ok(self.not_all_created(index)),
+            };
+            // If the oldest shard was trimmed between two listings, each of two workers has another first lease. Then both create theirs before they look, and
+            // one at least sees the other's.
+            if !is_ours || (index == 0 && !self.decides_alone(lease).await?) {
+                tracing::info!(shard = %lease.shard_id, "another worker creates the first leases; its choice of shards holds");
+                return Ok(CONFIRM_AFTER.min(self.interval));
             }
         }
         self.suspected.clear();
@@ -222,15 +231,26 @@ impl ShardSync {
         Duration::ZERO
     }
 
-    /// Whether a lease that exists starts at another instant than this one would.
-    async fn begins_otherwise(&self, lease: &Lease) -> Result<bool, TableError> {
+    /// Whether the lease that exists in the place of this one was made by another first sync.
+    async fn is_elsewhere(&self, lease: &Lease) -> Result<bool, TableError> {
+        if is_planted(Bug::FirstSyncsMix) {
+            return Ok(false);
+        }
         let mut backoff = self.backoff();
         loop {
             match self.shared.table.get(&lease.shard_id).await {
-                Ok(row) => return Ok(row.is_some_and(|row| row.initial_timestamp != lease.initial_timestamp)),
+                Ok(row) => return Ok(row.is_some_and(|row| shard_sync::starts_elsewhere(&row, lease))),
                 Err(error) => drop(pause_or_give_up(error, &mut backoff).await?),
             }
         }
+    }
+
+    /// Whether all leases start where this one, which has decided it, does.
+    async fn decides_alone(&self, lease: &Lease) -> Result<bool, TableError> {
+        if lease.initial_timestamp.is_none() || is_planted(Bug::FirstSyncsMix) {
+            return Ok(true);
+        }
+        Ok(self.list().await?.leases.iter().all(|row| row.initial_timestamp == lease.initial_timestamp))
     }
 
     /// What LATEST means if no lease says yet.
@@ -282,15 +302,6 @@ async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<Ta
     tracing::debug!(%error, ?wait, "trying again");
     tokio::time::sleep(wait).await;
     Ok(error)
-}
-
-/// Which shards an application begins with that begins now.
-fn first_shards(initial: InitialPosition) -> ShardFilter {
-    match initial {
-        InitialPosition::TrimHorizon => ShardFilter::AtTrimHorizon,
-        InitialPosition::Latest => ShardFilter::AtLatest,
-        InitialPosition::AtTimestamp(time) => ShardFilter::AtTimestamp(time),
-    }
 }
 
 /// Of leases that may go, those that may have gone for a while. `going`: since when each may.

@@ -68,7 +68,7 @@ fn the_first_leases_are_those_listed_older_ones_first_with_all_that_is_known() {
         (InitialPosition::TrimHorizon, Checkpoint::TrimHorizon, None),
         (InitialPosition::AtTimestamp(Timestamp::from_millis(5)), Checkpoint::AtTimestamp, Some(Timestamp::from_millis(5))),
     ] {
-        let leases = initial_leases(&listing, initial, Some(T0), Some(Timestamp::from_millis(3))).unwrap();
+        let leases = initial_leases(&listing, &[], initial, Some(T0), Some(Timestamp::from_millis(3))).unwrap();
         assert_eq!(leases.iter().map(|lease| lease.shard_id.as_str()).collect::<Vec<_>>(), ["c", "a", "b"]);
         let expected = Lease {
             initial_timestamp: instant,
@@ -81,9 +81,75 @@ fn the_first_leases_are_those_listed_older_ones_first_with_all_that_is_known() {
 }
 
 #[test]
+fn the_first_lease_is_of_the_same_shard_whatever_is_resharded_meanwhile() {
+    let part = |low: bool| if low { range(0, u128::MAX / 2) } else { range(u128::MAX / 2 + 1, u128::MAX) };
+    let half = |shard: Shard, low: bool| Shard { hash_range: part(low), ..shard };
+    let (old, p) = (listed("old", &[], 1, false), listed("p", &["old"], 2, false));
+    let (left, right) = (half(listed("l", &["p"], 3, true), true), half(listed("r", &["p"], 4, true), false));
+    let open = |shard: &Shard| Shard { ending_sequence_number: None, ..shard.clone() };
+    for (what, initial, listing, all, expected) in [
+        ("one shard", InitialPosition::Latest, vec![open(&p)], vec![open(&p)], "p LATEST"),
+        (
+            "it was split",
+            InitialPosition::Latest,
+            vec![left.clone(), right.clone()],
+            vec![p.clone(), left.clone(), right.clone()],
+            "p SHARD_END",
+        ),
+        ("an older one", InitialPosition::Latest, vec![open(&p)], vec![old.clone(), open(&p)], "old SHARD_END"),
+        (
+            "both",
+            InitialPosition::Latest,
+            vec![left.clone(), right.clone()],
+            vec![old.clone(), p.clone(), left.clone(), right.clone()],
+            "old SHARD_END",
+        ),
+        (
+            "the oldest was trimmed",
+            InitialPosition::Latest,
+            vec![left.clone(), right.clone()],
+            vec![left.clone(), right.clone()],
+            "l LATEST",
+        ),
+        ("at a time", InitialPosition::AtTimestamp(T0), vec![p.clone()], vec![old.clone(), p.clone(), left.clone()], "old SHARD_END"),
+        ("the oldest record", InitialPosition::TrimHorizon, vec![p.clone()], vec![old.clone(), p.clone(), left.clone()], "p TRIM_HORIZON"),
+    ] {
+        let leases = initial_leases(&listing, &all, initial, Some(T0), None).unwrap();
+        assert_eq!(format!("{} {}", leases[0].shard_id, leases[0].checkpoint), expected, "{what}");
+        assert_eq!(leases[0].lies_before_start(), leases.len() > listing.len(), "{what}");
+    }
+    let decides = &initial_leases(&[left.clone(), right.clone()], &[p, left, right], InitialPosition::Latest, Some(T0), None).unwrap()[0];
+    assert_eq!(decides.children, ["l".into(), "r".into()].into());
+}
+
+#[test]
+fn a_lease_of_another_first_sync_is_recognised() {
+    let at = |millis: u64, checkpoint| Lease { initial_timestamp: Some(Timestamp::from_millis(millis)), ..lease("p", &[], checkpoint) };
+    let wanted = at(7, Checkpoint::Latest);
+    for (there, expected) in [
+        (at(7, Checkpoint::Latest), false),
+        (at(7, begun()), false),
+        (at(8, Checkpoint::Latest), true),
+        (at(7, Checkpoint::ShardEnd), true),
+        (lease("p", &[], Checkpoint::Latest), true),
+    ] {
+        assert_eq!(starts_elsewhere(&there, &wanted), expected, "{there:?}");
+    }
+}
+
+#[test]
+fn what_came_of_a_shard_before_the_start_begins_at_the_start() {
+    let chain = [listed("p", &[], 1, false), listed("c", &["p"], 2, false), listed("g", &["c"], 3, true)];
+    let before = Lease { initial_timestamp: Some(T0), ..lease("p", &[], Checkpoint::ShardEnd) };
+    let read = Lease { counter: 5, ..before.clone() };
+    assert_eq!(missing(&chain, &[before], InitialPosition::Latest), pairs(&[("c", Checkpoint::Latest), ("g", Checkpoint::Latest)]));
+    assert_eq!(missing(&chain, &[read], InitialPosition::Latest), pairs(&[("c", Checkpoint::TrimHorizon)]));
+}
+
+#[test]
 fn an_incomplete_first_listing_is_refused() {
     let half = Shard { hash_range: range(0, 99), ..listed("a", &[], 1, true) };
-    let hole = initial_leases(&[half], InitialPosition::Latest, Some(T0), None).unwrap_err();
+    let hole = initial_leases(&[half], &[], InitialPosition::Latest, Some(T0), None).unwrap_err();
     assert_eq!(hole, Hole { start: 100, end: u128::MAX });
     assert!(hole.to_string().contains("from 100 to"), "{hole}");
 }
@@ -221,6 +287,8 @@ struct World {
     interrupted: bool,
     /// Whether resharding is over.
     quiet: bool,
+    /// First syncs that are under way, each with what it has listed and the number of its leases that it is through with.
+    under_way: Vec<(Vec<Lease>, usize)>,
 }
 
 impl World {
@@ -238,6 +306,7 @@ impl World {
             complete: false,
             interrupted: false,
             quiet: false,
+            under_way: Vec::new(),
         };
         let width = u128::MAX / 4;
         for part in 0..4 {
@@ -316,6 +385,12 @@ impl World {
         if self.table.contains_key(&lease.shard_id) {
             return;
         }
+        let start = *self.start.get_or_insert(lease.initial_timestamp.map_or(self.horizon, Timestamp::as_millis));
+        if lease.lies_before_start() {
+            assert!(!self.shard(&lease.shard_id).outlived(start), "it does not lie before the start at {start}: {lease:?}");
+            self.table.insert(lease.shard_id.clone(), lease);
+            return;
+        }
         let opened = self.shard(&lease.shard_id).opened;
         if !matches!(lease.checkpoint, Checkpoint::TrimHorizon) {
             assert_eq!(lease.initial_timestamp.map(Timestamp::as_millis), self.start, "all shards start alike: {lease:?}");
@@ -325,26 +400,53 @@ impl World {
         self.table.insert(lease.shard_id.clone(), lease);
     }
 
+    /// A first sync of which only the first `writes` take effect now; the others may come later.
+    fn first_sync(&mut self, writes: usize) {
+        let (now, initial, horizon) = (self.now, self.initial, self.horizon);
+        let all = self.listing(|_| true);
+        let listing = self.listing(|shard| match initial {
+            InitialPosition::TrimHorizon => shard.was_open_at(horizon),
+            InitialPosition::Latest => shard.was_open_at(now),
+            InitialPosition::AtTimestamp(timestamp) => shard.was_open_at(timestamp.as_millis()),
+        });
+        if !self.quiet && self.draw(4) == 0 {
+            self.reshard();
+        }
+        let leases = initial_leases(&listing, &all, initial, Some(Timestamp::from_millis(self.now)), None).unwrap();
+        self.under_way.push((leases, 0));
+        // Others list before it begins to write.
+        if self.quiet || self.draw(2) == 0 {
+            (0..writes.min(all.len() + 1)).for_each(|_| self.first_sync_goes_on(self.under_way.len() - 1));
+        }
+        self.interrupted |= !self.complete;
+    }
+
+    /// One more lease of a first sync.
+    fn first_sync_goes_on(&mut self, which: usize) {
+        let Some((leases, through)) = self.under_way.get_mut(which) else { return };
+        let Some(lease) = leases.get(*through).cloned() else { return };
+        let (is_first, is_last) = (*through == 0, *through + 1 == leases.len());
+        *through += 1;
+        let is_elsewhere = self.table.get(&lease.shard_id).is_some_and(|row| starts_elsewhere(row, &lease));
+        let decided = lease.initial_timestamp;
+        if !is_elsewhere {
+            self.create(lease);
+        }
+        let alone = decided.is_none() || self.table.values().all(|row| row.initial_timestamp == decided);
+        if is_elsewhere || (is_first && !alone) {
+            self.under_way[which].1 = usize::MAX;
+        } else if is_last {
+            self.complete = true;
+        }
+    }
+
     /// A shard sync of which only the first `writes` take effect.
     fn sync(&mut self, writes: usize) {
-        let missing = if self.table.is_empty() {
-            let (now, initial, horizon) = (self.now, self.initial, self.horizon);
-            let listing = self.listing(|shard| match initial {
-                InitialPosition::TrimHorizon => shard.was_open_at(horizon),
-                InitialPosition::Latest => shard.was_open_at(now),
-                InitialPosition::AtTimestamp(timestamp) => shard.was_open_at(timestamp.as_millis()),
-            });
-            if !self.quiet && self.draw(4) == 0 {
-                self.reshard();
-            }
-            let resolved = Timestamp::from_millis(self.now);
-            self.start = Some(match initial {
-                InitialPosition::TrimHorizon => horizon,
-                InitialPosition::Latest => self.now,
-                InitialPosition::AtTimestamp(timestamp) => timestamp.as_millis(),
-            });
-            initial_leases(&listing, initial, Some(resolved), None).unwrap()
-        } else {
+        if self.table.is_empty() {
+            self.first_sync(writes);
+            return;
+        }
+        let missing = {
             let listing = self.listing(|_| true);
             // the world goes on between the two reads
             match self.draw(5) {
@@ -387,7 +489,7 @@ impl World {
             assert!(self.finished.insert(lease.shard_id.clone()), "read twice: {lease:?}");
             let row = self.table.get_mut(&lease.shard_id).unwrap();
             row.children = children.into_iter().map(|child| child.shard_id).collect();
-            row.checkpoint = Checkpoint::ShardEnd;
+            (row.checkpoint, row.counter) = (Checkpoint::ShardEnd, row.counter + 1);
         }
     }
 
@@ -397,7 +499,7 @@ impl World {
         let mut begun: Vec<_> = startable(&leases).into_iter().map(|lease| lease.shard_id.clone()).collect();
         self.entropy.shuffle(&mut begun);
         if let Some(row) = begun.first().and_then(|shard| self.table.get_mut(shard)) {
-            row.checkpoint = Checkpoint::At(ExtendedSequenceNumber::whole(u128::from(self.now).into()));
+            (row.checkpoint, row.counter) = (Checkpoint::At(ExtendedSequenceNumber::whole(u128::from(self.now).into())), row.counter + 1);
         }
     }
 
@@ -406,6 +508,8 @@ impl World {
         self.entropy.shuffle(&mut deletable);
         if let Some(lease) = deletable.first() {
             self.table.remove(&lease.shard_id);
+            // Leases are kept for longer than a listing is believed.
+            self.under_way.clear();
         }
     }
 
@@ -422,8 +526,9 @@ impl World {
 
     fn step(&mut self) {
         self.now += 1;
-        match self.draw(12) {
+        match self.draw(14) {
             0 => self.reshard(),
+            12 | 13 => self.first_sync_goes_on(self.draw(self.under_way.len())),
             1 | 2 => {
                 let writes = if self.draw(2) == 0 { usize::MAX } else { self.draw(5) };
                 self.sync(writes);
