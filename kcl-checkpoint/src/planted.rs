@@ -148,6 +148,54 @@ bugs! {
     FirstSyncsMix = "first-syncs-mix",
     /// Leases that are made later start where the worker that makes them does, and not where the first ones do.
     OwnStart = "own-start",
+    /// A merged shard's other parent counts as trimmed if a listing lacks it, however old the listing is.
+    UnlistedIsTrimmed = "unlisted-is-trimmed",
+    /// A lease whose row is gone is lost like any other.
+    VanishedUnseen = "vanished-unseen",
+    /// An owner does not note for how long it trusts its lease.
+    TrustNotNoted = "trust-not-noted",
+    /// An observer measures all owners by its own lease duration.
+    OwnDurationForAll = "own-duration-for-all",
+    /// Owners of another library are given no longer than ours.
+    ForeignersAsOurs = "foreigners-as-ours",
+    /// One listing is enough to create a lease that seems to be missing.
+    ConfirmedByOne = "confirmed-by-one",
+    /// A finished lease is deleted as soon as it may be.
+    FinishedGoesAtOnce = "finished-goes-at-once",
+    /// A merged shard's lease is made though its other parent has none.
+    MergeNotAwaited = "merge-not-awaited",
+    /// A release that finds no place in the keeper's queue is not asked again.
+    ReleaseAskedOnce = "release-asked-once",
+    /// The record of the checkpoint is delivered once more at the start of a term.
+    FirstRecordAgain = "first-record-again",
+    /// A checkpoint clears the count of owner changes at once.
+    ProbationForgotten = "probation-forgotten",
+    /// A record that was in work alone and is given back in peace counts as a death.
+    GivenBackForgotten = "given-back-forgotten",
+    /// A lower checkpoint that is asked for later is written.
+    CheckpointGoesBack = "checkpoint-goes-back",
+    /// Records after one that is named as failed count as finished.
+    AfterFailureFinished = "after-failure-finished",
+    /// When a batch is divided its last record is lost.
+    HalvesLoseOne = "halves-lose-one",
+    /// What a call has acknowledged comes again if it says no more.
+    AckedComesBack = "acked-comes-back",
+    /// A record is given up one attempt too early.
+    GivenUpEarly = "given-up-early",
+    /// Successes do not end an outage.
+    OutageNeverEnds = "outage-never-ends",
+    /// A subscription that has given no record yet is renewed at LATEST.
+    StartsAtLatest = "starts-at-latest",
+    /// Checkpoints are written for processors that checkpoint for themselves.
+    ManualIsAutomatic = "manual-is-automatic",
+    /// A worker takes more leases than it may.
+    LimitIgnored = "limit-ignored",
+    /// Leases move only when two workers differ by three.
+    UnevenIsEven = "uneven-is-even",
+    /// A lease that was asked for waits for the worker that asked, dead or alive.
+    DeadNextOwnerAwaited = "dead-next-owner-awaited",
+    /// A lease that a take with a lost answer has made the worker's own is not taken up.
+    OwnRowNotTaken = "own-row-not-taken",
 }
 
 #[cfg(feature = "planted-bugs")]

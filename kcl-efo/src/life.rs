@@ -145,7 +145,9 @@ impl Life {
     pub(crate) fn begin(&mut self) -> Attempt {
         self.generation += 1;
         (self.phase, self.look) = (Phase::Opening, false);
-        Attempt { generation: self.generation, start: self.position }
+        let is_renewal = self.generation > 1 && !matches!(self.position, StartingPosition::AfterSequenceNumber(_));
+        let start = if is_renewal && is_planted(Bug::StartsAtLatest) { StartingPosition::Latest } else { self.position };
+        Attempt { generation: self.generation, start }
     }
 
     /// The attempt was accepted. `false`: it is not the present one.

@@ -102,7 +102,8 @@ pub fn plan(view: &View<'_>, entropy: &Entropy) -> Plan {
     free.sort_by_key(|lease| !(view.overdue)(lease));
     let overdue = free.iter().filter(|lease| (view.overdue)(lease)).count();
     let share = if view.resting { overdue } else { level.saturating_sub(mine).max(overdue) };
-    let takes = share.min(view.max_leases.saturating_sub(mine)).min(free.len());
+    let room = if is_planted(Bug::LimitIgnored) { usize::MAX } else { view.max_leases.saturating_sub(mine) };
+    let takes = share.min(room).min(free.len());
     let left = free.len() - takes;
 
     let (asked, even) = deal(line, view.me, &fleet.movable);
@@ -164,7 +165,9 @@ impl<'a> Fleet<'a> {
             } else if held {
                 Some(view.me)
             } else if owner == Some(view.me) {
-                fleet.own.push(lease);
+                if !is_planted(Bug::OwnRowNotTaken) {
+                    fleet.own.push(lease);
+                }
                 owner
             } else if alive(lease) {
                 if let Some(owner) = owner {
@@ -172,7 +175,7 @@ impl<'a> Fleet<'a> {
                 }
                 owner
             } else {
-                lease.next_owner().filter(|next| fleet.counts.contains_key(next))
+                lease.next_owner().filter(|next| fleet.counts.contains_key(next) || is_planted(Bug::DeadNextOwnerAwaited))
             };
             match belongs_to {
                 Some(worker) => *fleet.counts.entry(worker).or_default() += 1,
@@ -207,7 +210,7 @@ fn deal<'a>(
     let mut remaining: BTreeMap<_, _> = movable.iter().map(|(worker, leases)| (*worker, leases.values())).collect();
     let mut asked = Vec::new();
     while let (Some(&(fewest, poor)), Some(&(most, rich))) = (line.first(), line.last()) {
-        if most < fewest + 2 {
+        if most < fewest + 2 + usize::from(is_planted(Bug::UnevenIsEven)) {
             break;
         }
         line.remove(&(fewest, poor));

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, ExtendedSequenceNumber, FinishedBeyond, PendingCheckpoint, Timestamp};
 
 use crate::write::WriteId;
@@ -217,7 +218,9 @@ impl Lease {
     #[must_use]
     pub fn trusted_for(&self, lease_duration: Duration) -> Duration {
         match &self.trust {
+            _ if is_planted(Bug::OwnDurationForAll) => lease_duration,
             Some(trust) if self.actual_owner() == Some(&trust.owner) => trust.lease_duration.max(lease_duration),
+            _ if is_planted(Bug::ForeignersAsOurs) => lease_duration.max(FOREIGN_FAILOVER),
             _ => lease_duration.max(FOREIGN_FAILOVER) * 4 / 3,
         }
     }

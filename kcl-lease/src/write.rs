@@ -185,7 +185,7 @@ impl LeaseWrite {
     /// records must not come between them.
     #[must_use]
     pub fn checkpoint(held: &Lease, checkpoint: Checkpoint, write_id: WriteId) -> Self {
-        let checkpoint = checkpoint.max(held.checkpoint);
+        let checkpoint = if is_planted(Bug::CheckpointGoesBack) { checkpoint } else { checkpoint.max(held.checkpoint) };
         Self {
             checkpoint: Some(checkpoint),
             pending_checkpoint: pending_after(held, checkpoint),

@@ -80,6 +80,8 @@ impl Simulation {
             }
             Chaos::Recreate => self.recreate(),
             Chaos::Seek(back) => self.seek(back),
+            Chaos::Empty(rows) => self.empty(rows),
+            Chaos::Assign(choice, silence, renewals, releases) => self.assign(choice, silence, renewals, releases),
             Chaos::Mend => {
                 self.fleet.mended.store(true, Ordering::Relaxed);
                 self.judge.with(|oracle, _| oracle.allow_skips());
@@ -147,6 +149,19 @@ impl Simulation {
                 sleep(Duration::from_secs(2)).await;
             }
         });
+    }
+
+    fn empty(&mut self, rows: usize) {
+        self.count("table emptied");
+        let gone = self.aws.strike_leases(APPLICATION, rows);
+        let running: Vec<_> = self.fleet.processes.values().filter(|process| process.handle().is_some()).collect();
+        let running = running.iter().map(|process| process.host.name().to_owned()).collect();
+        self.judge.with(|oracle, now| oracle.emptied(&gone, running, now));
+    }
+
+    fn assign(&mut self, choice: u64, silence: Duration, renewals: u32, releases: bool) {
+        self.count("assigned elsewhere");
+        self.foreigners.spawn(super::foreigner::live(self.aws.clone(), self.judge.clone(), choice, silence, renewals, releases));
     }
 
     fn recreate(&mut self) {

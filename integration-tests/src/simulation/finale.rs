@@ -17,6 +17,7 @@ impl Simulation {
         self.judge.calms_down();
         self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded));
         self.next_record = None;
+        self.foreigners.abort_all();
         self.aws.set_write_budget(super::oracle::APPLICATION, None);
         self.fuses.lock().expect("nobody panics with it").clear();
         self.fleet.processes.values().for_each(|process| process.host.spare());
@@ -140,10 +141,10 @@ impl Simulation {
         for (number, process) in self.fleet.processes.iter().filter(|(number, _)| !broken.contains(number)) {
             let handle = process.handle().ok_or_else(|| format!("machine {number} has no worker"))?;
             let status = handle.status();
-            counts.insert(status.worker.to_string(), (0_usize, status.shards));
+            counts.insert(status.worker.to_string(), (0_usize, status.shards, self.fleet.most_leases(*number)));
         }
         for (shard, owner) in self.judge.lock().owners() {
-            let Some((count, shards)) = owner.as_ref().and_then(|owner| counts.get_mut(owner)) else {
+            let Some((count, shards, _)) = owner.as_ref().and_then(|owner| counts.get_mut(owner)) else {
                 return Err(format!("{shard} belongs to {owner:?}, which is no worker that works"));
             };
             if !shards.contains_key(&shard) {
@@ -151,8 +152,12 @@ impl Simulation {
             }
             *count += 1;
         }
-        let most = counts.values().map(|(count, _)| *count).max().unwrap_or(0);
-        let fewest = counts.values().map(|(count, _)| *count).min().unwrap_or(0);
+        let most = counts.values().map(|(count, ..)| *count).max().unwrap_or(0);
+        if let Some((worker, (count, ..))) = counts.iter().find(|(_, (count, _, most))| count > most) {
+            return Err(format!("{worker} has {count} leases, which is more than it may have"));
+        }
+        // Who has all that it may have takes no more.
+        let fewest = counts.values().filter(|(count, _, most)| count < most).map(|(count, ..)| *count).min().unwrap_or(most);
         if most > fewest + 1 {
             return Err(format!("leases are spread from {fewest} to {most} a worker"));
         }
@@ -167,6 +172,10 @@ impl Simulation {
                 if takes > most {
                     oracle.violated("L7", format!("{takes} leases were taken from {from:?} to {to:?}, at most {most} are right"));
                 }
+            }
+            let taken_over = oracle.states().get("taken over").copied().unwrap_or(0);
+            if demands.nobody_dies && taken_over > 0 {
+                oracle.violated("L7", format!("{taken_over} leases were taken from owners, and all of them lived"));
             }
             if let Some(most) = demands.deaths {
                 let deaths = oracle.states().get("process killed by its record").copied().unwrap_or(0);

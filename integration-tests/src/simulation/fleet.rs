@@ -67,6 +67,8 @@ pub(super) struct Fleet {
     pub(super) exits: JoinSet<(usize, Exit)>,
     /// Whether trimmed records are skipped, by processes that start from now on.
     pub(super) mended: Arc<AtomicBool>,
+    /// Processes that were started.
+    pub(super) started: usize,
     /// The most bytes that a process of the run held beyond what it may.
     pub(super) hosts: Vec<Host>,
 }
@@ -90,9 +92,13 @@ impl Fleet {
         if self.processes.contains_key(&number) {
             return;
         }
-        let host = self.aws.host(&machine(number)).with_call_timeout((self.plan.lease_duration / 5).min(Duration::from_secs(2)));
+        let durations = &self.plan.lease_durations;
+        let lease_duration = durations.get(self.started % durations.len().max(1)).copied().unwrap_or(self.plan.lease_duration);
+        self.started += 1;
+        let host = self.aws.host(&machine(number)).with_call_timeout((lease_duration / 5).min(Duration::from_secs(2)));
         let (stop, (built, handle)) = (CancellationToken::new(), watch::channel(None));
-        let process = host.run(self.process(host.clone(), stop.clone(), built));
+        let process = self.process(host.clone(), stop.clone(), built, lease_duration, self.most_leases(number));
+        let process = host.run(process);
         self.judge.tell(format_args!("{} starts", host.name()));
         let killed = host.clone();
         self.exits.spawn(async move {
@@ -104,6 +110,12 @@ impl Fleet {
         });
         self.hosts.push(host.clone());
         self.processes.insert(number, Process { host, stop, handle, asked_to_stop: None });
+    }
+
+    /// The most leases that a machine's worker takes.
+    pub(super) fn most_leases(&self, number: usize) -> usize {
+        let most = &self.plan.most_leases;
+        most.get(number % most.len().max(1)).copied().unwrap_or(usize::MAX)
     }
 
     /// SIGTERM.
@@ -120,10 +132,17 @@ impl Fleet {
     pub(super) fn ended(&mut self, number: usize, exit: &Exit) -> Option<Duration> {
         let process = self.processes.remove(&number)?;
         let now = self.aws.elapsed();
+        let is_error = matches!(exit, Exit::Ended(Err(_)));
         match exit {
             Exit::Killed => self.judge.tell(format_args!("{} killed", process.host.name())),
             Exit::Ended(Ok(())) => self.judge.tell(format_args!("{} ended", process.host.name())),
-            Exit::Ended(Err(error)) => self.judge.tell(format_args!("{} ended: {error}", process.host.name())),
+            Exit::Ended(Err(error)) => {
+                self.judge.tell(format_args!("{} ended: {error}", process.host.name()));
+                self.judge.with(|oracle, _| oracle.has_ended(process.host.name(), error));
+            }
+        }
+        if !is_error {
+            self.judge.with(|oracle, _| oracle.is_gone(process.host.name()));
         }
         if let Some(asked) = process.asked_to_stop
             && now > asked + SHUTDOWN + Duration::from_secs(3)
@@ -144,6 +163,8 @@ impl Fleet {
         host: Host,
         stop: CancellationToken,
         built: watch::Sender<Option<WorkerHandle>>,
+        lease_duration: Duration,
+        most_leases: usize,
     ) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
         let plan = Arc::clone(&self.plan);
         let (judge, entropy) = (self.judge.clone(), self.entropy.clone());
@@ -151,7 +172,8 @@ impl Fleet {
         async move {
             let builder = host
                 .worker(APPLICATION, STREAM)
-                .lease_duration(plan.lease_duration)
+                .lease_duration(lease_duration)
+                .max_leases(most_leases)
                 .shutdown_timeout(SHUTDOWN)
                 .retrieval(plan.retrieval)
                 .initial_position(plan.initial)

@@ -7,6 +7,7 @@
 //! | [`run`](mod@run) | carries a plan out |
 //! | `chaos` | what happens to fleet, stream and services, entry by entry of the schedule |
 //! | `finale` | the end of a run, and what must come true in it |
+//! | `foreigner` | a worker of the Java library, and the leader that assigns a lease to it |
 //! | `fleet` | machines and the processes on them, started again when they end |
 //! | [`users`] | the services of the fleet, as ordinary users write them, and their database |
 //! | `processor`, `publisher` | a model of a service that tells the truth, and what feeds the stream |
@@ -22,6 +23,7 @@ mod aggregates;
 mod chaos;
 mod finale;
 mod fleet;
+mod foreigner;
 mod logs;
 pub mod memory;
 pub mod oracle;

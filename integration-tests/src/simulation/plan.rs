@@ -61,6 +61,11 @@ pub enum Chaos {
     Burst(u32),
     /// The stream is deleted and made anew.
     Recreate,
+    /// Somebody deletes so many rows of the lease table, or all.
+    Empty(usize),
+    /// A leader of the Java library asks for a lease (the number chooses it) for a worker of its own, which is silent for so long when it has it, renews it so often,
+    /// and is gone then: with a release if the last is true.
+    Assign(u64, Duration, u32, bool),
     /// From now on workers skip trimmed records: what operators do in the end.
     Mend,
     /// An operator lets the application begin so long before now, or, with zero, at the oldest record; and asks again until that is done.
@@ -235,6 +240,8 @@ pub struct Demands {
     pub calls_end: Option<Duration>,
     /// Processes that are killed by a record: at most so many.
     pub deaths: Option<u64>,
+    /// Nobody dies, or seems to: no lease is taken from an owner.
+    pub nobody_dies: bool,
 }
 
 /// One run.
@@ -250,6 +257,10 @@ pub struct Plan {
     pub workers: usize,
     /// The lease duration.
     pub lease_duration: Duration,
+    /// Those of the processes, one after the other as they start; if there are none, all have the above.
+    pub lease_durations: Vec<Duration>,
+    /// The most leases of each machine, in turns; if there are none, all take as many as they can.
+    pub most_leases: Vec<usize>,
     /// How the stream is read.
     pub retrieval: RetrievalMode,
     /// Time between two reads of a shard without records.
@@ -292,6 +303,8 @@ impl Plan {
             shards: options.shards.unwrap_or(4),
             workers: options.workers.unwrap_or(3),
             lease_duration: Duration::from_secs(10),
+            lease_durations: Vec::new(),
+            most_leases: Vec::new(),
             retrieval: RetrievalMode::Polling,
             idle_interval: Duration::from_secs(1),
             initial: InitialPosition::TrimHorizon,

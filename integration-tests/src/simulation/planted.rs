@@ -8,7 +8,7 @@ pub use self::search::find;
 /// # Errors
 /// This build has no bugs.
 #[cfg(not(feature = "planted-bugs"))]
-pub fn find(_name: &str, _seeds: u64, _from: u64) -> anyhow::Result<bool> {
+pub fn find(_name: &str, _scenario: Option<&str>, _seeds: u64, _from: u64) -> anyhow::Result<bool> {
     anyhow::bail!("this build has no bugs to put in: build it with `--features planted-bugs`")
 }
 
@@ -26,7 +26,7 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 24] = [
+    const SEARCHED: [&str; 28] = [
         "random-mix",
         "naive-users",
         "reshard-storm",
@@ -51,6 +51,10 @@ mod search {
         "slow-keys",
         "seek",
         "dependency-outage",
+        "first-sync-reshard",
+        "cut-off-alone",
+        "emptied-table",
+        "mixed-fleet",
     ];
 
     /// A bug that was found.
@@ -62,17 +66,17 @@ mod search {
         violation: Violation,
     }
 
-    fn plan(place: u64, from: u64) -> Plan {
-        let name = SEARCHED[usize::try_from(place % SEARCHED.len() as u64).unwrap_or(0)];
+    fn plan(scenarios: &[&str], place: u64, from: u64) -> Plan {
+        let name = scenarios[usize::try_from(place % scenarios.len() as u64).unwrap_or(0)];
         let scenario = named(name).expect("invariant: the scenarios that are searched exist");
         (scenario.plan)(from + place, &Options::default())
     }
 
     /// Runs seed after seed until one fails, at most so many.
-    fn search(bug: Bug, seeds: u64, from: u64) -> Option<Found> {
+    fn search(bug: Bug, scenarios: &[&str], seeds: u64, from: u64) -> Option<Found> {
         plant(Some(bug));
         let found = (0..seeds).find_map(|place| {
-            let plan = plan(place, from);
+            let plan = plan(scenarios, place, from);
             let violation = run(&plan, Detail::Logs).violation?;
             Some(Found { bug, seeds: place + 1, scenario: plan.scenario, seed: plan.seed, violation })
         });
@@ -80,14 +84,20 @@ mod search {
         found
     }
 
-    /// Finds the bug of this name, or all of them, in at most so many seeds each; prints what found it. `false`: one was not found.
+    /// Finds the bug of this name, or all of them, in at most so many seeds each, of one scenario or of several in turns; prints what found it. `false`: one
+    /// was not found.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is none of this name, or no such scenario.
     ///
     /// # Panics
     /// If a thread does.
-    pub fn find(name: &str, seeds: u64, from: u64) -> anyhow::Result<bool> {
+    pub fn find(name: &str, scenario: Option<&str>, seeds: u64, from: u64) -> anyhow::Result<bool> {
+        if let Some(scenario) = scenario {
+            super::super::scenario::named(scenario).with_context(|| format!("no scenario `{scenario}`: `--list` names them"))?;
+        }
+        let one: Vec<_> = scenario.into_iter().collect();
+        let scenarios: &[&str] = if one.is_empty() { &SEARCHED } else { &one };
         let named = |bug: &&Bug| name == "all" || bug.name() == name;
         let bugs: Vec<_> = Bug::ALL.iter().filter(named).copied().collect();
         let names = || Bug::ALL.iter().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
@@ -98,7 +108,7 @@ mod search {
             for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
                 scope.spawn(|| {
                     while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let found = search(*bug, seeds, from);
+                        let found = search(*bug, scenarios, seeds, from);
                         match &found {
                             Some(found) => {
                                 let Found { bug, seeds, scenario, seed, violation } = found;

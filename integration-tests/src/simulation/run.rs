@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::fleet::{Exit, Fleet};
 use super::logs::Listener;
-use super::oracle::{Judge, Violation};
+use super::oracle::{Judge, Oracle, Violation};
 use super::plan::{Chaos, Plan};
 use super::publisher::{Publisher, STREAM};
 use super::trace::Trace;
@@ -115,6 +115,8 @@ pub(super) struct Simulation {
     /// Writes after which a process is killed.
     pub(super) fuses: Fuses,
     pub(super) next_record: Option<Instant>,
+    /// Workers of the Java library.
+    pub(super) foreigners: JoinSet<()>,
     /// A seek that is being made.
     pub(super) operators: JoinSet<()>,
     /// Tasks, bytes and shards when growth began to be watched.
@@ -142,6 +144,7 @@ impl Simulation {
             in_service: BTreeMap::new(),
             exits: JoinSet::new(),
             mended: Arc::new(AtomicBool::new(false)),
+            started: 0,
             hosts: Vec::new(),
         };
         let publisher = Publisher::new(aws.clone(), judge.clone(), plan.traffic.clone(), Entropy::from_seed(entropy.u64()));
@@ -159,6 +162,7 @@ impl Simulation {
             events: BTreeMap::new(),
             fuses,
             operators: JoinSet::new(),
+            foreigners: JoinSet::new(),
             next_record: Some(Instant::now() + plan.traffic.from),
             memory: None,
             plan,
@@ -283,6 +287,7 @@ impl Simulation {
                 });
             }
         }
+        self.judge.with(Oracle::all_have_ended);
         if let Some(within) = demands.calls_end {
             self.judge.with(|oracle, now| oracle.calls_end_with_their_terms(now, within));
         }

@@ -22,6 +22,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kcl_checkpoint::ExtendedSequenceNumber;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::ShardId;
 use tokio::time::Instant;
 
@@ -95,6 +96,9 @@ pub(super) struct Outcomes {
 impl Outcomes {
     /// Notes that a call has finished a record.
     pub(super) fn succeeded(&mut self, began: Instant) {
+        if is_planted(Bug::OutageNeverEnds) {
+            return;
+        }
         self.success = self.success.max(Some(began));
         self.failing.clear();
         self.failed_calls = 0;

@@ -261,6 +261,9 @@ impl Hold {
             if matches!(term.status(), TermStatus::Ended(_)) {
                 return;
             }
+            if is_planted(Bug::ReleaseAskedOnce) {
+                ended(term).await;
+            }
         }
     }
 }

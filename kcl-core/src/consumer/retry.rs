@@ -137,7 +137,7 @@ impl RetryPolicy {
             return exhausted;
         }
         if !self.asks_others() {
-            if history.failures >= self.max_attempts {
+            if history.failures + u32::from(is_planted(Bug::GivenUpEarly)) >= self.max_attempts {
                 return exhausted;
             }
         } else {
@@ -307,7 +307,9 @@ impl Slots {
     }
 
     fn rest_comes_back(&mut self, judged: &mut Judged) {
-        self.finish(|_| false, judged);
+        if !is_planted(Bug::AckedComesBack) {
+            self.finish(|_| false, judged);
+        }
         judged.back.extend(self.entries.drain(..).flatten());
     }
 
@@ -315,7 +317,7 @@ impl Slots {
         // One that was committed or acknowledged failed after that: what comes after was not tried.
         let is_settled = self.is_acknowledged(index) || (index < self.covered && failure.advice != Advice::Poison);
         let culprit = if is_settled { None } else { self.entries[index].take() };
-        self.finish(|other| other < index, judged);
+        self.finish(|other| other < index || is_planted(Bug::AfterFailureFinished), judged);
         match culprit {
             Some(culprit) => {
                 if let Some(next) = self.entries[index + 1..].iter_mut().flatten().next() {
@@ -399,6 +401,9 @@ impl Slots {
                 let is_worlds = finding == Finding::World && failure.advice == Advice::Retry && rules.policy.asks_others();
                 if !judged.stop && !is_worlds {
                     several[several.len() / 2].cut = true;
+                }
+                if is_planted(Bug::HalvesLoseOne) {
+                    open.pop();
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The end of a shard: its children get their leases, then it is ended, so that a crash between any two steps leaves no hole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kcl_checkpoint::Checkpoint;
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -12,7 +12,7 @@ use super::rewind::PAUSE;
 use super::seat::Callback;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::status::ShardState;
-use crate::stream::{ChildShard, ShardFilter};
+use crate::stream::{ChildShard, Shard, ShardFilter};
 
 impl ShardConsumer {
     /// Creates the children's leases, lets the processor finish, and ends the shard. A child can't start before the last step: its
@@ -156,25 +156,25 @@ impl ShardConsumer {
         }
     }
 
-    /// The children's other parents that have no lease though Kinesis still lists them. Not of a child that has one: its parents were known when it was made, and
+    /// The children's other parents that have no lease and were not trimmed. Not of a child that has one: its parents were known when it was made, and
     /// one of them may have been read to its end and cleaned up since. (This one begins anew after a seek, say.)
     async fn unknown_parents(&mut self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, String> {
         let table = &self.hold.shared.table;
         let has_lease = async |shard: &ShardId| table.get(shard).await.map(|lease| lease.is_some()).map_err(|error| error.to_string());
-        let mut unknown = BTreeSet::new();
+        let mut unknown = BTreeMap::new();
         for child in children {
             let others = child.parents.iter().filter(|parent| *parent != self.hold.shard.shard_id());
             for parent in others {
                 if !has_lease(parent).await? && !has_lease(&child.shard_id).await? {
-                    unknown.insert(parent.clone());
+                    unknown.insert(parent.clone(), child.shard_id.clone());
                 }
             }
         }
         if !unknown.is_empty() {
             let listed = self.hold.shared.stream_api.list_shards(ShardFilter::All).await.map_err(|error| error.to_string())?;
-            unknown.retain(|parent| listed.iter().any(|shard| shard.shard_id == *parent));
+            unknown.retain(|parent, child| !was_trimmed(parent, child, &listed));
         }
-        Ok(unknown)
+        Ok(unknown.into_keys().collect())
     }
 
     async fn create_lease(&mut self, lease: &Lease) -> Result<(), Stop> {
@@ -190,6 +190,44 @@ impl ShardConsumer {
                 Err(error) => self.hold.failing(error.cause(), &error),
             }
             self.hold.pause(backoff.next_wait()).await?;
+        }
+    }
+}
+
+/// Whether a listing shows that a child's parent was trimmed: it lacks the parent, and is no older than the child. One that lags lacks a parent that is about to be listed:
+/// shards are merged and merged again within seconds.
+fn was_trimmed(parent: &ShardId, child: &ShardId, listing: &[Shard]) -> bool {
+    // Kinesis numbers shards as they come.
+    let is_no_older = || is_planted(Bug::UnlistedIsTrimmed) || listing.iter().any(|shard| shard.shard_id >= *child);
+    listing.iter().all(|shard| shard.shard_id != *parent) && is_no_older()
+}
+
+#[cfg(test)]
+mod tests {
+    use kcl_lease::HashKeyRange;
+
+    use super::*;
+
+    #[test]
+    fn a_parent_that_a_listing_lacks_was_trimmed_if_the_listing_is_no_older_than_the_child() {
+        let shard = |number: u32| Shard {
+            shard_id: format!("shard-{number}").as_str().into(),
+            parents: BTreeSet::new(),
+            hash_range: HashKeyRange { start: 0, end: u128::MAX },
+            starting_sequence_number: u128::from(number).into(),
+            ending_sequence_number: None,
+        };
+        for (listing, expected) in [
+            (&[1, 3, 4][..], false),
+            (&[1, 4], true),
+            // the child was trimmed too
+            (&[1, 7], true),
+            // the listing is from before the parent
+            (&[1, 2], false),
+            (&[], false),
+        ] {
+            let listing: Vec<_> = listing.iter().map(|number| shard(*number)).collect();
+            assert_eq!(was_trimmed(&"shard-3".into(), &"shard-4".into(), &listing), expected, "{listing:?}");
         }
     }
 }

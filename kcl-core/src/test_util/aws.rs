@@ -142,6 +142,15 @@ impl SimulatedAws {
         self.table(application).list()
     }
 
+    /// Deletes so many of the application's leases, oldest shards first, whoever holds them: what somebody does who empties the lease table or makes it anew. Returns
+    /// those that are gone. No call is made for it, and no observer is told.
+    pub fn strike_leases(&self, application: &str, most: usize) -> Vec<Lease> {
+        let table = self.table(application);
+        let gone: Vec<_> = table.list().into_iter().take(most).collect();
+        gone.iter().for_each(|lease| table.strike(lease));
+        gone
+    }
+
     /// Makes a table for items that processors commit with [`ShardContext::commit`](crate::ShardContext::commit), told apart by these attributes: a partition key, and
     /// a sort key if there are two. Commits may put items, over others or under the condition `attribute_not_exists(key)`; anything else needs `kcl-local`.
     pub fn create_table(&self, name: &str, key: &[&str]) {

@@ -62,6 +62,11 @@ impl Store {
         now(self.rows.list()).leases
     }
 
+    /// Deletes a row, whoever holds it.
+    pub(super) fn strike(&self, lease: &Lease) {
+        now(self.rows.delete(lease));
+    }
+
     fn get(&self, shard: &ShardId) -> Option<Lease> {
         now(self.rows.get(shard))
     }

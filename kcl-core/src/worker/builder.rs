@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::Worker;
 use super::coordinator::{Coordinator, Held};
 use super::machine::Machine;
-use super::shard_sync::ShardSync;
+use super::shard_sync::{Beginning, ShardSync};
 use super::start_retry::{START_PATIENCE, StartRetry};
 use super::taking::Asked;
 use super::unowned::UnownedLeases;
@@ -543,6 +543,7 @@ impl WorkerBuilder {
             begun,
             suspected: std::collections::BTreeSet::new(),
             going: std::collections::BTreeMap::new(),
+            beginning: Beginning::default(),
         };
         Ok(Worker {
             shared,

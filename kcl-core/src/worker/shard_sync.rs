@@ -59,6 +59,34 @@ pub(super) struct ShardSync {
     pub(super) suspected: BTreeSet<ShardId>,
     /// Finished leases that may go, and since when.
     pub(super) going: BTreeMap<ShardId, Going>,
+    /// Who creates the first leases, if some are missing.
+    pub(super) beginning: Beginning,
+}
+
+/// Who creates the leases with which the application begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// None are missing, as far as this worker knows.
+    #[default]
+    Through,
+    /// This worker: it has created the first one.
+    Here,
+    /// Another one, since this time (boot time).
+    Elsewhere(Duration),
+}
+
+impl Beginning {
+    /// Returns whether this worker may create first leases now. It leaves another worker's first sync alone until its last call is over: that one has chosen its shards
+    /// by its own listing, and leaves out what they came of.
+    fn may_go_on(&mut self, now: Duration) -> bool {
+        if *self == Self::Through {
+            *self = Self::Elsewhere(now);
+        }
+        match self {
+            Self::Elsewhere(since) => now.saturating_sub(*since) >= KEPT || is_planted(Bug::FirstSyncsMix),
+            Self::Here | Self::Through => true,
+        }
+    }
 }
 
 /// A finished lease that may go.
@@ -160,7 +188,15 @@ impl ShardSync {
         let mut leases = listing.leases;
         leases.extend(listing.unreadable.into_iter().map(|item| Lease::new(item.key.into(), Checkpoint::TrimHorizon)));
         let missing = shard_sync::missing_leases(&shards, &leases, self.shared.initial, self.latest());
-        let (confirmed, suspected) = shard_sync::confirmed(missing, &self.suspected);
+        let (confirmed, mut suspected) = shard_sync::confirmed(missing, &self.suspected);
+        let (first, mut confirmed): (Vec<_>, Vec<_>) = confirmed.into_iter().partition(begins);
+        if first.is_empty() && !suspected.iter().any(begins) {
+            self.beginning = Beginning::Through;
+        } else if self.beginning.may_go_on(self.shared.clock.boot_time()) {
+            confirmed = first.into_iter().chain(confirmed).collect();
+        } else {
+            suspected.extend(first);
+        }
         for (index, lease) in confirmed.iter().enumerate() {
             if self.create(lease, listed_at).await?.is_none() {
                 // What is suspected stays so: the next listing confirms it.
@@ -209,14 +245,19 @@ impl ShardSync {
                 Some(false) => !self.is_elsewhere(lease).await?,
                 None => return Ok(self.not_all_created(index)),
             };
+            if is_ours && index == 0 {
+                self.beginning = Beginning::Here;
+            }
             // If the oldest shard was trimmed between two listings, each of two workers has another first lease. Then both create theirs before they look, and
             // one at least sees the other's.
             if !is_ours || (index == 0 && !self.decides_alone(lease).await?) {
                 tracing::info!(shard = %lease.shard_id, "another worker creates the first leases; its choice of shards holds");
+                self.beginning = Beginning::Elsewhere(self.shared.clock.boot_time());
                 return Ok(CONFIRM_AFTER.min(self.interval));
             }
         }
         self.suspected.clear();
+        self.beginning = Beginning::Through;
         self.look_again.notify_one();
         Ok(self.interval)
     }
@@ -304,12 +345,20 @@ async fn pause_or_give_up(error: TableError, backoff: &mut Backoff) -> Result<Ta
     Ok(error)
 }
 
+/// Whether a lease is one of those with which an application begins elsewhere than at the oldest record.
+fn begins(lease: &Lease) -> bool {
+    matches!(lease.checkpoint, Checkpoint::Latest | Checkpoint::AtTimestamp)
+}
+
 /// Of leases that may go, those that may have gone for a while. `going`: since when each may.
 fn kept_long_enough(going: &mut BTreeMap<ShardId, Going>, may_go: Vec<Lease>, now: Duration) -> Vec<Lease> {
     going.retain(|shard, going| may_go.iter().any(|lease| lease.shard_id == *shard && lease.counter == going.counter));
     let mut since = |lease: &Lease| going.entry(lease.shard_id.clone()).or_insert(Going { counter: lease.counter, since: now }).since;
     let kept: Vec<_> = may_go.into_iter().map(|lease| (since(&lease), lease)).collect();
-    kept.into_iter().filter(|(since, _)| now.saturating_sub(*since) >= KEPT).map(|(_, lease)| lease).collect()
+    kept.into_iter()
+        .filter(|(since, _)| now.saturating_sub(*since) >= KEPT || is_planted(Bug::FinishedGoesAtOnce))
+        .map(|(_, lease)| lease)
+        .collect()
 }
 
 /// Whether this worker looks after the shards now.

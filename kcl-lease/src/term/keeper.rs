@@ -231,11 +231,8 @@ impl TermKeeper {
     }
 
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
-        // A term that ran out, while the process stood still, may find its shard ended by others and its row cleaned up.
         let is_valid = self.context.clock.boot_time() < self.view.borrow().valid_until;
-        if is_valid {
-            self.context.vanished.look(&self.held, row);
-        }
+        self.context.vanished.look(&self.held, is_valid, row);
         let owner = row.and_then(|row| row.actual_owner()).map(ToString::to_string);
         tracing::warn!(shard = %self.held.shard_id, owner, "lease lost");
         TermEnd::Lost
@@ -262,7 +259,10 @@ impl TermKeeper {
             Intent::Restart(start) => LeaseWrite::restart(&self.held, *start, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
-        if matches!(write.switches, Switches::Set(0)) && self.probation.is_some_and(|until| Instant::now() < until) {
+        if matches!(write.switches, Switches::Set(0))
+            && self.probation.is_some_and(|until| Instant::now() < until)
+            && !is_planted(Bug::ProbationForgotten)
+        {
             // A record that kills processes is found by this count. With a checkpoint on the way to it each of them would begin anew.
             write.switches = Switches::Keep;
         }
@@ -271,7 +271,9 @@ impl TermKeeper {
             write.checkpoint = write.checkpoint.map(|at| at.record().map_or(at, |record| whole(record).into()));
         }
         let notes = self.notes.borrow_and_update();
-        if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back) {
+        if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back)
+            && !is_planted(Bug::GivenBackForgotten)
+        {
             write.suspect = Change::Set(suspect);
         }
         if notes.carefree {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, PendingCheckpoint, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -193,7 +194,7 @@ pub async fn acquire(context: &TermContext, seen: &Lease) -> Result<Acquired, Ta
     let mut write = LeaseWrite::take(seen, &context.worker, context.write_id());
     write.stream_created_if_absent = context.stream_created;
     let trust = Trust::new(context.worker.clone(), context.timing.lease_duration);
-    if seen.trust.as_ref() != Some(&trust) {
+    if seen.trust.as_ref() != Some(&trust) && !is_planted(Bug::TrustNotNoted) {
         write.trust = Change::Set(trust);
     }
     if seen.checkpoint == Checkpoint::Latest {

@@ -38,7 +38,7 @@ pub(crate) fn carry_out(options: &Options) -> anyhow::Result<bool> {
         return Ok(true);
     }
     if let Some(name) = &options.planted {
-        return integration_tests::simulation::planted::find(name, options.seeds, options.from);
+        return integration_tests::simulation::planted::find(name, options.scenario.as_deref(), options.seeds, options.from);
     }
     let jobs = jobs(options)?;
     if options.plan {

@@ -48,9 +48,14 @@ impl Oracle {
         {
             self.reached("note of what is finished inside an aggregate");
         }
+        self.emptied.written(after);
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
+        if takes {
+            self.taken_from_elsewhere(host, before, now);
+        }
+        self.owned_elsewhere(after, now);
         if resumes {
             self.reached("resumed from outside");
         } else if takes {
@@ -73,9 +78,12 @@ impl Oracle {
     fn taken(&mut self, host: &str, before: &Lease, after: &Lease, now: Duration) {
         let shard = &after.shard_id;
         self.takes.push(now);
+        self.emptied.taken(host, shard);
+        let sought = self.seeks.any;
         let log = self.log.shards.entry(shard.clone()).or_default();
         let first = log.start_of(after);
         let inside = log.is_inside(first);
+        let first = if sought { first } else { self.log.start_of_first(after) };
         let terms = self.terms.entry(shard.clone()).or_default();
         let mut gave_up = false;
         let mut taken_over = false;
@@ -233,24 +241,50 @@ impl Oracle {
     pub(super) fn created(&mut self, host: &str, lease: &Lease, now: Duration) {
         let shard = &lease.shard_id;
         self.trace.line(now, format_args!("{host} create {shard} checkpoint {} instant {:?}", lease.checkpoint, lease.initial_timestamp));
+        let was_empty = self.rows.is_empty();
         self.rows.insert(shard.clone(), lease.clone());
+        self.begun_anew(host, shard, was_empty);
         if self.seeks.under_way {
             // The shard that it comes of has just ended, perhaps: whatever the seek has passed over is asked for with it.
             self.begins_anew(lease);
         } else if self.finished.contains(shard) {
             self.violated("S7", format!("{host} made the lease of {shard} anew, which was finished"));
         }
+        if lease.lies_before_start() {
+            self.made_before_start(host, lease);
+            return;
+        }
         if let Some(instant) = lease.initial_timestamp
+            && lease.checkpoint != Checkpoint::TrimHorizon
             && !self.seeks.any
-            && !self.log.has_scope()
         {
-            // Records that arrive while the first leases are made are not asked for: they may come all the same.
-            let made = Timestamp::from_millis(1_790_000_000_000 + u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-            self.log.begins(instant.max(made));
+            self.log.begins(instant, self.clocks_err);
+            self.not_after_its_children(host, shard);
         }
         let parents = self.log.shards.get(shard).map(|log| log.parents.clone()).unwrap_or_default();
         if lease.checkpoint != Checkpoint::TrimHorizon && parents.iter().any(|parent| self.finished.contains(parent)) {
             self.violated("S1", format!("{host} made the lease of {shard} at {}, though its parent was read to its end", lease.checkpoint));
+        }
+    }
+
+    /// A first sync has made the lease of a shard finished: nothing of it is asked for.
+    fn made_before_start(&mut self, host: &str, lease: &Lease) {
+        self.reached("first lease before the start");
+        let shard = &lease.shard_id;
+        let instant = lease.initial_timestamp.map_or(0, Timestamp::as_millis) + self.clocks_err;
+        let Some(log) = self.log.shards.get(shard) else { return };
+        if !log.closed || log.entries.iter().any(|entry| entry.arrival.as_millis() >= instant) {
+            self.violated("S8", format!("{host} made a finished lease of {shard}, which does not lie before the start at {instant}"));
+        }
+    }
+
+    /// A shard of which there is something to read has no lease yet when what came of it is read: its records would come after theirs.
+    fn not_after_its_children(&mut self, host: &str, shard: &ShardId) {
+        let Some(log) = self.log.shards.get(shard) else { return };
+        let read =
+            log.children.iter().find(|child| self.terms.get(*child).is_some_and(|terms| terms.iter().any(|term| term.next > term.first)));
+        if let Some(child) = read.filter(|_| log.done_to < log.entries.len()).cloned() {
+            self.violated("S4", format!("{host} made the lease of {shard} after its child {child} was read"));
         }
     }
 
@@ -261,6 +295,9 @@ impl Oracle {
         self.reached("lease deleted");
         if !lease.checkpoint.is_shard_end() {
             self.violated("S7", format!("{host} deleted the lease of {shard}, which is not finished"));
+            return;
+        }
+        if lease.lies_before_start() {
             return;
         }
         let Some(log) = self.log.shards.get(shard) else { return };

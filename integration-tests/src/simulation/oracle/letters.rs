@@ -19,6 +19,9 @@ impl Oracle {
         self.trace.line(now, format_args!("{host} dead letter {shard} {position} {}", letter.kind.as_str()));
         self.reached("dead letter accepted");
         self.limits.excuse(host, "sqs:SendMessageBatch", "");
+        if self.emptied.held(host, shard) {
+            return;
+        }
         if let Some(wrong) = self.wrong_with(letter) {
             self.violated("S9", format!("{wrong}: letter of record {position} of {shard} by {host}"));
         }

@@ -82,6 +82,8 @@ pub(super) struct Log {
     pub(super) shards: BTreeMap<ShardId, ShardLog>,
     /// Records that arrived before are not asked for.
     scope: Option<Timestamp>,
+    /// The earliest instant that a first lease tells: where all shards start.
+    start: Option<Timestamp>,
     undone: usize,
     delivered: Order,
     effects: Order,
@@ -172,18 +174,33 @@ impl Log {
         self.undone += usize::from(!done);
     }
 
-    /// Records that arrived before this time are not asked for. The first word on it stands.
-    pub(super) fn begins(&mut self, time: Timestamp) {
-        if self.scope.is_some() {
-            return;
-        }
-        self.scope = Some(time);
+    /// A first lease starts at this instant: records that arrived before it, and some milliseconds more in which clocks may err, are not asked for. The earliest
+    /// of all such instants counts.
+    pub(super) fn begins(&mut self, instant: Timestamp, error_millis: u64) {
+        self.start = Some(self.start.map_or(instant, |start| start.min(instant)));
+        let time = Timestamp::from_millis(instant.as_millis().saturating_add(error_millis));
+        let before = self.scope.replace(self.scope.map_or(time, |scope| scope.min(time)));
         for log in self.shards.values_mut() {
-            for entry in log.entries.iter_mut().filter(|entry| !entry.done && entry.arrival < time) {
-                entry.done = true;
-                self.undone -= 1;
+            for (index, entry) in log.entries.iter_mut().enumerate().filter(|(_, entry)| !entry.processed) {
+                let done = entry.arrival < time;
+                if before.is_none() && done && !entry.done {
+                    (entry.done, self.undone) = (true, self.undone - 1);
+                }
+                if before.is_some_and(|before| entry.arrival < before) && !done && entry.done {
+                    (entry.done, self.undone) = (false, self.undone + 1);
+                    log.done_to = log.done_to.min(index);
+                }
             }
             log.settle();
+        }
+    }
+
+    /// The index of the first record of a shard that a term delivers that begins with this row. First leases start where the first of them does.
+    pub(super) fn start_of_first(&self, row: &Lease) -> usize {
+        let Some(log) = self.shards.get(&row.shard_id) else { return 0 };
+        match (row.checkpoint, self.start) {
+            (Checkpoint::Latest | Checkpoint::AtTimestamp, Some(start)) => log.since(start),
+            _ => log.start_of(row),
         }
     }
 
@@ -207,6 +224,18 @@ impl Log {
         self.shards.clear();
         self.undone = 0;
         (self.delivered, self.effects) = (Order::default(), Order::default());
+    }
+
+    /// Nothing is known of the application any more: all that these shards hold is asked for again, as far as the next first lease wants it.
+    pub(super) fn forgotten(&mut self, shards: &BTreeSet<ShardId>, all: bool) {
+        if all {
+            (self.scope, self.start) = (None, None);
+        }
+        let scope = self.scope;
+        for shard in shards {
+            let first = self.shards.get(shard).map_or(0, |log| scope.map_or(0, |scope| log.since(scope)));
+            let _ = self.ask_again(shard, first);
+        }
     }
 
     /// `None`: there is no such record.

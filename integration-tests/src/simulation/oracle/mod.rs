@@ -5,6 +5,8 @@
 //! | `log` | what was published, in the true order of each shard; what of it is finished |
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
+//! | `emptied` | after rows of the lease table were deleted: who held them ends, and nobody who ran then begins anew in an empty table |
+//! | `foreigners` | nothing is taken from a worker of the Java library while it has the right to be silent |
 //! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
 //! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
@@ -17,7 +19,9 @@
 //! are wrong.
 
 mod deliveries;
+mod emptied;
 mod ending;
+mod foreigners;
 mod leases;
 mod letters;
 mod limits;
@@ -30,18 +34,20 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kcl_core::test_util::{Event, SimulatedAws};
+use kcl_core::test_util::{Event, Service, SimulatedAws};
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
 use kcl_lease::{Lease, TransactItems};
 use tokio::sync::Notify;
 
+use self::emptied::Emptied;
+pub(super) use self::foreigners::FOREIGNER;
 use self::limits::Limits;
 use self::lives::Lives;
 pub(super) use self::lives::{Call, CallEnd};
 use self::log::Log;
 use self::seeks::Seeks;
 use super::fleet::MAX_ATTEMPTS;
-use super::plan::{Plan, Tells};
+use super::plan::{Chaos, Plan, Tells};
 use super::publisher::Published;
 use super::trace::Trace;
 use super::users::Way;
@@ -125,6 +131,8 @@ pub(super) struct Oracle {
     contiguous: bool,
     trimmed_may_be_skipped: bool,
     retention: Duration,
+    /// By so many milliseconds what workers take for the service's time may be early.
+    clocks_err: u64,
     log: Log,
     limits: Limits,
     /// Recent terms of each shard, the present one last.
@@ -142,6 +150,10 @@ pub(super) struct Oracle {
     skipped_unread: u64,
     /// When the stream was made, once it was made anew: rows of another one are none of its.
     made_anew: Option<Timestamp>,
+    /// Rows were deleted: what must come of it.
+    emptied: Emptied,
+    /// Leases of the Java library's workers, and when their rows were changed last.
+    foreign: BTreeMap<ShardId, Duration>,
     /// Records that wait for a processor's flush, and how many processors hold them.
     collected: BTreeMap<(ShardId, ExtendedSequenceNumber), usize>,
     /// Terms of the stream before: host, shard, token.
@@ -169,6 +181,14 @@ fn keeps_order(plan: &Plan) -> bool {
     let handling = &plan.handling;
     let goes_on = handling.way == Way::Model && handling.tells == Tells::These;
     handling.way.keeps_order() && !goes_on && handling.poisoned_key != PoisonedKey::Pass
+}
+
+/// By how much a worker may be wrong about the service's time, in milliseconds. A wall clock that agrees with the service is exact; otherwise it is the
+/// second that the service has told, and that is as old as the answer.
+fn clocks_err(plan: &Plan) -> u64 {
+    let exact = plan.schedule.iter().all(|(_, chaos)| !matches!(chaos, Chaos::StepClock(..) | Chaos::ClockRate(..) | Chaos::Freeze(..)))
+        && plan.rates.get(&Service::Stream).is_none_or(|rates| rates.slow == 0.0);
+    if exact { 1 } else { 5_000 }
 }
 
 /// The oracle, as everybody reaches it. Clones share it.
@@ -202,6 +222,7 @@ impl Judge {
                 contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
+                clocks_err: clocks_err(plan),
                 log: Log::default(),
                 limits: Limits::new(plan.handling.manual || plan.handling.way.checkpoints_each_record()),
                 terms: BTreeMap::new(),
@@ -214,6 +235,8 @@ impl Judge {
                 repeated: 0,
                 skipped_unread: 0,
                 made_anew: None,
+                emptied: Emptied::default(),
+                foreign: BTreeMap::new(),
                 collected: BTreeMap::new(),
                 old_terms: BTreeSet::new(),
                 audits: 0,
@@ -381,6 +404,7 @@ impl Oracle {
                 self.sought(host, write, before, after, now);
             }
             Event::LeaseCreated { host, lease } if seeks::is_operator(host) => self.made_by_operator(host, lease, now),
+            Event::LeaseWritten { host, before, after, .. } if foreigners::is_one(host) => self.written_elsewhere(host, before, after, now),
             Event::LeaseWritten { host, sent, write, before, after } => self.written(host, sent, write, before, after, now),
             Event::LeaseWriteRecognised { host, write } => {
                 self.trace.line(now, format_args!("{host} write of {} found in effect", write.shard_id));
@@ -451,6 +475,10 @@ impl Oracle {
 
     /// A record is finished. Returns whether it is for the first time.
     fn finish(&mut self, host: &str, shard: &ShardId, position: ExtendedSequenceNumber, now: Duration) -> bool {
+        if self.emptied.held(host, shard) {
+            // What it had is asked for again.
+            return false;
+        }
         let terms = self.terms.get(shard).into_iter().flatten();
         if terms.rev().find(|term| term.host == host).is_some_and(|term| term.sought) {
             // Asked for again since.

@@ -1,11 +1,15 @@
 //! The scenarios: each makes a plan from a seed.
 
 mod aggregated;
+mod cut_off_alone;
 mod dead_letter_queue_down;
 mod dependency_outage;
+mod emptied_table;
+mod first_sync_reshard;
 mod flapping_network;
 mod frozen_worker;
 mod half_done_aggregates;
+mod mixed_fleet;
 mod naive_users;
 mod process_killing_poison;
 mod quiet_days;
@@ -36,7 +40,7 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 41 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 31 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
     Scenario { name: "naive-users", about: "services as ordinary users write them", plan: naive_users::plan, share: 15 },
     Scenario {
@@ -69,6 +73,30 @@ pub const SCENARIOS: &[Scenario] = &[
         share: 3,
     },
     Scenario { name: "seek", about: "the application begins elsewhere, again and again, while it runs", plan: seek::plan, share: 4 },
+    Scenario {
+        name: "cut-off-alone",
+        about: "workers are cut off from all services for minutes, again and again",
+        plan: cut_off_alone::plan,
+        share: 3,
+    },
+    Scenario {
+        name: "emptied-table",
+        about: "somebody empties the lease table, or deletes rows of it",
+        plan: emptied_table::plan,
+        share: 2,
+    },
+    Scenario {
+        name: "mixed-fleet",
+        about: "workers with different settings, and of another library, share a table",
+        plan: mixed_fleet::plan,
+        share: 2,
+    },
+    Scenario {
+        name: "first-sync-reshard",
+        about: "workers begin at LATEST while shards split and merge",
+        plan: first_sync_reshard::plan,
+        share: 3,
+    },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",
