@@ -115,6 +115,7 @@ impl Seek {
             let shards = retry_briefly(|| stream.list_shards(filter), StreamError::is_retryable).await?;
             tiles_key_space(shards.iter().map(|shard| shard.hash_range))?;
             let start = match self.to {
+                SeekTo::Time(_) if is_planted(Bug::SeekTargetIsNow) => NewStart::at_timestamp(now),
                 SeekTo::Time(time) => NewStart::at_timestamp(time),
                 // After the listing: what closes in between is read from this instant to its end, and its children from their beginning.
                 SeekTo::Latest => NewStart::latest(clock.wall_time()),
