@@ -6,6 +6,7 @@ use std::time::Duration;
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, Record, ShardId};
 
 use super::log::Entry;
+use super::notes::calls_finished;
 use super::{Oracle, Told};
 use crate::simulation::publisher::{Kind, Published, count_of, partition_key};
 
@@ -81,8 +82,9 @@ impl Oracle {
                 Told::Finished => {
                     entry.told_in = Some((host.to_owned(), token));
                     entry.told_at = Some(now);
+                    entry.lettered = false;
                 }
-                Told::Failed => entry.failures += 1,
+                Told::Failed(how) => entry.failed(token, how, now),
                 Told::Nothing => {}
             }
         }
@@ -121,6 +123,11 @@ impl Oracle {
         let Published { key, count, elsewhere, .. } = entry.published;
         let again = entry.delivered;
         let told_in = entry.told_in.clone();
+        let term = self.terms.get(shard).and_then(|terms| terms.last());
+        if term.and_then(|term| term.spared.as_ref()).is_some_and(|note| calls_finished(note, entry)) {
+            self.violated("S16", format!("{host} delivers record {number} of {shard}, which its lease called finished when it was taken"));
+            return;
+        }
         while let Some((at, broken)) = self.log.shards[shard].broken_before(index) {
             // If it was, it counts as skipped from here on.
             if !self.were_trimmed(shard, at, at + 1, now) {

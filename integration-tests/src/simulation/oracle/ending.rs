@@ -126,11 +126,4 @@ impl Oracle {
             self.violated("L9", message);
         }
     }
-
-    /// Every jump over trimmed records was told in the audit log.
-    pub(in crate::simulation) fn skips_are_audited(&mut self) {
-        if self.skipped_unread > 0 && self.audits == 0 {
-            self.violated("S1", format!("{} trimmed records were skipped and no audit event says so", self.skipped_unread));
-        }
-    }
 }

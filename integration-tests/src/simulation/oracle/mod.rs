@@ -5,7 +5,9 @@
 //! | `log` | what was published, in the true order of each shard; what of it is finished |
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
-//! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
+//! | `seeks` | S15 what a seek asks for is read again, and nothing before it; nobody reads on who lost a shard by it once another one has it |
+//! | `notes` | S16 what a row says of finished records is true: its watermark, and its note of those beyond the checkpoint |
+//! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
 //! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
@@ -18,27 +20,33 @@
 
 mod deliveries;
 mod ending;
+mod gaps;
 mod leases;
 mod letters;
 mod limits;
 mod lives;
 mod log;
+mod notes;
 mod seeks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kcl_checkpoint::FinishedBeyond;
 use kcl_core::test_util::{Event, SimulatedAws};
-use kcl_core::{Checkpoint, ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
-use kcl_lease::{Lease, TransactItems};
+use kcl_core::{ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
+use kcl_lease::{Lease, TransactItems, WorkerId};
 use tokio::sync::Notify;
 
+pub(super) use self::gaps::Audit;
 use self::limits::Limits;
 use self::lives::Lives;
 pub(super) use self::lives::{Call, CallEnd};
 use self::log::Log;
+use self::notes::{Clocks, Said};
 use self::seeks::Seeks;
 use super::fleet::MAX_ATTEMPTS;
 use super::plan::{Plan, Tells};
@@ -73,7 +81,19 @@ impl fmt::Display for Violation {
 struct Term {
     token: u64,
     host: String,
+    /// The worker, by the name in its row.
+    worker: Option<WorkerId>,
     taken_at: Duration,
+    /// The time at which its owner sent the last write.
+    renewed: Duration,
+    /// There was a time in which its owner may not have believed in it.
+    lapsed: bool,
+    /// Its row asked for the oldest record that there was when it was read.
+    not_begun: bool,
+    /// The note of what is finished beyond the checkpoint that it has found.
+    spared: Option<FinishedBeyond>,
+    /// Keys of which a letter was accepted in this term, and the first such record's index.
+    poisoned: BTreeMap<u64, usize>,
     /// The first record that it may deliver, as an index in the shard's log, and the next that it has not delivered.
     first: usize,
     next: usize,
@@ -96,6 +116,7 @@ struct Term {
 pub(super) struct Oracle {
     /// Whether keys are processed beside each other.
     lanes: bool,
+    poisoned_key: PoisonedKey,
     /// True if calls block their threads, so that nobody can cut them off.
     blocks: bool,
     /// True if effects of a key are in order, as far as it depends on processors.
@@ -113,8 +134,8 @@ pub(super) struct Oracle {
     died: BTreeSet<(ShardId, u64)>,
     /// Checkpoints may be written together with items.
     commits: bool,
-    /// A checkpoint that is not judged yet: who wrote it, and of which shard it is.
-    to_judge: Option<(String, ShardId, Checkpoint)>,
+    /// What was written and is not judged yet.
+    to_judge: Option<Said>,
     /// Records that are to be committed, by the names of their items.
     to_commit: BTreeMap<String, (ShardId, ExtendedSequenceNumber)>,
     /// Good records in the dead-letter queue.
@@ -125,6 +146,8 @@ pub(super) struct Oracle {
     contiguous: bool,
     trimmed_may_be_skipped: bool,
     retention: Duration,
+    lease_duration: Duration,
+    clocks: Clocks,
     log: Log,
     limits: Limits,
     /// Recent terms of each shard, the present one last.
@@ -139,14 +162,14 @@ pub(super) struct Oracle {
     requests: Vec<Duration>,
     states: BTreeMap<&'static str, u64>,
     repeated: u64,
-    skipped_unread: u64,
     /// When the stream was made, once it was made anew: rows of another one are none of its.
     made_anew: Option<Timestamp>,
     /// Records that wait for a processor's flush, and how many processors hold them.
     collected: BTreeMap<(ShardId, ExtendedSequenceNumber), usize>,
     /// Terms of the stream before: host, shard, token.
     old_terms: BTreeSet<(String, ShardId, u64)>,
-    audits: u64,
+    /// Gaps that the audit log has told of, as indices in each shard's log.
+    audits: BTreeMap<ShardId, Vec<Range<usize>>>,
     slowest: Duration,
     violation: Option<Violation>,
     pub(super) trace: Trace,
@@ -158,9 +181,19 @@ pub(super) enum Told {
     /// It is finished: it must not come again.
     Finished,
     /// It, or one of several, has failed.
-    Failed,
+    Failed(How),
     /// It was not tried.
     Nothing,
+}
+
+/// How a call has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// It has returned, and said so.
+    Said,
+    Panicked,
+    /// It was dropped at an await.
+    Dropped,
 }
 
 /// Returns whether effects of a key are in order. Not if a record may be processed before the letter of an earlier one is accepted, or by a model that goes on
@@ -186,6 +219,7 @@ impl Judge {
             aws: aws.clone(),
             oracle: Arc::new(Mutex::new(Oracle {
                 lanes: plan.handling.lanes > 1,
+                poisoned_key: plan.handling.poisoned_key,
                 keeps_order: keeps_order(plan),
                 max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
                 calm: false,
@@ -202,6 +236,8 @@ impl Judge {
                 contiguous: plan.handling.lanes == 1 && plan.handling.poisoned_key == PoisonedKey::Wait,
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
+                lease_duration: plan.lease_duration,
+                clocks: Clocks::of(plan),
                 log: Log::default(),
                 limits: Limits::new(plan.handling.manual || plan.handling.way.checkpoints_each_record()),
                 terms: BTreeMap::new(),
@@ -212,11 +248,10 @@ impl Judge {
                 requests: Vec::new(),
                 states: BTreeMap::new(),
                 repeated: 0,
-                skipped_unread: 0,
                 made_anew: None,
                 collected: BTreeMap::new(),
                 old_terms: BTreeSet::new(),
-                audits: 0,
+                audits: BTreeMap::new(),
                 slowest: Duration::ZERO,
                 violation: None,
                 trace,
@@ -365,7 +400,7 @@ impl Judge {
 impl Oracle {
     fn event(&mut self, event: &Event<'_>, now: Duration) {
         if !matches!(event, Event::ItemsWritten { .. }) {
-            self.judge_checkpoint(now);
+            self.judge_said(now);
         }
         match *event {
             Event::Sent { host, service, operation, shard, fault } => {
@@ -395,7 +430,7 @@ impl Oracle {
             Event::DeadLetterAccepted { host, letter } => self.dead_lettered(host, letter, now),
             Event::ItemsWritten { host, items, .. } => {
                 self.committed(host, items, now);
-                self.judge_checkpoint(now);
+                self.judge_said(now);
             }
             Event::TimeStandsStill { host } => self.violated("still", format!("{host} is busy without end, and time stands still")),
             _ => {}
@@ -412,12 +447,6 @@ impl Oracle {
 
     pub(super) fn states(&self) -> BTreeMap<&'static str, u64> {
         self.states.clone()
-    }
-
-    /// An audited skip was logged.
-    pub(super) fn audited(&mut self) {
-        self.audits += 1;
-        self.reached("gap audited");
     }
 
     /// From now on trimmed records may be skipped.

@@ -9,7 +9,7 @@ use kcl_core::{
 };
 use tokio::time::sleep;
 
-use crate::simulation::oracle::{Call, CallEnd, Judge, Told};
+use crate::simulation::oracle::{Call, CallEnd, How, Judge, Told};
 
 /// The text of panics of users' code.
 pub const A_BUG_OF_THE_SERVICE: &str = "a bug of the service";
@@ -154,10 +154,12 @@ impl<'a> InWork<'a> {
         match &self.said {
             Some(Said::All) => Told::Finished,
             Some(Said::From(failed)) if position < *failed => Told::Finished,
-            Some(Said::From(failed)) if position == *failed => Told::Failed,
+            Some(Said::From(failed)) if position == *failed => Told::Failed(How::Said),
             Some(Said::These(failed)) if !failed.contains(&position) => Told::Finished,
             Some(Said::From(_) | Said::Acknowledged) => Told::Nothing,
-            Some(Said::These(_) | Said::Failed) | None => Told::Failed,
+            Some(Said::These(_) | Said::Failed) => Told::Failed(How::Said),
+            None if std::thread::panicking() => Told::Failed(How::Panicked),
+            None => Told::Failed(How::Dropped),
         }
     }
 }
