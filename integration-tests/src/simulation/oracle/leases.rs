@@ -159,6 +159,9 @@ impl Oracle {
             if calls > 0 && !self.blocks {
                 self.violated("S6", format!("{host} has released {shard} while {calls} calls with its records are under way"));
             }
+            if of_term {
+                self.released_in_order(host, after, sent, now);
+            }
             self.limits.holds(host, false);
             self.reached(if after.owner.is_some() { "handed over" } else { "released" });
             let log = self.log.shards.get(shard);

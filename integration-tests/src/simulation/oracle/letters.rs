@@ -68,6 +68,7 @@ impl Oracle {
         if let (Some(told_in), Some(entry)) = (told_in, self.log.find_mut(shard, position)) {
             entry.told_in = Some(told_in);
             entry.told_at = Some(now);
+            entry.lettered = true;
         }
     }
 

@@ -9,7 +9,7 @@ use kcl_core::ShardContext;
 use super::Oracle;
 
 /// The time after which a process that stops may drop processors without a farewell: nearly all that it has.
-const STOPS: Duration = Duration::from_secs(22);
+pub(super) const STOPS: Duration = Duration::from_secs(22);
 
 /// A call of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
