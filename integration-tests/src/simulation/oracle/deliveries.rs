@@ -30,6 +30,7 @@ impl Oracle {
             return;
         }
         self.parents_are_finished(host, shard, now);
+        self.keys_in_order(host, shard, records, now);
         for record in records {
             self.one_delivered(host, shard, record, records.len() == 1, now);
             if let Some(entry) = self.log.find_mut(shard, record.position()) {

@@ -7,6 +7,7 @@
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
 //! | `seeks` | S15 what a seek asks for is read again, and nothing before it; nobody reads on who lost a shard by it once another one has it |
 //! | `notes` | S16 what a row says of finished records is true: its watermark, and its note of those beyond the checkpoint |
+//! | `keys` | S4 where several records are in work: no record before an earlier one of its key is done |
 //! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
 //! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
@@ -21,6 +22,7 @@
 mod deliveries;
 mod ending;
 mod gaps;
+mod keys;
 mod leases;
 mod letters;
 mod limits;
