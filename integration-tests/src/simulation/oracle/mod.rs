@@ -10,7 +10,7 @@
 //! | `keys` | S4 where several records are in work: no record before an earlier one of its key is done |
 //! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
-//! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
+//! | `lives` | the life of each processor: one call at a time, in its own term, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
@@ -318,8 +318,8 @@ impl Judge {
     }
 
     /// A call of a processor begins.
-    pub(super) fn call_begins(&self, processor: u64, call: Call) {
-        self.with(|oracle, _| oracle.call_begins(processor, call));
+    pub(super) fn call_begins(&self, processor: u64, call: Call, shard: &ShardId, token: u64) {
+        self.with(|oracle, now| oracle.call_begins(processor, call, shard, token, now));
     }
 
     /// A call of a processor has ended.
