@@ -196,6 +196,30 @@ bugs! {
     DeadNextOwnerAwaited = "dead-next-owner-awaited",
     /// A lease that a take with a lost answer has made the worker's own is not taken up.
     OwnRowNotTaken = "own-row-not-taken",
+    /// A seek to a time begins with what arrives from now on.
+    SeekTargetIsNow = "seek-target-is-now",
+    /// A seek makes no lease anew that was cleaned up.
+    CleanedUpNotSought = "cleaned-up-not-sought",
+    /// A shard that begins anew keeps its watermark.
+    SeekKeepsWatermark = "seek-keeps-watermark",
+    /// The watermark covers what is delivered.
+    WatermarkCoversDelivered = "watermark-covers-delivered",
+    /// Trimmed records of shards that came of others are skipped without an audit event.
+    ChildGapNotAudited = "child-gap-not-audited",
+    /// A lease is handed over without its last checkpoint.
+    HandoffForgetsCheckpoint = "handoff-forgets-checkpoint",
+    /// The note of what is finished beyond the checkpoint is not looked at.
+    NoteIgnored = "note-ignored",
+    /// Of several processors of a shard, the first alone is asked to shut down.
+    OneLaneIsTold = "one-lane-is-told",
+    /// Of the records that follow a poisoned one into the dead-letter queue, the last is sent first.
+    FollowersBackwards = "followers-backwards",
+    /// A dead letter tells of an attempt more than there was.
+    AttemptTooMany = "attempt-too-many",
+    /// Records follow a poisoned one only, and none that has used up its attempts.
+    FollowsPoisonOnly = "follows-poison-only",
+    /// Later records of a key do not wait until the queue has accepted the earlier one.
+    LetterNotAwaited = "letter-not-awaited",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -64,6 +64,7 @@ pub fn plan(shards: &[Shard], leases: &[Lease], roots: &BTreeMap<ShardId, NewSta
         let children = if start == NewStart::SHARD_END { family.children_of(id) } else { BTreeSet::new() };
         let (lease, is_new) = match (lease, family.listed.get(id)) {
             (Some(lease), _) => (lease.clone(), false),
+            (None, _) if is_planted(Bug::CleanedUpNotSought) => continue,
             (None, Some(shard)) => {
                 let parents = shard.parents.clone();
                 let new = Lease::new(shard.shard_id.clone(), start.checkpoint);

@@ -274,7 +274,11 @@ impl LeaseWrite {
             pending_checkpoint: Change::Remove,
             switches: Switches::Set(0),
             initial_timestamp: Change::from_to(held.initial_timestamp.as_ref(), start.instant.as_ref()),
-            watermark: Change::from_to(held.watermark.as_ref(), start.finished_before().as_ref()),
+            watermark: if is_planted(Bug::SeekKeepsWatermark) {
+                Change::Keep
+            } else {
+                Change::from_to(held.watermark.as_ref(), start.finished_before().as_ref())
+            },
             finished_beyond: Change::from_to(held.finished_beyond.as_ref(), None),
             suspect: Change::from_to(held.suspect.as_ref(), None),
             ..Self::of_term(held, write_id)

@@ -142,7 +142,8 @@ impl Simulation {
         let millis = self.aws.time().as_millis().saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX));
         let to = if back.is_zero() { SeekTo::TrimHorizon } else { SeekTo::Time(Timestamp::from_millis(millis)) };
         let host = self.aws.host(OPERATOR);
-        self.judge.with(|oracle, _| oracle.seek_begins());
+        let target = if let SeekTo::Time(time) = to { Some(time) } else { None };
+        self.judge.with(|oracle, _| oracle.seek_begins(target));
         self.operators.spawn(async move {
             while let Err(error) = host.seek(APPLICATION, STREAM, to).run().await {
                 tracing::info!(%error, "the seek is made again");

@@ -229,6 +229,9 @@ impl Simulation {
         }
         // Calls that travel late.
         sleep(Duration::from_secs(60)).await;
+        self.judge.with(|oracle, _| {
+            oracle.no_processor_is_left(|name| self.fleet.hosts.iter().any(|host| host.name() == name && host.is_dead()));
+        });
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
         if tasks > 0 {
             self.judge.with(|oracle, _| oracle.violated("growth", format!("{tasks} tasks are left after all have stopped")));

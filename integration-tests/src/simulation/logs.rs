@@ -6,7 +6,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use super::oracle::Judge;
+use super::oracle::{Audit, Judge};
 use super::publisher::CANARY;
 
 /// Hears of every log event of a run.
@@ -33,13 +33,13 @@ impl Subscriber for Listener {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        let (level, target, text) = (event.metadata().level(), event.metadata().target(), text.0);
+        let mut told = Told::default();
+        event.record(&mut told);
+        let (level, target, Told { text, audit }) = (event.metadata().level(), event.metadata().target(), told);
         self.judge.with(|oracle, now| {
             oracle.trace.line(now, format_args!("log {level} {target}{text}"));
             if target == "kcl::audit" {
-                oracle.audited();
+                oracle.audited(&audit);
             }
             if text.contains(CANARY) {
                 oracle.violated("S10", format!("a payload or a partition key was logged:{text}"));
@@ -56,11 +56,23 @@ impl Subscriber for Listener {
     fn exit(&self, _: &Id) {}
 }
 
-struct Text(String);
+/// The fields of an event: as text, and those of an audited gap.
+#[derive(Default)]
+struct Told {
+    text: String,
+    audit: Audit,
+}
 
-impl Visit for Text {
+impl Visit for Told {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // To memory, which does not fail.
-        let _ = write!(self.0, " {}={value:?}", field.name());
+        let _ = write!(self.text, " {}={value:?}", field.name());
+        let place = match field.name() {
+            "shard" => &mut self.audit.shard,
+            "checkpoint" => &mut self.audit.checkpoint,
+            "first_kept" => &mut self.audit.first_kept,
+            _ => return,
+        };
+        *place = Some(format!("{value:?}"));
     }
 }

@@ -68,6 +68,11 @@ async fn a_running_application_goes_back_to_a_time_across_splits_and_merges() {
     }
 }
 
+/// A lease's counter, from which its next term takes its fencing token.
+fn counter_of(fleet: &Fleet, shard: &str) -> Option<u64> {
+    fleet.aws.leases(APPLICATION).iter().find(|lease| lease.shard_id.as_str() == shard).map(|lease| lease.counter)
+}
+
 #[tokio::test(start_paused = true)]
 async fn to_the_oldest_record_after_leases_were_cleaned_up() {
     let mut fleet = Fleet::new(11, 1);
@@ -80,9 +85,12 @@ async fn to_the_oldest_record_after_leases_were_cleaned_up() {
     fleet.resharded(3).await;
     all.extend(fleet.put(30).await);
     fleet.has("all is processed", &all).await;
+    let old: Vec<_> = ["shardId-000000000000", "shardId-000000000001"].map(|shard| counter_of(&fleet, shard)).into();
     until("finished leases are cleaned up", || fleet.aws.leases(APPLICATION).len() == 3).await;
 
     let report = fleet.seek(SeekTo::TrimHorizon).await;
+    let new: Vec<_> = ["shardId-000000000000", "shardId-000000000001"].map(|shard| counter_of(&fleet, shard)).into();
+    assert!(old.iter().zip(&new).all(|(old, new)| old < new), "fencing tokens grow: {new:?} after {old:?}");
     let made: Vec<_> = report.moves.iter().filter(|moved| moved.before.is_none()).map(|moved| moved.shard_id.as_str()).collect();
     assert_eq!(made, ["shardId-000000000000", "shardId-000000000001"]);
     until("all is processed again", || fleet.log.all().len() == 2 * all.len()).await;

@@ -120,7 +120,10 @@ impl ShardConsumer {
         if !follow || !entries.iter().any(follows) {
             return entries;
         }
-        let (followers, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(follows);
+        let (mut followers, others): (Vec<_>, Vec<_>) = entries.into_iter().partition(follows);
+        if is_planted(Bug::FollowersBackwards) {
+            followers.reverse();
+        }
         let letters = followers.len();
         for entry in followers {
             let words = "an earlier record of its partition key went to the dead-letter queue".to_owned();
@@ -307,7 +310,7 @@ impl ShardConsumer {
                 if condemned.is_proven {
                     self.work.outcomes.left(condemned.entry.record.position());
                 }
-                let waits = self.hold.shared.processing.poisoned_key != PoisonedKey::Pass;
+                let waits = self.hold.shared.processing.poisoned_key != PoisonedKey::Pass && !is_planted(Bug::LetterNotAwaited);
                 hold.letters += usize::from(waits);
                 self.condemn(condemned, waits.then_some(group));
             }

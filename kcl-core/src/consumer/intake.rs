@@ -134,7 +134,9 @@ impl ShardConsumer {
             self.acked_more();
             return false;
         }
-        if self.work.finished_before.as_ref().is_some_and(|note| note.covers(position, record.is_aggregated())) {
+        if self.work.finished_before.as_ref().is_some_and(|note| note.covers(position, record.is_aggregated()))
+            && !is_planted(Bug::NoteIgnored)
+        {
             self.prefix.ack(position);
             self.acked_more();
             self.hold.shared.metrics.spared();
@@ -221,6 +223,7 @@ impl ShardConsumer {
         // What a processor that checkpoints for itself has taken is finished when it says so.
         let acked = self.prefix.acked();
         let done = if self.is_anything_collected() { acked.min(self.hold.shard.checkpointer.last().record()) } else { acked };
+        let done = if is_planted(Bug::WatermarkCoversDelivered) { self.prefix.delivered() } else { done };
         while let Some((_, mark)) = self.work.marks.front().copied().filter(|(last, _)| *last <= done) {
             self.work.marks.pop_front();
             reached = reached.max(Some(mark));

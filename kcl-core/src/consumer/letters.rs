@@ -26,6 +26,7 @@ impl ShardConsumer {
         let now = shared.clock.wall_time();
         if shared.processing.poisoned_key == PoisonedKey::Follow
             && !matches!(failure.kind, FailureKind::Follows | FailureKind::BrokenAggregate)
+            && !(failure.kind == FailureKind::Error && is_planted(Bug::FollowsPoisonOnly))
             && self.work.poisoned.insert(entry.record.partition_key(), entry.record.position())
         {
             tracing::error!("more keys are poisoned than can be remembered: records of the oldest one are processed again");
@@ -43,7 +44,7 @@ impl ShardConsumer {
             kind: failure.kind,
             condition,
             error_chain: failure.chain,
-            attempts: history.attempts,
+            attempts: history.attempts + u32::from(is_planted(Bug::AttemptTooMany)),
             first_failure: history.first_failure.unwrap_or(now),
             last_failure: now,
             application: shared.application.clone(),

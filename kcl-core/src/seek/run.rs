@@ -53,8 +53,8 @@ impl Seek {
         let described = retry_briefly(|| clock.describe(stream.as_ref()).boxed(), StreamError::is_retryable).await?;
         let (roots, whole) = self.roots(stream.as_ref(), table.as_ref(), &clock, &described).await?;
         let holder = WorkerId::from(format!("{SEEKER}{}", self.entropy.uuid()));
-        let (rows, moved, over) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, over, rows, moved };
+        let (rows, moved, over, first_counter) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new(), clock.wall_time().as_millis());
+        let mut run = Run { seek: &self, stream, table, described, roots, whole, holder, first_counter, over, rows, moved };
         let moves = run.planned().await?;
         if self.dry_run {
             return Ok(SeekReport { moves: moves.iter().map(told).collect() });
@@ -115,6 +115,7 @@ impl Seek {
             let shards = retry_briefly(|| stream.list_shards(filter), StreamError::is_retryable).await?;
             tiles_key_space(shards.iter().map(|shard| shard.hash_range))?;
             let start = match self.to {
+                SeekTo::Time(_) if is_planted(Bug::SeekTargetIsNow) => NewStart::at_timestamp(now),
                 SeekTo::Time(time) => NewStart::at_timestamp(time),
                 // After the listing: what closes in between is read from this instant to its end, and its children from their beginning.
                 SeekTo::Latest => NewStart::latest(clock.wall_time()),
@@ -157,6 +158,9 @@ struct Run<'a> {
     whole: bool,
     /// Who holds moved leases until they expire.
     holder: WorkerId,
+    /// The counter of leases that are made anew. It is the fencing token too, which grows with every term of a shard: the milliseconds of this time are more than
+    /// all writes that a lease had before it was cleaned up.
+    first_counter: u64,
     /// The same of other seeks that are over, or have died.
     over: BTreeSet<WorkerId>,
     /// The leases that were moved, as they are.
@@ -279,7 +283,7 @@ impl Run<'_> {
         let holder = Some(self.holder.clone()).filter(|_| !moved.start.checkpoint.is_shard_end() && !is_planted(Bug::SoughtIsFree));
         if moved.is_new {
             let trust = holder.clone().map(|owner| Trust::new(owner, Duration::ZERO));
-            let lease = Lease { owner: holder, trust, ..moved.lease.clone() };
+            let lease = Lease { owner: holder, trust, counter: self.first_counter, ..moved.lease.clone() };
             let created = retry_briefly(|| self.table.create(&lease), TableError::is_retryable).await?;
             return Ok(created.then(|| (moved.clone(), lease)));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, Record, ShardId};
 
 use super::log::Entry;
+use super::notes::calls_finished;
 use super::{Oracle, Told};
 use crate::simulation::publisher::{Kind, Published, count_of, partition_key};
 
@@ -29,6 +30,7 @@ impl Oracle {
             return;
         }
         self.parents_are_finished(host, shard, now);
+        self.keys_in_order(host, shard, records, now);
         for record in records {
             self.one_delivered(host, shard, record, records.len() == 1, now);
             if let Some(entry) = self.log.find_mut(shard, record.position()) {
@@ -81,8 +83,9 @@ impl Oracle {
                 Told::Finished => {
                     entry.told_in = Some((host.to_owned(), token));
                     entry.told_at = Some(now);
+                    entry.lettered = false;
                 }
-                Told::Failed => entry.failures += 1,
+                Told::Failed(how) => entry.failed(token, how, now),
                 Told::Nothing => {}
             }
         }
@@ -114,13 +117,18 @@ impl Oracle {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which was never published"));
             return;
         };
-        if entry.published.kind == Kind::Broken || is_another(&entry.published, record) {
+        if entry.published.kind == Kind::Broken || is_another(entry, record) {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, and it is not what was published"));
             return;
         }
         let Published { key, count, elsewhere, .. } = entry.published;
         let again = entry.delivered;
         let told_in = entry.told_in.clone();
+        let term = self.terms.get(shard).and_then(|terms| terms.last());
+        if term.and_then(|term| term.spared.as_ref()).is_some_and(|note| calls_finished(note, entry)) {
+            self.violated("S16", format!("{host} delivers record {number} of {shard}, which its lease called finished when it was taken"));
+            return;
+        }
         while let Some((at, broken)) = self.log.shards[shard].broken_before(index) {
             // If it was, it counts as skipped from here on.
             if !self.were_trimmed(shard, at, at + 1, now) {
@@ -185,8 +193,10 @@ impl Oracle {
 }
 
 /// Whether a record is not the one that was put at its position, as far as that can be told: large payloads don't say which they are.
-pub(super) fn is_another(published: &Published, record: &Record) -> bool {
-    record.is_aggregated() != published.aggregated
+pub(super) fn is_another(entry: &Entry, record: &Record) -> bool {
+    let published = &entry.published;
+    record.approximate_arrival() != Some(entry.arrival)
+        || record.is_aggregated() != published.aggregated
         || record.partition_key() != Some(partition_key(published.key).as_str())
         || count_of(record.data()).is_some_and(|count| count != published.count)
 }

@@ -1,15 +1,17 @@
 //! What becomes of rows: terms, checkpoints, the ends of shards, and the lease table as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kcl_core::{Checkpoint, ShardId, Timestamp};
 use kcl_lease::{Change, Lease, LeaseWrite};
 
+use super::gaps::has_not_begun;
+use super::notes::{Said, valid_note};
 use super::{Oracle, Term, log};
 
 /// Terms of a shard that are remembered.
-const TERMS: usize = 8;
+pub(super) const TERMS: usize = 8;
 
 impl Oracle {
     pub(super) fn written(&mut self, host: &str, sent: Duration, write: &LeaseWrite, before: &Lease, after: &Lease, now: Duration) {
@@ -66,12 +68,10 @@ impl Oracle {
         } else {
             self.written_by_owner(host, sent, kind, before, after, now);
         }
-        if after.checkpoint != before.checkpoint {
-            // Items that were written with it are told of next.
-            self.to_judge = Some((host.to_owned(), shard.clone(), after.checkpoint));
-            if !self.commits {
-                self.judge_checkpoint(now);
-            }
+        self.to_judge = Said::by(host, before, after);
+        // Items that were written with it are told of next.
+        if !self.commits {
+            self.judge_said(now);
         }
     }
 
@@ -94,10 +94,17 @@ impl Oracle {
             last.ended_at = Some(now);
             self.died.insert((shard.clone(), last.token));
         }
+        let back = terms.last().map(|last| last.token).filter(|last| *last >= after.counter);
         terms.push(Term {
             token: after.counter,
             host: host.to_owned(),
+            worker: after.owner.clone(),
             taken_at: now,
+            renewed: now,
+            lapsed: false,
+            not_begun: has_not_begun(after),
+            spared: valid_note(after).filter(|_| !self.manual).cloned(),
+            poisoned: BTreeMap::new(),
             first,
             next: first,
             open: true,
@@ -118,6 +125,9 @@ impl Oracle {
         }
         if taken_over {
             self.reached("taken over");
+        }
+        if let Some(last) = back {
+            self.violated("S5", format!("{host} took {shard} with fencing token {}, after {last}", after.counter));
         }
         if gave_up {
             self.violated("L4", format!("{host} took {shard} anew although it held it: it had given up a lease that was its own"));
@@ -141,6 +151,11 @@ impl Oracle {
                 self.violated("S5", format!("{kind} of {shard} by {host}, sent at {sent:?}, took effect in {holder:?}"));
             }
         }
+        let most = self.lease_duration / 2;
+        if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()).filter(|_| of_term) {
+            term.lapsed |= sent > term.renewed + most;
+            term.renewed = sent;
+        }
         if kind == "release" {
             let mut calls = 0;
             if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
@@ -151,6 +166,9 @@ impl Oracle {
             }
             if calls > 0 && !self.blocks {
                 self.violated("S6", format!("{host} has released {shard} while {calls} calls with its records are under way"));
+            }
+            if of_term {
+                self.released_in_order(host, after, sent, now);
             }
             self.limits.holds(host, false);
             self.reached(if after.owner.is_some() { "handed over" } else { "released" });
@@ -164,14 +182,7 @@ impl Oracle {
         }
     }
 
-    /// Judges the checkpoint that was written last, if it was not judged yet.
-    pub(super) fn judge_checkpoint(&mut self, now: Duration) {
-        if let Some((host, shard, checkpoint)) = self.to_judge.take() {
-            self.checkpointed(&host, &shard, checkpoint, now);
-        }
-    }
-
-    fn checkpointed(&mut self, host: &str, shard: &ShardId, checkpoint: Checkpoint, now: Duration) {
+    pub(super) fn checkpointed(&mut self, host: &str, shard: &ShardId, checkpoint: Checkpoint, now: Duration) {
         let Some(log) = self.log.shards.get(shard) else { return };
         let to = match checkpoint {
             Checkpoint::At(record) => log.after(record),
@@ -211,33 +222,6 @@ impl Oracle {
         }
     }
 
-    /// Whether all unfinished records between two indices were trimmed, and may be skipped. They are, then.
-    pub(super) fn were_trimmed(&mut self, shard: &ShardId, from: usize, to: usize, now: Duration) -> bool {
-        let retention = self.retention;
-        let Some(log) = self.log.shards.get(shard) else { return true };
-        let trimmed = log.entries[from.min(to)..to].iter().filter(|entry| !entry.done).all(|entry| entry.put + retention <= now);
-        if !trimmed || !self.trimmed_may_be_skipped {
-            return false;
-        }
-        self.skipped_unread += self.log.skip(shard, from, to);
-        self.reached("trimmed records skipped");
-        true
-    }
-
-    /// Records that were trimmed unread, where that may be passed over, are not waited for in shards that are being read: nothing that comes after them
-    /// need ever come, and then no delivery and no checkpoint shows that they were passed over. The audit log must have said so.
-    pub(in crate::simulation) fn trimmed_are_past(&mut self, now: Duration) {
-        let read = |terms: &Vec<Term>| terms.last().is_some_and(|term| term.open);
-        let shards: Vec<_> = self.terms.iter().filter(|(_, terms)| read(terms)).map(|(shard, _)| shard.clone()).collect();
-        for shard in shards {
-            let Some(log) = self.log.shards.get(&shard) else { continue };
-            let (from, to) = (log.done_to, log.entries.len());
-            if from < to && self.audits > 0 {
-                self.were_trimmed(&shard, from, to, now);
-            }
-        }
-    }
-
     pub(super) fn created(&mut self, host: &str, lease: &Lease, now: Duration) {
         let shard = &lease.shard_id;
         self.trace.line(now, format_args!("{host} create {shard} checkpoint {} instant {:?}", lease.checkpoint, lease.initial_timestamp));
@@ -260,6 +244,9 @@ impl Oracle {
         {
             self.log.begins(instant, self.clocks_err);
             self.not_after_its_children(host, shard);
+        }
+        if let Some(watermark) = lease.watermark {
+            self.judge_watermark(host, shard, watermark, now);
         }
         let parents = self.log.shards.get(shard).map(|log| log.parents.clone()).unwrap_or_default();
         if lease.checkpoint != Checkpoint::TrimHorizon && parents.iter().any(|parent| self.finished.contains(parent)) {
@@ -316,6 +303,7 @@ impl Oracle {
         }
         self.log.recreated();
         self.rows.clear();
+        self.audits.clear();
         self.finished.clear();
     }
 }

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kcl_core::ShardContext;
+use kcl_core::{ShardContext, ShardId};
 
 use super::Oracle;
+use super::leases::TERMS;
+use super::log::Entry;
 
 /// The time after which a process that stops may drop processors without a farewell: nearly all that it has.
-const STOPS: Duration = Duration::from_secs(22);
+pub(super) const STOPS: Duration = Duration::from_secs(22);
 
 /// A call of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ struct Life {
     host: String,
     /// In words: its host, shard and term.
     name: String,
+    shard: ShardId,
+    token: u64,
     initialized: Option<bool>,
     under_way: Option<Call>,
     /// The call that has cost it.
@@ -91,6 +95,8 @@ impl Oracle {
         let life = Life {
             host: host.to_owned(),
             name: format!("processor {} of {host} for {} in term {}", lives.made, shard.shard_id(), shard.fencing_token()),
+            shard: shard.shard_id().clone(),
+            token: shard.fencing_token(),
             initialized: None,
             under_way: None,
             lost: None,
@@ -102,14 +108,69 @@ impl Oracle {
         lives.made
     }
 
-    pub(super) fn call_begins(&mut self, processor: u64, call: Call) {
+    /// A call begins, with the context of this shard and term.
+    pub(super) fn call_begins(&mut self, processor: u64, call: Call, shard: &ShardId, token: u64, now: Duration) {
         let by_hand = self.manual;
+        let Some(life) = self.lives.lives.get(&processor) else { return };
+        let objection = if (&life.shard, life.token) == (shard, token) {
+            life.objection(call, by_hand).or_else(|| self.is_out_of_place(life, call, now))
+        } else {
+            Some(format!("{call:?} begins with the context of {shard} in term {token}"))
+        };
         let Some(life) = self.lives.lives.get_mut(&processor) else { return };
-        let objection = life.objection(call, by_hand);
         life.under_way = Some(call);
         let wrong = objection.map(|objection| format!("{}: {objection}", life.name));
         if let Some(wrong) = wrong {
             self.violated("life", wrong);
+        }
+    }
+
+    /// The reason for which this is not the time for a call.
+    fn is_out_of_place(&self, life: &Life, call: Call, now: Duration) -> Option<String> {
+        let Life { host, shard, token, .. } = life;
+        if self.old_terms.contains(&(host.clone(), shard.clone(), *token)) {
+            return None;
+        }
+        let term = self.terms.get(shard).and_then(|terms| terms.iter().rev().find(|term| term.token == *token && term.host == *host));
+        let Some(term) = term else {
+            return Some(format!("{call:?} begins, and this term never was"))
+                .filter(|_| self.terms.get(shard).is_none_or(|terms| terms.len() < TERMS));
+        };
+        match call {
+            Call::Idle | Call::ShutdownRequested | Call::ShardEnded if !term.open && !term.fenced => {
+                Some(format!("{call:?} begins after the end of {term:?}"))
+            }
+            Call::ShardEnded if !term.sought => self.has_not_ended(shard, now).map(|open| format!("{call:?} begins, and {open}")),
+            // Who has lost its lease, or may have, is not asked; nor is who is late with stopping.
+            Call::LeaseLost if term.released && !term.lapsed && !life.shutdown_requested && !self.blocks && !self.is_late(host, now) => {
+                Some(format!("{call:?} begins without a request to shut down, although the shard was let go in order"))
+            }
+            _ => None,
+        }
+    }
+
+    /// A worker that is told to stop, and does not in time, drops what it has.
+    fn is_late(&self, host: &str, now: Duration) -> bool {
+        self.stopping.get(host).is_some_and(|at| *at + STOPS <= now)
+    }
+
+    /// Why a shard has not ended, in words.
+    fn has_not_ended(&self, shard: &ShardId, now: Duration) -> Option<String> {
+        let log = self.log.shards.get(shard)?;
+        if !log.closed {
+            return Some("the shard is open".to_owned());
+        }
+        let is_trimmed = |entry: &Entry| self.trimmed_may_be_skipped && entry.put + self.retention <= now;
+        let is_collected = |entry: &Entry| self.collected.contains_key(&(shard.clone(), entry.position()));
+        let open = log.entries[log.done_to..].iter().find(|entry| !entry.done && !is_trimmed(entry) && !is_collected(entry));
+        open.filter(|_| !self.manual).map(|entry| format!("record {} is not finished", entry.position()))
+    }
+
+    /// After all have stopped there are no processors left but those of processes that died.
+    pub(in crate::simulation) fn no_processor_is_left(&mut self, is_dead: impl Fn(&str) -> bool) {
+        let left = self.lives.lives.values().find(|life| !is_dead(&life.host)).map(|life| life.name.clone());
+        if let Some(name) = left.filter(|_| !self.blocks) {
+            self.violated("life", format!("{name} is left after all have stopped"));
         }
     }
 
@@ -146,8 +207,7 @@ impl Oracle {
     /// A processor is dropped. `with_its_process`: which has died, so that nobody could be told.
     pub(super) fn gone(&mut self, processor: u64, with_its_process: bool, now: Duration) {
         let Some(life) = self.lives.lives.remove(&processor) else { return };
-        // A worker that is told to stop, and does not in time, drops what it has.
-        let late = self.stopping.get(&life.host).is_some_and(|at| *at + STOPS <= now);
+        let late = self.is_late(&life.host, now);
         if !with_its_process && !self.over && !late && !self.blocks && !life.has_farewell() {
             self.violated("life", format!("{} was dropped without a farewell", life.name));
         }

@@ -7,6 +7,7 @@ use kcl_core::stream::Shard;
 use kcl_core::{Checkpoint, ExtendedSequenceNumber, ShardId, Timestamp};
 use kcl_lease::Lease;
 
+use super::How;
 use crate::simulation::publisher::{Kind, Published};
 
 /// A published record; one of those that were put together is a record like any other.
@@ -18,15 +19,41 @@ pub(super) struct Entry {
     /// Processed, dead-lettered, skipped as audited, or not asked for.
     pub(super) done: bool,
     pub(super) processed: bool,
+    /// It counts as finished, and nobody has processed it: trimmed, or passed over by a seek.
+    pub(super) skipped: bool,
     /// The term in which a call has said that it is finished, or a letter was accepted, last, and the process that had it.
     pub(super) told_in: Option<(String, u64)>,
     /// The time of that.
     pub(super) told_at: Option<Duration>,
+    /// The last word on it was a letter: its process may not know that it was accepted.
+    pub(super) lettered: bool,
     /// Calls that have failed with it.
     pub(super) failures: u32,
+    /// Those of the last term in which one has.
+    pub(super) trials: Option<Box<Trials>>,
     /// Terms in which it was tried, by their tokens.
     pub(super) tried_in: BTreeSet<u64>,
     pub(super) delivered: bool,
+}
+
+/// Calls that have failed with a record in one term.
+#[derive(Clone, Debug)]
+pub(super) struct Trials {
+    pub(super) token: u64,
+    pub(super) failed: u32,
+    pub(super) first: Duration,
+    pub(super) last: Duration,
+    /// The last failure.
+    pub(super) how: How,
+}
+
+/// The records of a key in a shard.
+#[derive(Debug, Default)]
+struct KeyLog {
+    /// Their places in the shard's log.
+    places: Vec<usize>,
+    /// All before this one of them are done.
+    done_to: usize,
 }
 
 /// A shard's part of the log.
@@ -38,6 +65,7 @@ pub(super) struct ShardLog {
     pub(super) done_to: usize,
     /// Aggregates that nobody can take apart.
     broken: BTreeSet<usize>,
+    keys: BTreeMap<u64, KeyLog>,
     pub(super) parents: BTreeSet<ShardId>,
     pub(super) children: BTreeSet<ShardId>,
     pub(super) closed: bool,
@@ -130,7 +158,17 @@ impl ShardLog {
 
     /// The index of the first record that arrived at this time or later.
     pub(super) fn since(&self, time: Timestamp) -> usize {
-        self.entries.iter().position(|entry| entry.arrival >= time).unwrap_or(self.entries.len())
+        self.entries.partition_point(|entry| entry.arrival < time)
+    }
+
+    /// The index of the first record of a key that is not done.
+    pub(super) fn first_undone_of(&mut self, key: u64) -> Option<usize> {
+        let (keys, entries) = (&mut self.keys, &self.entries);
+        let of_key = keys.get_mut(&key)?;
+        while of_key.places.get(of_key.done_to).is_some_and(|place| entries[*place].done) {
+            of_key.done_to += 1;
+        }
+        of_key.places.get(of_key.done_to).copied()
     }
 
     fn settle(&mut self) {
@@ -144,10 +182,22 @@ impl Entry {
     pub(super) fn position(&self) -> ExtendedSequenceNumber {
         self.published.position
     }
+
+    /// A call with it has failed.
+    pub(super) fn failed(&mut self, token: u64, how: How, now: Duration) {
+        self.failures += 1;
+        match &mut self.trials {
+            Some(trials) if trials.token == token => {
+                trials.failed += 1;
+                (trials.last, trials.how) = (now, how);
+            }
+            trials => *trials = Some(Box::new(Trials { token, failed: 1, first: now, last: now, how })),
+        }
+    }
 }
 
 /// As integers, by themselves: what the library makes of their order is not trusted.
-fn place(position: ExtendedSequenceNumber) -> ((u128, u128), u64) {
+pub(super) fn place(position: ExtendedSequenceNumber) -> ((u128, u128), u64) {
     (position.sequence_number.into_words(), position.sub_sequence_number)
 }
 
@@ -157,6 +207,8 @@ impl Log {
         let log = self.shards.entry(shard).or_default();
         if published.kind == Kind::Broken {
             log.broken.insert(log.entries.len());
+        } else {
+            log.keys.entry(published.key).or_default().places.push(log.entries.len());
         }
         log.entries.push(Entry {
             published,
@@ -164,9 +216,12 @@ impl Log {
             put,
             done,
             processed: false,
+            skipped: false,
             told_in: None,
             told_at: None,
+            lettered: false,
             failures: 0,
+            trials: None,
             tried_in: BTreeSet::new(),
             delivered: false,
         });
@@ -260,12 +315,14 @@ impl Log {
         let Some(log) = self.shards.get_mut(shard) else { return skipped };
         for entry in &mut log.entries[first..] {
             self.undone += usize::from(std::mem::replace(&mut entry.done, false));
-            (entry.processed, entry.delivered) = (false, false);
-            (entry.told_in, entry.told_at) = (None, None);
+            (entry.processed, entry.delivered, entry.skipped) = (false, false, false);
+            (entry.told_in, entry.told_at, entry.lettered) = (None, None, false);
+            entry.trials = None;
             self.delivered.back_to(shard, &entry.published);
             self.effects.back_to(shard, &entry.published);
         }
         log.done_to = log.done_to.min(first);
+        log.keys.values_mut().for_each(|of_key| of_key.done_to = 0);
         skipped
     }
 
@@ -276,7 +333,7 @@ impl Log {
         let mut skipped = 0;
         let (from, to) = (from.min(log.entries.len()), to.min(log.entries.len()));
         for entry in log.entries[from..to].iter_mut().filter(|entry| !entry.done) {
-            (entry.done, entry.processed) = (true, true);
+            (entry.done, entry.processed, entry.skipped) = (true, true, true);
             self.undone -= 1;
             skipped += 1;
         }

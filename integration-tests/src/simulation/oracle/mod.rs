@@ -7,9 +7,12 @@
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
 //! | `emptied` | after rows of the lease table were deleted: who held them ends, and nobody who ran then begins anew in an empty table |
 //! | `foreigners` | nothing is taken from a worker of the Java library while it has the right to be silent |
-//! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
-//! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
-//! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
+//! | `seeks` | S15 what a seek asks for is read again, and nothing before it; nobody reads on who lost a shard by it once another one has it |
+//! | `notes` | S16 what a row says of finished records is true: its watermark, and its note of those beyond the checkpoint |
+//! | `keys` | S4 where several records are in work: no record before an earlier one of its key is done |
+//! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
+//! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, as often as was seen, after the letters before it of its key |
+//! | `lives` | the life of each processor: one call at a time, in its own term, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
@@ -22,29 +25,36 @@ mod deliveries;
 mod emptied;
 mod ending;
 mod foreigners;
+mod gaps;
+mod keys;
 mod leases;
 mod letters;
 mod limits;
 mod lives;
 mod log;
+mod notes;
 mod seeks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kcl_checkpoint::FinishedBeyond;
 use kcl_core::test_util::{Event, Service, SimulatedAws};
-use kcl_core::{Checkpoint, ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
-use kcl_lease::{Lease, TransactItems};
+use kcl_core::{ExtendedSequenceNumber, PoisonedKey, Record, ShardContext, ShardId, Timestamp};
+use kcl_lease::{Lease, TransactItems, WorkerId};
 use tokio::sync::Notify;
 
 use self::emptied::Emptied;
 pub(super) use self::foreigners::FOREIGNER;
+pub(super) use self::gaps::Audit;
 use self::limits::Limits;
 use self::lives::Lives;
 pub(super) use self::lives::{Call, CallEnd};
 use self::log::Log;
+use self::notes::{Clocks, Said};
 use self::seeks::Seeks;
 use super::fleet::MAX_ATTEMPTS;
 use super::plan::{Chaos, Plan, Tells};
@@ -79,7 +89,19 @@ impl fmt::Display for Violation {
 struct Term {
     token: u64,
     host: String,
+    /// The worker, by the name in its row.
+    worker: Option<WorkerId>,
     taken_at: Duration,
+    /// The time at which its owner sent the last write.
+    renewed: Duration,
+    /// There was a time in which its owner may not have believed in it.
+    lapsed: bool,
+    /// Its row asked for the oldest record that there was when it was read.
+    not_begun: bool,
+    /// The note of what is finished beyond the checkpoint that it has found.
+    spared: Option<FinishedBeyond>,
+    /// Keys of which a letter was accepted in this term, and the first such record's index.
+    poisoned: BTreeMap<u64, usize>,
     /// The first record that it may deliver, as an index in the shard's log, and the next that it has not delivered.
     first: usize,
     next: usize,
@@ -102,6 +124,7 @@ struct Term {
 pub(super) struct Oracle {
     /// Whether keys are processed beside each other.
     lanes: bool,
+    poisoned_key: PoisonedKey,
     /// True if calls block their threads, so that nobody can cut them off.
     blocks: bool,
     /// True if effects of a key are in order, as far as it depends on processors.
@@ -119,8 +142,8 @@ pub(super) struct Oracle {
     died: BTreeSet<(ShardId, u64)>,
     /// Checkpoints may be written together with items.
     commits: bool,
-    /// A checkpoint that is not judged yet: who wrote it, and of which shard it is.
-    to_judge: Option<(String, ShardId, Checkpoint)>,
+    /// What was written and is not judged yet.
+    to_judge: Option<Said>,
     /// Records that are to be committed, by the names of their items.
     to_commit: BTreeMap<String, (ShardId, ExtendedSequenceNumber)>,
     /// Good records in the dead-letter queue.
@@ -133,6 +156,8 @@ pub(super) struct Oracle {
     retention: Duration,
     /// By so many milliseconds what workers take for the service's time may be early.
     clocks_err: u64,
+    lease_duration: Duration,
+    clocks: Clocks,
     log: Log,
     limits: Limits,
     /// Recent terms of each shard, the present one last.
@@ -147,7 +172,6 @@ pub(super) struct Oracle {
     requests: Vec<Duration>,
     states: BTreeMap<&'static str, u64>,
     repeated: u64,
-    skipped_unread: u64,
     /// When the stream was made, once it was made anew: rows of another one are none of its.
     made_anew: Option<Timestamp>,
     /// Rows were deleted: what must come of it.
@@ -158,7 +182,8 @@ pub(super) struct Oracle {
     collected: BTreeMap<(ShardId, ExtendedSequenceNumber), usize>,
     /// Terms of the stream before: host, shard, token.
     old_terms: BTreeSet<(String, ShardId, u64)>,
-    audits: u64,
+    /// Gaps that the audit log has told of, as indices in each shard's log.
+    audits: BTreeMap<ShardId, Vec<Range<usize>>>,
     slowest: Duration,
     violation: Option<Violation>,
     pub(super) trace: Trace,
@@ -170,9 +195,19 @@ pub(super) enum Told {
     /// It is finished: it must not come again.
     Finished,
     /// It, or one of several, has failed.
-    Failed,
+    Failed(How),
     /// It was not tried.
     Nothing,
+}
+
+/// How a call has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// It has returned, and said so.
+    Said,
+    Panicked,
+    /// It was dropped at an await.
+    Dropped,
 }
 
 /// Returns whether effects of a key are in order. Not if a record may be processed before the letter of an earlier one is accepted, or by a model that goes on
@@ -206,6 +241,7 @@ impl Judge {
             aws: aws.clone(),
             oracle: Arc::new(Mutex::new(Oracle {
                 lanes: plan.handling.lanes > 1,
+                poisoned_key: plan.handling.poisoned_key,
                 keeps_order: keeps_order(plan),
                 max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
                 calm: false,
@@ -223,6 +259,8 @@ impl Judge {
                 trimmed_may_be_skipped: plan.trimmed == kcl_core::TrimmedData::SkipAndAudit,
                 retention: Duration::from_secs(24 * 3600),
                 clocks_err: clocks_err(plan),
+                lease_duration: plan.lease_duration,
+                clocks: Clocks::of(plan),
                 log: Log::default(),
                 limits: Limits::new(plan.handling.manual || plan.handling.way.checkpoints_each_record()),
                 terms: BTreeMap::new(),
@@ -233,13 +271,12 @@ impl Judge {
                 requests: Vec::new(),
                 states: BTreeMap::new(),
                 repeated: 0,
-                skipped_unread: 0,
                 made_anew: None,
                 emptied: Emptied::default(),
                 foreign: BTreeMap::new(),
                 collected: BTreeMap::new(),
                 old_terms: BTreeSet::new(),
-                audits: 0,
+                audits: BTreeMap::new(),
                 slowest: Duration::ZERO,
                 violation: None,
                 trace,
@@ -304,8 +341,8 @@ impl Judge {
     }
 
     /// A call of a processor begins.
-    pub(super) fn call_begins(&self, processor: u64, call: Call) {
-        self.with(|oracle, _| oracle.call_begins(processor, call));
+    pub(super) fn call_begins(&self, processor: u64, call: Call, shard: &ShardId, token: u64) {
+        self.with(|oracle, now| oracle.call_begins(processor, call, shard, token, now));
     }
 
     /// A call of a processor has ended.
@@ -388,7 +425,7 @@ impl Judge {
 impl Oracle {
     fn event(&mut self, event: &Event<'_>, now: Duration) {
         if !matches!(event, Event::ItemsWritten { .. }) {
-            self.judge_checkpoint(now);
+            self.judge_said(now);
         }
         match *event {
             Event::Sent { host, service, operation, shard, fault } => {
@@ -419,7 +456,7 @@ impl Oracle {
             Event::DeadLetterAccepted { host, letter } => self.dead_lettered(host, letter, now),
             Event::ItemsWritten { host, items, .. } => {
                 self.committed(host, items, now);
-                self.judge_checkpoint(now);
+                self.judge_said(now);
             }
             Event::TimeStandsStill { host } => self.violated("still", format!("{host} is busy without end, and time stands still")),
             _ => {}
@@ -436,12 +473,6 @@ impl Oracle {
 
     pub(super) fn states(&self) -> BTreeMap<&'static str, u64> {
         self.states.clone()
-    }
-
-    /// An audited skip was logged.
-    pub(super) fn audited(&mut self) {
-        self.audits += 1;
-        self.reached("gap audited");
     }
 
     /// From now on trimmed records may be skipped.

@@ -9,7 +9,7 @@ use kcl_core::{
 };
 use tokio::time::sleep;
 
-use crate::simulation::oracle::{Call, CallEnd, Judge, Told};
+use crate::simulation::oracle::{Call, CallEnd, How, Judge, Told};
 
 /// The text of panics of users' code.
 pub const A_BUG_OF_THE_SERVICE: &str = "a bug of the service";
@@ -67,8 +67,8 @@ impl Watched {
         Self { judge, host: host.clone(), mood, life, inner }
     }
 
-    fn begin(&self, call: Call) -> UnderWay {
-        self.judge.call_begins(self.life, call);
+    fn begin(&self, call: Call, shard: &ShardInfo) -> UnderWay {
+        self.judge.call_begins(self.life, call, shard.shard_id(), shard.fencing_token());
         UnderWay { judge: self.judge.clone(), host: self.host.clone(), life: self.life, call, end: CallEnd::Dropped }
     }
 }
@@ -154,10 +154,12 @@ impl<'a> InWork<'a> {
         match &self.said {
             Some(Said::All) => Told::Finished,
             Some(Said::From(failed)) if position < *failed => Told::Finished,
-            Some(Said::From(failed)) if position == *failed => Told::Failed,
+            Some(Said::From(failed)) if position == *failed => Told::Failed(How::Said),
             Some(Said::These(failed)) if !failed.contains(&position) => Told::Finished,
             Some(Said::From(_) | Said::Acknowledged) => Told::Nothing,
-            Some(Said::These(_) | Said::Failed) | None => Told::Failed,
+            Some(Said::These(_) | Said::Failed) => Told::Failed(How::Said),
+            None if std::thread::panicking() => Told::Failed(How::Panicked),
+            None => Told::Failed(How::Dropped),
         }
     }
 }
@@ -172,7 +174,7 @@ impl Drop for InWork<'_> {
 #[async_trait]
 impl RecordProcessor for Watched {
     async fn initialize(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        let call = self.begin(Call::Initialize);
+        let call = self.begin(Call::Initialize, shard);
         self.mood.swing().await;
         let result = self.inner.initialize(shard).await;
         call.ends(&result);
@@ -180,7 +182,7 @@ impl RecordProcessor for Watched {
     }
 
     async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
-        let call = self.begin(Call::Process);
+        let call = self.begin(Call::Process, shard);
         let (judge, host) = (self.judge.clone(), self.host.clone());
         let in_work = InWork::new(&judge, &host, shard, batch.records(), Some(batch));
         self.mood.swing().await;
@@ -193,7 +195,7 @@ impl RecordProcessor for Watched {
     }
 
     async fn idle(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        let call = self.begin(Call::Idle);
+        let call = self.begin(Call::Idle, shard);
         self.mood.swing().await;
         let result = self.inner.idle(shard).await;
         call.ends(&result);
@@ -201,14 +203,14 @@ impl RecordProcessor for Watched {
     }
 
     async fn lease_lost(&mut self, shard: &ShardInfo) {
-        let call = self.begin(Call::LeaseLost);
+        let call = self.begin(Call::LeaseLost, shard);
         self.inner.lease_lost(shard).await;
         self.mood.swing().await;
         call.ends(&Ok::<(), ()>(()));
     }
 
     async fn shard_ended(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        let call = self.begin(Call::ShardEnded);
+        let call = self.begin(Call::ShardEnded, shard);
         self.mood.swing().await;
         let result = self.inner.shard_ended(shard).await;
         call.ends(&result);
@@ -216,7 +218,7 @@ impl RecordProcessor for Watched {
     }
 
     async fn shutdown_requested(&mut self, shard: &ShardContext) -> Result<(), ProcessError> {
-        let call = self.begin(Call::ShutdownRequested);
+        let call = self.begin(Call::ShutdownRequested, shard);
         self.mood.swing().await;
         let result = self.inner.shutdown_requested(shard).await;
         call.ends(&result);
