@@ -117,7 +117,7 @@ impl Oracle {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, which was never published"));
             return;
         };
-        if entry.published.kind == Kind::Broken || is_another(&entry.published, record) {
+        if entry.published.kind == Kind::Broken || is_another(entry, record) {
             self.violated("S3", format!("{host} delivers record {number} of {shard}, and it is not what was published"));
             return;
         }
@@ -193,8 +193,10 @@ impl Oracle {
 }
 
 /// Whether a record is not the one that was put at its position, as far as that can be told: large payloads don't say which they are.
-pub(super) fn is_another(published: &Published, record: &Record) -> bool {
-    record.is_aggregated() != published.aggregated
+pub(super) fn is_another(entry: &Entry, record: &Record) -> bool {
+    let published = &entry.published;
+    record.approximate_arrival() != Some(entry.arrival)
+        || record.is_aggregated() != published.aggregated
         || record.partition_key() != Some(partition_key(published.key).as_str())
         || count_of(record.data()).is_some_and(|count| count != published.count)
 }

@@ -9,7 +9,7 @@
 //! | `notes` | S16 what a row says of finished records is true: its watermark, and its note of those beyond the checkpoint |
 //! | `keys` | S4 where several records are in work: no record before an earlier one of its key is done |
 //! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
-//! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
+//! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, as often as was seen, after the letters before it of its key |
 //! | `lives` | the life of each processor: one call at a time, in its own term, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
