@@ -32,7 +32,10 @@ impl Oracle {
             return;
         }
         if let Some(wrong) = self.wrong_with(host, letter, now) {
-            self.violated("S9", format!("{wrong}: letter of record {position} of {shard} by {host}"));
+            let seen = self.log.find(shard, position).and_then(|entry| entry.trials.clone());
+            let (kind, attempts, token) = (letter.kind.as_str(), letter.attempts, letter.fencing_token);
+            let told = format!("{kind} after {attempts} attempts in term {token}");
+            self.violated("S9", format!("{wrong}: letter of record {position} of {shard} by {host}, {told}; seen: {seen:?}"));
         }
         self.letters_in_order(host, letter, now);
         let is_good = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Good);
@@ -126,7 +129,11 @@ impl Oracle {
                 let (key, position) = (entry.published.key, letter.record.position());
                 let place = self.log.shards.get(&letter.shard_id).map_or(0, |log| log.at_or_after(position));
                 let term = self.terms.get(&letter.shard_id).and_then(|terms| terms.last());
+<<<<<<< HEAD
                 let Some(term) = term.filter(|term| term.token == letter.fencing_token) else { return None };
+=======
+                let term = term.filter(|term| term.token == letter.fencing_token)?;
+>>>>>>> 861bceaf5a65b6caee73633b480d221e6cf493a2
                 let follows = term.poisoned.get(&key).is_some_and(|poisoned| *poisoned < place);
                 return (!follows).then_some("no record of its key went before it");
             }

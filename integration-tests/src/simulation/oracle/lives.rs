@@ -133,8 +133,9 @@ impl Oracle {
         }
         let term = self.terms.get(shard).and_then(|terms| terms.iter().rev().find(|term| term.token == *token && term.host == *host));
         let Some(term) = term else {
-            return Some(format!("{call:?} begins, and this term never was"))
-                .filter(|_| self.terms.get(shard).is_none_or(|terms| terms.len() < TERMS));
+            // Terms of the stream before are not seen once it is made anew, and old ones are forgotten.
+            let may_be_old = self.made_anew.is_some() || self.terms.get(shard).is_some_and(|terms| terms.len() >= TERMS);
+            return (!may_be_old).then(|| format!("{call:?} begins, and this term never was"));
         };
         match call {
             Call::Idle | Call::ShutdownRequested | Call::ShardEnded if !term.open && !term.fenced => {

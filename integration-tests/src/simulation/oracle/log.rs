@@ -191,6 +191,8 @@ impl Entry {
                 trials.failed += 1;
                 (trials.last, trials.how) = (now, how);
             }
+            // The call of a process that was frozen, and has lost its term meanwhile.
+            Some(trials) if trials.token > token => {}
             trials => *trials = Some(Box::new(Trials { token, failed: 1, first: now, last: now, how })),
         }
     }
