@@ -144,6 +144,26 @@ bugs! {
     HandlerCoversBatch = "handler-covers-batch",
     /// A commit may leave out older records that nobody has finished.
     CommitOutOfTurn = "commit-out-of-turn",
+    /// A panic does not count as an attempt.
+    PanicIsNoAttempt = "panic-is-no-attempt",
+    /// The answer to the first letter of a batch counts for all of them.
+    FirstAnswerForAll = "first-answer-for-all",
+    /// A resumption from outside is overlooked.
+    ResumptionNotSeen = "resumption-not-seen",
+    /// Whoever takes a shard that is stopped goes on with it.
+    StopForgottenByNextOwner = "stop-forgotten-by-next-owner",
+    /// A pause of the worker never ends.
+    PauseNeverEnds = "pause-never-ends",
+    /// A batch that waits to be filled waits for ever.
+    MaxWaitForgotten = "max-wait-forgotten",
+    /// A shard that is too far behind leaves out what is in work, too.
+    SkipLeavesWork = "skip-leaves-work",
+    /// A prepared checkpoint is written at once.
+    PreparedIsWritten = "prepared-is-written",
+    /// The time for a handoff counts from when the consumer looks, and a record that was noted meanwhile is begun.
+    HandoffNoticedLate = "handoff-noticed-late",
+    /// A shard that a listing does not show is gone, however old the listing is.
+    OldListingBelieved = "old-listing-believed",
 }
 
 #[cfg(feature = "planted-bugs")]

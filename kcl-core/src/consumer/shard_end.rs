@@ -1,6 +1,7 @@
 //! The end of a shard: its children get their leases, then it is ended, so that a crash between any two steps leaves no hole.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use kcl_checkpoint::Checkpoint;
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -13,6 +14,9 @@ use super::seat::Callback;
 use super::{Checkpointing, ShardConsumer, Stop};
 use crate::status::ShardState;
 use crate::stream::{ChildShard, ShardFilter};
+
+/// The longest time by which a listing of shards is taken to lag.
+const LISTINGS_LAG: Duration = Duration::from_secs(120);
 
 impl ShardConsumer {
     /// Creates the children's leases, lets the processor finish, and ends the shard. A child can't start before the last step: its
@@ -141,9 +145,9 @@ impl ShardConsumer {
 
     /// A merged child's lease must not be made before its other parent has one: that one may itself be waiting for its parents.
     async fn wait_for_other_parents(&mut self, children: &[ChildShard]) -> Result<(), Stop> {
-        let mut backoff = self.hold.backoff();
+        let (mut backoff, began) = (self.hold.backoff(), Instant::now());
         loop {
-            match self.unknown_parents(children).await {
+            match self.unknown_parents(children, began.elapsed()).await {
                 Ok(unknown) => {
                     match shard_sync::merge_is_ready(self.hold.shard.shard_id(), children, &|parent| !unknown.contains(parent)) {
                         Ok(()) => return Ok(()),
@@ -158,7 +162,10 @@ impl ShardConsumer {
 
     /// The children's other parents that have no lease though Kinesis still lists them. Not of a child that has one: its parents were known when it was made, and
     /// one of them may have been read to its end and cleaned up since. (This one begins anew after a seek, say.)
-    async fn unknown_parents(&mut self, children: &[ChildShard]) -> Result<BTreeSet<ShardId>, String> {
+    ///
+    /// A listing may lag, and be older than such a parent. Only one that is younger than the merge shows that a parent is listed no more: it has the child, or has
+    /// this shard closed. One that has neither is as old, or the shards are gone; after `waited` that long they are.
+    async fn unknown_parents(&mut self, children: &[ChildShard], waited: Duration) -> Result<BTreeSet<ShardId>, String> {
         let table = &self.hold.shared.table;
         let has_lease = async |shard: &ShardId| table.get(shard).await.map(|lease| lease.is_some()).map_err(|error| error.to_string());
         let mut unknown = BTreeSet::new();
@@ -172,7 +179,13 @@ impl ShardConsumer {
         }
         if !unknown.is_empty() {
             let listed = self.hold.shared.stream_api.list_shards(ShardFilter::All).await.map_err(|error| error.to_string())?;
-            unknown.retain(|parent| listed.iter().any(|shard| shard.shard_id == *parent));
+            let is_listed = |id: &ShardId| listed.iter().any(|shard| shard.shard_id == *id);
+            let own = listed.iter().find(|shard| shard.shard_id == *self.hold.shard.shard_id());
+            let knows_of_merge = children.iter().any(|child| is_listed(&child.shard_id)) || own.is_some_and(|own| !own.is_open());
+            let is_gone = own.is_none() && waited >= LISTINGS_LAG;
+            if knows_of_merge || is_gone || is_planted(Bug::OldListingBelieved) {
+                unknown.retain(is_listed);
+            }
         }
         Ok(unknown)
     }
