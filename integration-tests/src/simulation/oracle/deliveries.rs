@@ -28,6 +28,7 @@ impl Oracle {
             self.violated("S6", format!("{host} delivers {shard} in term {token}, which is over or never was: {holder:?}"));
             return;
         }
+        self.is_not_stopped(host, shard);
         self.parents_are_finished(host, shard, now);
         for record in records {
             self.one_delivered(host, shard, record, records.len() == 1, now);

@@ -48,6 +48,10 @@ impl Oracle {
         {
             self.reached("note of what is finished inside an aggregate");
         }
+        if self.is_skip(write, before, after) {
+            self.skipped_ahead(host, before, after, now);
+            return;
+        }
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
@@ -246,7 +250,7 @@ impl Oracle {
         {
             // Records that arrive while the first leases are made are not asked for: they may come all the same.
             let made = Timestamp::from_millis(1_790_000_000_000 + u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-            self.log.begins(instant.max(made));
+            self.log.begins(if lease.checkpoint == Checkpoint::AtTimestamp { instant } else { instant.max(made) });
         }
         let parents = self.log.shards.get(shard).map(|log| log.parents.clone()).unwrap_or_default();
         if lease.checkpoint != Checkpoint::TrimHorizon && parents.iter().any(|parent| self.finished.contains(parent)) {

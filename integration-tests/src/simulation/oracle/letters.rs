@@ -24,6 +24,10 @@ impl Oracle {
         }
         let is_good = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Good);
         self.good_letters += u64::from(is_good);
+        let panics = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Panicking);
+        if letter.kind == FailureKind::Panic && panics {
+            self.reached("record dead-lettered for its panics");
+        }
         self.finish(host, shard, position, now);
         self.settled_by_letter(host, shard, position, now);
         self.not_delivered(host, shard, position);
@@ -50,8 +54,8 @@ impl Oracle {
                 "a broken aggregate was dead-lettered as a record"
             });
         }
-        if published.kind == Kind::Good && letter.kind == FailureKind::Poison {
-            return Some("a good record was dead-lettered as poison");
+        if matches!(published.kind, Kind::Good | Kind::Panicking) && letter.kind == FailureKind::Poison {
+            return Some("a record that nobody calls poison was dead-lettered as such");
         }
         if is_broken {
             let is_whole = published.whole.as_ref() == Some(letter.record.data());

@@ -6,6 +6,7 @@
 //! | `leases` | S1 nothing at or below a checkpoint is unfinished; S2 checkpoints never move back; S5 no write of an older term; S7 no hole in the lease table; S8 SHARD_END only of a shard that is closed and finished; S14 no lease of another stream |
 //! | `deliveries` | S3 each term delivers from its checkpoint on without a gap; S4 children after their parents, keys in order; S6 one owner at a time |
 //! | `seeks` | what is asked for again by a seek, and that nobody reads on who lost a shard by it once another one has it |
+//! | `skips` | what a shard that is too far behind may leave out, and that none goes on that is stopped |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, and no good record is called poison |
 //! | `lives` | the life of each processor: one call at a time, one farewell, no call after it was lost |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
@@ -24,6 +25,7 @@ mod limits;
 mod lives;
 mod log;
 mod seeks;
+mod skips;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -102,6 +104,8 @@ pub(super) struct Oracle {
     keeps_order: bool,
     /// Failures of a record before it may go to the dead-letter queue.
     max_attempts: u32,
+    /// How far behind a shard may be before it skips what it has not read.
+    skip_beyond: Option<Duration>,
     /// The disturbance is over.
     calm: bool,
     /// The run has ended, and everything is dropped.
@@ -167,7 +171,7 @@ pub(super) enum Told {
 /// after one that has failed.
 fn keeps_order(plan: &Plan) -> bool {
     let handling = &plan.handling;
-    let goes_on = handling.way == Way::Model && handling.tells == Tells::These;
+    let goes_on = handling.way == Way::Model && matches!(handling.tells, Tells::These | Tells::AnyOrder);
     handling.way.keeps_order() && !goes_on && handling.poisoned_key != PoisonedKey::Pass
 }
 
@@ -187,7 +191,13 @@ impl Judge {
             oracle: Arc::new(Mutex::new(Oracle {
                 lanes: plan.handling.lanes > 1,
                 keeps_order: keeps_order(plan),
-                max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
+                max_attempts: match (plan.handling.max_age, plan.handling.default_retries) {
+                    // A record that is too old has one attempt.
+                    (Some(_), _) => 1,
+                    (None, true) => 5,
+                    (None, false) => MAX_ATTEMPTS,
+                },
+                skip_beyond: plan.handling.skip_beyond,
                 calm: false,
                 over: false,
                 lives: Lives::default(),

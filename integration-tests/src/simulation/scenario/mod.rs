@@ -7,7 +7,9 @@ mod flapping_network;
 mod frozen_worker;
 mod half_done_aggregates;
 mod naive_users;
+mod panicking;
 mod process_killing_poison;
+mod queue_away_for_days;
 mod quiet_days;
 mod random_mix;
 mod recreated_stream;
@@ -18,6 +20,9 @@ mod slow_keys;
 mod table_outage;
 mod thundering_start;
 mod trimmed_behind;
+mod trimmed_behind_later;
+mod troubled_seek;
+mod wide_mix;
 
 use super::plan::{Options, Plan};
 
@@ -36,7 +41,8 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 41 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 21 },
+    Scenario { name: "wide-mix", about: "the same, and what users and operators do beside it", plan: wide_mix::plan, share: 15 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
     Scenario { name: "naive-users", about: "services as ordinary users write them", plan: naive_users::plan, share: 15 },
     Scenario {
@@ -61,6 +67,12 @@ pub const SCENARIOS: &[Scenario] = &[
         plan: dead_letter_queue_down::plan,
         share: 2,
     },
+    Scenario {
+        name: "queue-away-for-days",
+        about: "the dead-letter queue is away for longer than the stream keeps records",
+        plan: queue_away_for_days::plan,
+        share: 1,
+    },
     Scenario { name: "slow-keys", about: "keys that stand still, and processes that die meanwhile", plan: slow_keys::plan, share: 3 },
     Scenario {
         name: "half-done-aggregates",
@@ -69,6 +81,12 @@ pub const SCENARIOS: &[Scenario] = &[
         share: 3,
     },
     Scenario { name: "seek", about: "the application begins elsewhere, again and again, while it runs", plan: seek::plan, share: 4 },
+    Scenario {
+        name: "troubled-seek",
+        about: "operators that are slow, cut off, frozen, wrong about the time, or die in the middle of a seek",
+        plan: troubled_seek::plan,
+        share: 2,
+    },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",
@@ -77,6 +95,12 @@ pub const SCENARIOS: &[Scenario] = &[
         share: 3,
     },
     Scenario { name: "trimmed-behind", about: "a stream is trimmed behind a fleet that was stopped", plan: trimmed_behind::plan, share: 2 },
+    Scenario {
+        name: "trimmed-behind-later",
+        about: "the same, of an application that began at the tip or at an instant",
+        plan: trimmed_behind_later::plan,
+        share: 2,
+    },
     Scenario {
         name: "recreated-stream",
         about: "the stream is deleted and made anew under the same name",
