@@ -220,6 +220,24 @@ bugs! {
     FollowsPoisonOnly = "follows-poison-only",
     /// Later records of a key do not wait until the queue has accepted the earlier one.
     LetterNotAwaited = "letter-not-awaited",
+    /// A panic does not count as an attempt.
+    PanicIsNoAttempt = "panic-is-no-attempt",
+    /// The answer to the first letter of a batch counts for all of them.
+    FirstAnswerForAll = "first-answer-for-all",
+    /// A resumption from outside is overlooked.
+    ResumptionNotSeen = "resumption-not-seen",
+    /// Whoever takes a shard that is stopped goes on with it.
+    StopForgottenByNextOwner = "stop-forgotten-by-next-owner",
+    /// A pause of the worker never ends.
+    PauseNeverEnds = "pause-never-ends",
+    /// A batch that waits to be filled waits for ever.
+    MaxWaitForgotten = "max-wait-forgotten",
+    /// A shard that is too far behind leaves out what is in work, too.
+    SkipLeavesWork = "skip-leaves-work",
+    /// A prepared checkpoint is written at once.
+    PreparedIsWritten = "prepared-is-written",
+    /// The time for a handoff counts from when the consumer looks, and a record that was noted meanwhile is begun.
+    HandoffNoticedLate = "handoff-noticed-late",
 }
 
 #[cfg(feature = "planted-bugs")]

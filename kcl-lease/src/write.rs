@@ -202,8 +202,9 @@ impl LeaseWrite {
     #[must_use]
     pub fn prepare(held: &Lease, pending: PendingCheckpoint, write_id: WriteId) -> Self {
         let covered = pending.checkpoint <= held.checkpoint;
+        let checkpoint = (is_planted(Bug::PreparedIsWritten) && !covered).then_some(pending.checkpoint);
         let pending_checkpoint = if covered { Change::Keep } else { Change::Set(pending) };
-        Self { pending_checkpoint, ..Self::of_term(held, write_id) }
+        Self { pending_checkpoint, checkpoint, ..Self::of_term(held, write_id) }
     }
 
     /// Stops the shard beyond this term, or clears its stop, and proves that the owner is alive.

@@ -3,14 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kcl_core::Timestamp;
-use kcl_core::seek::SeekTo;
 use kcl_core::test_util::kinesis_model::{DeleteStreamInput, MergeShardsInput, SplitShardInput};
 
-use tokio::time::sleep;
-
 use super::fleet::machine;
-use super::oracle::{APPLICATION, OPERATOR};
+use super::oracle::APPLICATION;
 use super::plan::Chaos;
 use super::publisher::STREAM;
 use super::run::{Due, Simulation};
@@ -44,8 +40,7 @@ impl Simulation {
             Chaos::KillAfterWrite(number, writes) => {
                 self.count("kill after a write");
                 if let Some(process) = self.fleet.processes.get(&number) {
-                    let fuse = (writes.max(1), process.host.clone());
-                    self.fuses.lock().expect("nobody panics with it").insert(process.host.name().to_owned(), fuse);
+                    self.fuses.kill_after(writes, &process.host);
                 }
             }
             Chaos::Freeze(number, time) => {
@@ -82,6 +77,24 @@ impl Simulation {
             Chaos::Seek(back) => self.seek(back),
             Chaos::Empty(rows) => self.empty(rows),
             Chaos::Assign(choice, silence, renewals, releases) => self.assign(choice, silence, renewals, releases),
+            Chaos::Trouble(trouble) => self.trouble(trouble),
+            Chaos::CutAfterWrite(number, writes, time) => {
+                self.count("cut after a write");
+                if let Some(process) = self.fleet.processes.get(&number) {
+                    self.fuses.cut_after(writes, &process.host, time);
+                }
+            }
+            Chaos::ListingsLag(by, time) => {
+                self.count("listings lag");
+                self.aws.faults().lag_listings(by, now + time);
+            }
+            Chaos::CreationsLate(time) => {
+                self.count("creations late");
+                self.aws.faults().create_late(now + time);
+            }
+            Chaos::Pause(number, shard) => self.pause(number, shard),
+            Chaos::Resume(number) => self.resume(number),
+            Chaos::ResumeStopped => self.resume_stopped(),
             Chaos::Mend => {
                 self.fleet.mended.store(true, Ordering::Relaxed);
                 self.judge.with(|oracle, _| oracle.allow_skips());
@@ -131,25 +144,6 @@ impl Simulation {
             self.count("merge");
             self.enter(self.aws.elapsed() + self.plan.resharding + Duration::from_millis(1), Due::Resharded);
         }
-    }
-
-    fn seek(&mut self, back: Duration) {
-        if !self.operators.is_empty() {
-            // One operator at a time: two who want different things have nobody to decide between them.
-            return;
-        }
-        self.count("seek");
-        let millis = self.aws.time().as_millis().saturating_sub(u64::try_from(back.as_millis()).unwrap_or(u64::MAX));
-        let to = if back.is_zero() { SeekTo::TrimHorizon } else { SeekTo::Time(Timestamp::from_millis(millis)) };
-        let host = self.aws.host(OPERATOR);
-        let target = if let SeekTo::Time(time) = to { Some(time) } else { None };
-        self.judge.with(|oracle, _| oracle.seek_begins(target));
-        self.operators.spawn(async move {
-            while let Err(error) = host.seek(APPLICATION, STREAM, to).run().await {
-                tracing::info!(%error, "the seek is made again");
-                sleep(Duration::from_secs(2)).await;
-            }
-        });
     }
 
     fn empty(&mut self, rows: usize) {

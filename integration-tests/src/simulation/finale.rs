@@ -15,11 +15,11 @@ impl Simulation {
     /// Ends the disturbance as the plan has it.
     pub(super) fn calm(&mut self) {
         self.judge.calms_down();
-        self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded));
+        self.due.retain(|_, due| matches!(due, Due::Thaw(..) | Due::Start(_) | Due::Resharded | Due::OperatorThaws));
         self.next_record = None;
         self.foreigners.abort_all();
         self.aws.set_write_budget(super::oracle::APPLICATION, None);
-        self.fuses.lock().expect("nobody panics with it").clear();
+        self.fuses.clear();
         self.fleet.processes.values().for_each(|process| process.host.spare());
         match self.plan.ending {
             Ending::Heal => self.aws.faults().clear(),
@@ -31,6 +31,7 @@ impl Simulation {
                 }
             }
         }
+        self.nobody_pauses();
         let now = self.aws.elapsed();
         let broken = self.broken();
         for number in self.fleet.in_service.keys().copied().filter(|number| !broken.contains(number)).collect::<Vec<_>>() {
@@ -86,6 +87,11 @@ impl Simulation {
                 return false;
             }
             self.judge.with(|oracle, now| oracle.trimmed_are_past(now));
+            // Processors have no reason to stop any more; somebody has to resume what they have stopped before.
+            let may_stop = self.plan.handling.stops > 0.0 || self.plan.handling.valve.is_some();
+            if may_stop && self.aws.elapsed().as_secs().is_multiple_of(20) {
+                self.resume_stopped();
+            }
             let is_through = {
                 let oracle = self.judge.lock();
                 oracle.undone() == 0 && !oracle.is_at_work()

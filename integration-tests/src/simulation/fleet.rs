@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kcl_core::test_util::{Host, SimulatedAws};
-use kcl_core::{Batching, Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, TrimmedData, WorkerError, WorkerHandle};
+use kcl_core::{
+    Backlog, Batching, Checkpointing, Entropy, Lanes, PollingConfig, RetryPolicy, SafetyValve, TrimmedData, WorkerError, WorkerHandle,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,15 +23,20 @@ pub(super) const QUEUE: &str = "orders-dlq";
 
 fn retry_policy(plan: &Plan) -> RetryPolicy {
     if plan.handling.default_retries {
-        return RetryPolicy { attempt_deadline: plan.handling.deadline, ..RetryPolicy::default() };
+        return RetryPolicy { attempt_deadline: plan.handling.deadline, max_age: plan.handling.max_age, ..RetryPolicy::default() };
     }
     RetryPolicy {
         max_attempts: MAX_ATTEMPTS,
         // With few keys, several bad records at once look like an outage, and nobody mends them here.
-        patience: if plan.traffic.poison + plan.traffic.failing > 0 { Duration::ZERO } else { Duration::from_secs(30) },
+        patience: if plan.traffic.poison + plan.traffic.failing + plan.traffic.panicking > 0 {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(30)
+        },
         first_backoff: Duration::from_millis(100),
         max_backoff: Duration::from_secs(5),
         attempt_deadline: plan.handling.deadline,
+        max_age: plan.handling.max_age,
         ..RetryPolicy::default()
     }
 }
@@ -72,9 +79,6 @@ pub(super) struct Fleet {
     /// The most bytes that a process of the run held beyond what it may.
     pub(super) hosts: Vec<Host>,
 }
-
-/// What worker settings the machines have that follow from the plan.
-const PREFETCH: usize = 12 << 20;
 
 /// Attempts at a record, where the retry policy is not the library's default.
 pub(super) const MAX_ATTEMPTS: u32 = 3;
@@ -179,16 +183,24 @@ impl Fleet {
                 .initial_position(plan.initial)
                 .trimmed_data(trimmed)
                 .adopt_recreated_stream(true)
-                .prefetch_bytes(PREFETCH)
+                .prefetch_bytes(plan.prefetch)
                 .polling(PollingConfig { idle_interval: plan.idle_interval, ..PollingConfig::default() })
                 .retry_policy(retry_policy(&plan))
                 .lanes(Lanes::new(plan.handling.lanes))
                 .poisoned_key(plan.handling.poisoned_key);
             let builder = users::serve(builder, &judge, &host, &entropy, &plan);
-            let builder = match plan.handling.batch {
-                Some(most) => builder.batching(Batching::up_to(most)),
-                None => builder,
+            let batching = plan.handling.batch.map_or_else(Batching::default, Batching::up_to);
+            let builder = match plan.handling.wait_for {
+                Some((least, wait)) => {
+                    builder.batching(Batching { min_records: least.min(batching.max_records), max_wait: wait, ..batching })
+                }
+                None => builder.batching(batching),
             };
+            let builder = plan.handling.handoff.into_iter().fold(builder, kcl_core::WorkerBuilder::handoff_timeout);
+            let valve = plan.handling.valve.map(|(window, most)| SafetyValve { window, most });
+            let builder = valve.into_iter().fold(builder, |builder, valve| builder.safety_valve(Some(valve)));
+            let builder =
+                plan.handling.skip_beyond.into_iter().fold(builder, |builder, beyond| builder.backlog(Backlog::SkipToLatest { beyond }));
             let builder = if plan.handling.manual { builder.checkpointing(Checkpointing::Manual) } else { builder };
             let builder = if plan.handling.queue { builder.dead_letter_queue(host.dead_letter_queue(QUEUE)) } else { builder };
             let worker = tokio::select! {
@@ -207,7 +219,7 @@ impl Fleet {
         self.hosts.iter().find_map(|host| {
             let (_, most) = host.bytes_held();
             // What is read ahead by all, and for each shard an answer in work and one that came without being asked for by the budget.
-            let right = PREFETCH + oracle.most_held(host.name()).max(1) * 2 * (10 << 20);
+            let right = self.plan.prefetch + oracle.most_held(host.name()).max(1) * 2 * (10 << 20);
             (most > right).then(|| format!("{} held {most} bytes of payloads, {right} are right", host.name()))
         })
     }

@@ -9,6 +9,9 @@
 //! | `finale` | the end of a run, and what must come true in it |
 //! | `foreigner` | a worker of the Java library, and the leader that assigns a lease to it |
 //! | `fleet` | machines and the processes on them, started again when they end |
+//! | `operators` | who seeks, pauses and resumes, and the troubles of their machines |
+//! | `fuses` | what happens to a machine at a certain write |
+//! | `neighbour` | another application that reads the same shards |
 //! | [`users`] | the services of the fleet, as ordinary users write them, and their database |
 //! | `processor`, `publisher` | a model of a service that tells the truth, and what feeds the stream |
 //! | `aggregates` | which records can be put together, and how that goes wrong |
@@ -24,8 +27,11 @@ mod chaos;
 mod finale;
 mod fleet;
 mod foreigner;
+mod fuses;
 mod logs;
 pub mod memory;
+mod neighbour;
+mod operators;
 pub mod oracle;
 pub mod plan;
 pub mod planted;

@@ -9,6 +9,9 @@ use kcl_core::{Entropy, InitialPosition, PoisonedKey, RetrievalMode, TrimmedData
 
 use super::users::Way;
 
+/// When the services of each run begin, in milliseconds since 1970.
+pub const BEGINS_MILLIS: u64 = 1_790_000_000_000;
+
 /// What can be set from outside; `None`: as the scenario has it.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -70,6 +73,39 @@ pub enum Chaos {
     Mend,
     /// An operator lets the application begin so long before now, or, with zero, at the oldest record; and asks again until that is done.
     Seek(Duration),
+    /// Something happens to the machine that a seek is being made from.
+    Trouble(OperatorTrouble),
+    /// The answer to this write of the machine's process to the lease table, counted from now on, is lost, and all that follow for this time.
+    CutAfterWrite(usize, u64, Duration),
+    /// For the second time, listings of shards show what was true so long ago as the first time says.
+    ListingsLag(Duration, Duration),
+    /// Leases that are created within this time appear seconds later.
+    CreationsLate(Duration),
+    /// Somebody pauses the worker of a machine; with a number, the shard of it that the number chooses.
+    Pause(usize, Option<u64>),
+    /// Somebody resumes what was paused of a machine's worker.
+    Resume(usize),
+    /// Somebody resumes all shards that their processor or the safety valve has stopped.
+    ResumeStopped,
+}
+
+/// Something that happens to an operator's machine.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OperatorTrouble {
+    /// The process dies. Another one asks for the same some seconds later.
+    Killed,
+    /// The same, when so many of its writes were applied from now on.
+    KilledAfterWrite(u64),
+    /// The process stands still for this time.
+    Frozen(Duration),
+    /// The machine and a service are cut from each other.
+    Cut(Service, Cut, Duration),
+    /// The answer to this write, and all that follow for this time, are lost.
+    CutAfterWrite(u64, Duration),
+    /// Calls take up to the first time each, for the second.
+    Slow(Duration, Duration),
+    /// The clock runs at this rate, and is set forward or back by so many milliseconds.
+    Clock(f64, i64),
 }
 
 impl fmt::Display for Chaos {
@@ -89,6 +125,8 @@ pub struct Traffic {
     pub poison: u32,
     /// Of each thousand records, so many fail at each attempt.
     pub failing: u32,
+    /// Of each thousand records, so many panic at each attempt.
+    pub panicking: u32,
     /// The record of this number kills each process that has it in work.
     pub killer: Option<u64>,
     /// The records of these numbers fail at each attempt.
@@ -127,6 +165,8 @@ pub enum Tells {
     From,
     /// By an outcome that names each that fails.
     These,
+    /// It acknowledges each record when it is done, in no order, and fails at the first that does.
+    AnyOrder,
 }
 
 /// What the processors do. Rates are probabilities from 0 to 1.
@@ -146,12 +186,24 @@ pub struct Handling {
     pub tells: Tells,
     /// The most records of a batch; `None`: as many as the library has by default.
     pub batch: Option<usize>,
+    /// Records that a batch waits for, and how long it does.
+    pub wait_for: Option<(usize, Duration)>,
     /// Lanes of a shard.
     pub lanes: usize,
     /// What becomes of records of a key that was poisoned.
     pub poisoned_key: PoisonedKey,
     /// How long a call may take.
     pub deadline: Option<Duration>,
+    /// The age from which on a record that fails is given up.
+    pub max_age: Option<Duration>,
+    /// How long another worker waits for a shard; `None`: the library's default.
+    pub handoff: Option<Duration>,
+    /// How far behind a shard may be before it skips what it has not read.
+    pub skip_beyond: Option<Duration>,
+    /// The safety valve: of so many records finished last, at most so many may be dead letters; `None`: the library's default.
+    pub valve: Option<(usize, usize)>,
+    /// Batches in which the processor says that its shard must stop.
+    pub stops: f64,
     /// Whether the processor checkpoints for itself.
     pub manual: bool,
     /// Whether there is a dead-letter queue.
@@ -197,9 +249,15 @@ impl Default for Handling {
             panics: 0.0,
             tells: Tells::InOrder,
             batch: None,
+            wait_for: None,
             lanes: 1,
             poisoned_key: PoisonedKey::Wait,
             deadline: None,
+            max_age: None,
+            handoff: None,
+            skip_beyond: None,
+            valve: None,
+            stops: 0.0,
             manual: false,
             queue: true,
             way: Way::Model,
@@ -234,6 +292,8 @@ pub struct Demands {
     pub good_letters: Option<u64>,
     /// While a queue is away, records of shards without bad records are finished within this time.
     pub neighbours: Option<Duration>,
+    /// While a queue is away, good records of keys without bad records before them are finished within this time.
+    pub other_keys: Option<Duration>,
     /// All records are finished within this time of their arrival, at all times.
     pub always_within: Option<Duration>,
     /// Calls end within this time of the end of their term, on machines that run.
@@ -273,6 +333,12 @@ pub struct Plan {
     pub short_numbers: bool,
     /// Writes per second that the lease table takes.
     pub write_budget: Option<f64>,
+    /// Bytes that are read ahead by each worker.
+    pub prefetch: usize,
+    /// Calls of an operation that a service takes in a second, from all workers together.
+    pub limits: Vec<(&'static str, u32)>,
+    /// Reads a second and shard of another application.
+    pub neighbour: u32,
     /// How long a change of shards takes.
     pub resharding: Duration,
     /// What is published.
@@ -311,12 +377,16 @@ impl Plan {
             trimmed: TrimmedData::Block,
             short_numbers: false,
             write_budget: None,
+            prefetch: 12 << 20,
+            limits: Vec::new(),
+            neighbour: 0,
             resharding: Duration::from_millis(500),
             traffic: Traffic {
                 keys: 20,
                 every: Duration::from_secs(1),
                 poison: 0,
                 failing: 0,
+                panicking: 0,
                 killer: None,
                 bad: BTreeSet::new(),
                 largest: 40,

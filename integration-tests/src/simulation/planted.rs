@@ -26,13 +26,15 @@ mod search {
     use crate::simulation::{Plan, Violation};
 
     /// What is searched, one seed of each after the other: the same for all bugs.
-    const SEARCHED: [&str; 28] = [
+    const SEARCHED: [&str; 36] = [
         "random-mix",
         "naive-users",
+        "wide-mix",
         "reshard-storm",
         "random-mix",
         "naive-users",
         "frozen-worker",
+        "wide-mix",
         "random-mix",
         "naive-users",
         "half-done-aggregates",
@@ -41,15 +43,21 @@ mod search {
         "random-mix",
         "half-done-aggregates",
         "recreated-stream",
+        "wide-mix",
         "naive-users",
         "flapping-network",
+        "wide-mix",
         "table-outage",
+        "wide-mix",
         "dead-letter-queue-down",
         "rolling-deploy",
+        "wide-mix",
         "process-killing-poison",
         "naive-users",
         "slow-keys",
+        "wide-mix",
         "seek",
+        "troubled-seek",
         "dependency-outage",
         "first-sync-reshard",
         "cut-off-alone",

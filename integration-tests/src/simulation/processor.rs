@@ -85,6 +85,10 @@ impl Processor {
                 self.host.kill();
                 std::future::pending::<()>().await;
             }
+            Kind::Panicking => {
+                self.judge.note("record panics");
+                std::panic::panic_any(A_BUG_OF_THE_SERVICE);
+            }
             Kind::Good | Kind::Broken => {}
         }
         if self.entropy.fraction() < self.handling.errors {
@@ -103,6 +107,10 @@ impl Processor {
         if self.entropy.fraction() < self.handling.panics {
             std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
+        if self.handling.stops > 0.0 && !self.judge.is_calm() && self.entropy.fraction() < self.handling.stops {
+            self.judge.note("processor says stop");
+            return Err(ProcessError::stop("it must not go on"));
+        }
         let mut outcome = Outcome::Done;
         match self.handling.tells {
             Tells::InOrder => {
@@ -113,6 +121,19 @@ impl Processor {
                     if let Err(error) = self.one(record).await {
                         return Ok(Outcome::failed_from(record, error));
                     }
+                    self.done(record, shard);
+                    batch.ack(record);
+                }
+            }
+            Tells::AnyOrder => {
+                let mut records: Vec<_> = batch.records().iter().collect();
+                while !records.is_empty() {
+                    if shard.interruption().is_some() {
+                        return Ok(Outcome::Acknowledged);
+                    }
+                    let choice = usize::try_from(self.entropy.u64() % records.len() as u64).unwrap_or(0);
+                    let record = records.swap_remove(choice);
+                    self.one(record).await?;
                     self.done(record, shard);
                     batch.ack(record);
                 }

@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Good,
     Poison,
     Failing,
+    /// Users' code panics on it.
+    Panicking,
     Killer,
     /// An aggregate that nobody can take apart.
     Broken,
@@ -51,6 +53,7 @@ pub(super) fn kind_of(payload: &[u8]) -> Kind {
         Some(b'P') => Kind::Poison,
         Some(b'F') => Kind::Failing,
         Some(b'K') => Kind::Killer,
+        Some(b'X') => Kind::Panicking,
         _ => Kind::Good,
     }
 }
@@ -119,12 +122,14 @@ impl Publisher {
         self.published += 1;
         let number = self.published;
         let drawn = self.entropy.u64() % 1000;
-        let (poison, failing) = (u64::from(self.traffic.poison), u64::from(self.traffic.failing));
+        let (poison, failing, panicking) =
+            (u64::from(self.traffic.poison), u64::from(self.traffic.failing), u64::from(self.traffic.panicking));
         let kind = match self.traffic.killer {
             Some(at) if at == number => Kind::Killer,
             _ if self.traffic.bad.contains(&number) => Kind::Failing,
             _ if drawn < poison => Kind::Poison,
             _ if drawn < poison + failing => Kind::Failing,
+            _ if drawn < poison + failing + panicking => Kind::Panicking,
             _ => Kind::Good,
         };
         (number, kind)
@@ -137,6 +142,7 @@ impl Publisher {
             Kind::Poison => 'P',
             Kind::Failing => 'F',
             Kind::Killer => 'K',
+            Kind::Panicking => 'X',
         };
         // The flag can't be put into a shared buffer: large records are good ones.
         if largest > 0 && kind == Kind::Good {

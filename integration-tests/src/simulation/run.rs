@@ -1,19 +1,21 @@
 //! Carries a plan out: one runtime, one thread, time that jumps from event to event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant as WallInstant};
 
-use kcl_core::Entropy;
 use kcl_core::test_util::kinesis_model::KinesisConfig;
-use kcl_core::test_util::{Event, FaultKind, SimulatedAws};
+use kcl_core::test_util::{FaultKind, SimulatedAws};
+use kcl_core::{Entropy, ShardId};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::fleet::{Exit, Fleet};
+use super::fuses::Fuses;
 use super::logs::Listener;
+use super::operators::Present;
 use super::oracle::{Judge, Oracle, Violation};
 use super::plan::{Chaos, Plan};
 use super::publisher::{Publisher, STREAM};
@@ -98,6 +100,7 @@ pub(super) enum Due {
     Start(usize),
     /// The tree of shards has changed.
     Resharded,
+    OperatorThaws,
 }
 
 pub(super) struct Simulation {
@@ -112,19 +115,26 @@ pub(super) struct Simulation {
     /// Freezes of each machine, so that only the last one's end thaws it.
     pub(super) freezes: BTreeMap<usize, u64>,
     pub(super) events: BTreeMap<&'static str, u64>,
-    /// Writes after which a process is killed.
+    /// Writes after which something happens to a process.
     pub(super) fuses: Fuses,
     pub(super) next_record: Option<Instant>,
     /// Workers of the Java library.
     pub(super) foreigners: JoinSet<()>,
     /// A seek that is being made.
     pub(super) operators: JoinSet<()>,
+    /// The process that makes it.
+    pub(super) operator: Present,
+    /// Resumptions of stopped shards that are under way.
+    pub(super) consoles: JoinSet<()>,
+    /// Another application's readers.
+    pub(super) neighbours: JoinSet<()>,
+    /// Shards that somebody has paused, by the number of the machine.
+    pub(super) paused: BTreeSet<(usize, ShardId)>,
+    /// The time of the next look at what is looked at now and then.
+    pub(super) next_look: Duration,
     /// Tasks, bytes and shards when growth began to be watched.
     pub(super) memory: Option<(usize, usize, usize)>,
 }
-
-/// Processes that die at a write, by their machine's name.
-pub(super) type Fuses = Arc<std::sync::Mutex<BTreeMap<String, (u64, kcl_core::test_util::Host)>>>;
 
 impl Simulation {
     fn new(plan: &Plan, aws: &SimulatedAws, judge: &Judge) -> Self {
@@ -149,8 +159,11 @@ impl Simulation {
         };
         let publisher = Publisher::new(aws.clone(), judge.clone(), plan.traffic.clone(), Entropy::from_seed(entropy.u64()));
         let fuses = Fuses::default();
-        let lit = Arc::clone(&fuses);
-        aws.observe(move |event| burn(&lit, event));
+        let (lit, services) = (fuses.clone(), aws.clone());
+        aws.observe(move |event| lit.burn(event, &services));
+        for (operation, per_second) in &plan.limits {
+            aws.faults().limit(operation, *per_second);
+        }
         let mut simulation = Self {
             aws: aws.clone(),
             judge: judge.clone(),
@@ -163,7 +176,12 @@ impl Simulation {
             fuses,
             operators: JoinSet::new(),
             foreigners: JoinSet::new(),
+            operator: Present::default(),
+            consoles: JoinSet::new(),
+            neighbours: JoinSet::new(),
+            paused: BTreeSet::new(),
             next_record: Some(Instant::now() + plan.traffic.from),
+            next_look: Duration::ZERO,
             memory: None,
             plan,
         };
@@ -172,6 +190,9 @@ impl Simulation {
         }
         for (at, chaos) in simulation.plan.schedule.clone() {
             simulation.enter(at, Due::Chaos(chaos));
+        }
+        if simulation.plan.neighbour > 0 {
+            simulation.neighbour_reads(simulation.plan.neighbour);
         }
         simulation
     }
@@ -208,6 +229,7 @@ impl Simulation {
                     done.expect("an operator does not panic");
                     self.judge.with(|oracle, _| oracle.seek_is_made());
                 }
+                Some(_) = self.consoles.join_next() => {}
                 () = sleep_until(start + wake) => {
                     if next.is_none_or(|next| next > end) {
                         return;
@@ -258,6 +280,7 @@ impl Simulation {
                 }
             }
             Due::Resharded => self.judge.resharded(STREAM),
+            Due::OperatorThaws => self.operator_thaws(),
         }
     }
 
@@ -287,6 +310,13 @@ impl Simulation {
             }
         }
         self.judge.with(Oracle::all_have_ended);
+        if let Some(within) = demands.other_keys
+            && now >= self.next_look
+        {
+            // All open records are looked at, which takes its time.
+            self.next_look = now + within / 4;
+            self.judge.with(|oracle, now| oracle.other_keys_go_on(now, within));
+        }
         if let Some(within) = demands.calls_end {
             self.judge.with(|oracle, now| oracle.calls_end_with_their_terms(now, within));
         }
@@ -327,23 +357,6 @@ impl Simulation {
             simulated: self.aws.elapsed(),
             wall: Duration::ZERO,
             repeated: oracle.repeated(),
-        }
-    }
-}
-
-/// Counts writes that were applied, and kills whose number has come: before it hears of it.
-fn burn(fuses: &Fuses, event: &Event<'_>) {
-    let host = match event {
-        Event::LeaseWritten { host, .. } | Event::LeaseCreated { host, .. } | Event::LeaseDeleted { host, .. } => *host,
-        Event::DeadLetterAccepted { host, .. } => *host,
-        _ => return,
-    };
-    let mut fuses = fuses.lock().expect("nobody panics with it");
-    if let Some((left, process)) = fuses.get_mut(host) {
-        *left -= 1;
-        if *left == 0 {
-            process.kill();
-            fuses.remove(host);
         }
     }
 }

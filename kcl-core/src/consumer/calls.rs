@@ -68,14 +68,15 @@ impl ShardConsumer {
             if entries.is_empty() {
                 continue;
             }
-            if !self.hold.is_open() {
-                // The lease has run out while the record was noted: later.
+            // While the record was noted the shard may have been asked for, or its lease have run out: later, or elsewhere.
+            let stop = self.hold.stopped().filter(|_| !is_planted(Bug::HandoffNoticedLate));
+            if stop.is_some() || !self.hold.is_open() {
                 if is_probe {
                     self.work.schedule.put_back_probe(group, entries, 0);
                 } else {
                     self.put_back(group, entries);
                 }
-                return Ok(false);
+                return stop.map_or(Ok(false), Err);
             }
             if is_planted(Bug::KeyLogged) {
                 tracing::warn!(key = entries[0].record.partition_key(), "processing");

@@ -60,10 +60,13 @@ impl ShardConsumer {
                 self.work.reopen = false;
                 return Err(self.read_anew());
             }
-            if self.work.is_through() && self.work.paused.is_none() {
-                if std::mem::take(&mut self.work.skip) {
-                    return Err(self.skip_to_latest().await?);
-                }
+            let is_through = self.work.is_through();
+            let skips = self.work.skip && self.work.paused.is_none() && (is_through || is_planted(Bug::SkipLeavesWork));
+            if skips {
+                self.work.skip = false;
+                return Err(self.skip_to_latest().await?);
+            }
+            if is_through && self.work.paused.is_none() {
                 if self.work.bound_reached {
                     return Err(Stop::AtBound);
                 }

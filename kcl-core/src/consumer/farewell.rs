@@ -56,8 +56,17 @@ pub(super) struct Farewell {
 
 impl Farewell {
     fn within(timeout: Duration, is_shutdown: bool) -> Self {
-        let now = Instant::now();
-        let after = |part: f64| now + timeout.mul_f64(part);
+        Self::from(Instant::now(), timeout, is_shutdown)
+    }
+
+    /// The times of a handoff that ends at this instant: this consumer may hear of it late, for it
+    /// waits for writes of the lease at times.
+    fn by(end: Instant, timeout: Duration) -> Self {
+        Self::from(end.checked_sub(timeout).unwrap_or_else(Instant::now), timeout, false)
+    }
+
+    fn from(began: Instant, timeout: Duration, is_shutdown: bool) -> Self {
+        let after = |part: f64| began + timeout.mul_f64(part);
         Self { calls_by: after(CALLS), told_by: after(FAREWELL), ended_by: after(ENDED), is_shutdown }
     }
 
@@ -78,8 +87,11 @@ impl ShardConsumer {
         let is_shutdown = shared.let_go.is_cancelled();
         let known = self.farewell.filter(|farewell| farewell.is_shutdown || !is_shutdown);
         let farewell = known.unwrap_or_else(|| {
-            let timeout = if is_shutdown { shared.shutdown_timeout } else { shared.handoff_timeout };
-            let farewell = Farewell::within(timeout, is_shutdown);
+            let farewell = match self.hold.term.handoff_by().filter(|_| !is_shutdown && !is_planted(Bug::HandoffNoticedLate)) {
+                Some(end) => Farewell::by(end, shared.handoff_timeout),
+                None if is_shutdown => Farewell::within(shared.shutdown_timeout, true),
+                None => Farewell::within(shared.handoff_timeout, false),
+            };
             // A handoff may be under way already.
             self.farewell.map_or(farewell, |before| farewell.no_later_than(before))
         });
@@ -165,8 +177,8 @@ impl ShardConsumer {
     pub(super) async fn let_go(&mut self, at_bound: bool) -> TermEnd {
         self.hold.state(ShardState::LettingGo);
         let Farewell { told_by, .. } = self.farewell();
-        // In peace only: whoever has lost its lease, or may have, must not write what it has collected.
-        if self.hold.term.is_valid() && !is_planted(Bug::HandoffDuringCall) {
+        // In peace only: whoever has lost its lease, or may have, must not write what it has collected. Nor who has no time left to say so.
+        if self.hold.term.is_valid() && told_by > Instant::now() && !is_planted(Bug::HandoffDuringCall) {
             self.tell_all(Callback::ShutdownRequested, self.hold.shared.processing.callbacks.shutdown_requested, told_by).await;
         }
         self.settle_stop(told_by).await;

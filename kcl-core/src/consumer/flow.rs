@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::ShardId;
 use tokio::sync::watch;
 
@@ -39,7 +40,7 @@ impl Flow {
 
     /// Resumes what was asked for the worker as a whole. Shards that were paused each for itself stay so.
     pub(crate) fn resume_all(&self) {
-        self.change(|state| state.all = false);
+        self.change(|state| state.all &= is_planted(Bug::PauseNeverEnds));
     }
 
     pub(crate) fn pause_shard(&self, shard: &ShardId) {

@@ -426,7 +426,8 @@ fn one_failed(mut entry: Entry, failure: CallFailure, finding: Option<Finding>, 
     let found = note_failure(std::slice::from_ref(&entry), &failure, rules, judged);
     let finding = finding.unwrap_or(found);
     judged.retry_after = judged.retry_after.max(failure.retry_after);
-    let is_to_blame = failure.advice != Advice::Stop;
+    let is_no_attempt = is_planted(Bug::PanicIsNoAttempt) && failure.kind == FailureKind::Panic;
+    let is_to_blame = failure.advice != Advice::Stop && !is_no_attempt;
     entry.history.failed(rules.now.boot, rules.now.wall, finding, is_to_blame);
     if !is_to_blame {
         judged.stop = true;

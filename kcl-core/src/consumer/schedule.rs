@@ -217,6 +217,7 @@ impl Schedule {
         while let Some((until, group)) = self.filling.first().copied().filter(|(until, _)| until.is_none_or(|until| until <= now)) {
             if let Some(filling) = self.groups.get_mut(&group) {
                 match until {
+                    None if is_planted(Bug::MaxWaitForgotten) => filling.filled_by = Some(now + Duration::from_secs(24 * 3600)),
                     None => filling.filled_by = Some(now + self.batching.max_wait),
                     Some(_) => filling.filled_through = filling.queue.back().map(|entry| entry.record.position()),
                 }

@@ -60,14 +60,24 @@ impl DeadLetterQueue for SimulatedDeadLetterQueue {
         const OPERATION: &str = "sqs:SendMessageBatch";
         let (kept, link, sent) = (self.letters.clone(), self.link.clone(), letters.to_vec());
         let accepted = self.link.write(self.asked(OPERATION), move || {
+            let mut answers = Vec::with_capacity(sent.len());
             for letter in &sent {
+                // Each letter has an answer of its own.
+                answers.push(!link.refuses_entry(Service::DeadLetters));
+                if answers.last() == Some(&false) {
+                    continue;
+                }
                 // Kept as it was, but without its hold on the sender's memory.
                 let record = letter.record.detached();
                 kept.0.lock().unwrap_or_else(PoisonError::into_inner).push(DeadLetter { record, ..letter.clone() });
                 link.network.observers.tell(&Event::DeadLetterAccepted { host: &link.host, letter });
             }
+            answers
         });
-        let accepted = accepted.await.map_err(|failure| self.error(OPERATION, failure));
-        vec![accepted; letters.len()]
+        let answer = |accepted: bool| if accepted { Ok(()) } else { Err(self.error(OPERATION, Failure::Throttled)) };
+        match accepted.await {
+            Ok(answers) => answers.into_iter().map(answer).collect(),
+            Err(failure) => vec![Err(self.error(OPERATION, failure)); letters.len()],
+        }
     }
 }

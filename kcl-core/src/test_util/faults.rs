@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use kcl_lease::Entropy;
 
+/// Creates a lease.
+const CREATE: &str = "dynamodb:PutItem";
+/// Lists shards.
+const LIST: &str = "kinesis:ListShards";
+
 /// What a call goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Service {
@@ -59,11 +64,13 @@ pub enum FaultKind {
     Outage,
     /// One machine can't reach the service, or isn't reached by its answers.
     Partition,
+    /// One entry of a batch is refused, while others of it are accepted.
+    EntryRefused,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Slow,
         Self::Error,
         Self::Throttled,
@@ -75,6 +82,7 @@ impl FaultKind {
         Self::BrokenStream,
         Self::Outage,
         Self::Partition,
+        Self::EntryRefused,
     ];
 
     /// Its name, as in reports.
@@ -92,6 +100,7 @@ impl FaultKind {
             Self::BrokenStream => "broken stream",
             Self::Outage => "outage",
             Self::Partition => "partition",
+            Self::EntryRefused => "entry refused",
         }
     }
 }
@@ -117,6 +126,8 @@ pub struct FaultRates {
     pub stale: f64,
     /// See [`FaultKind::BrokenStream`]. Of each event of a subscription.
     pub broken_stream: f64,
+    /// See [`FaultKind::EntryRefused`]. Of each letter of a call to the dead-letter queue.
+    pub refused_entry: f64,
 }
 
 impl FaultRates {
@@ -132,6 +143,7 @@ impl FaultRates {
             FaultKind::AppliedTwice => &mut self.applied_twice,
             FaultKind::Stale => &mut self.stale,
             FaultKind::BrokenStream => &mut self.broken_stream,
+            FaultKind::EntryRefused => &mut self.refused_entry,
             FaultKind::Outage | FaultKind::Partition => return None,
         })
     }
@@ -152,14 +164,45 @@ pub struct Faults {
     rates: BTreeMap<Service, FaultRates>,
     outages: BTreeMap<Service, Duration>,
     partitions: BTreeMap<(String, Service), (Cut, Duration)>,
+    /// Machines that no answer of a service reaches, not even those under way.
+    silenced: BTreeMap<(String, Service), Duration>,
     latency: Option<(Duration, Duration)>,
+    /// Machines whose calls take longer: how long, and until when.
+    slow: BTreeMap<String, (Duration, Duration, Duration)>,
+    /// Listings of shards show what was true so long ago, until this time.
+    listings_lag: Option<(Duration, Duration)>,
+    /// Leases that are created until this time appear seconds later.
+    late_creations: Option<Duration>,
+    /// Calls of an operation that the service takes in a second, from all machines together.
+    limits: BTreeMap<&'static str, Limit>,
     pub(super) counts: BTreeMap<FaultKind, u64>,
+}
+
+/// How many calls of an operation the service takes.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    per_second: u32,
+    /// The second that is counted, and the calls in it.
+    second: u64,
+    calls: u32,
+}
+
+impl Limit {
+    /// Counts a call, and returns whether it is one too many.
+    fn is_exceeded(&mut self, now: Duration) -> bool {
+        if self.second != now.as_secs() {
+            (self.second, self.calls) = (now.as_secs(), 0);
+        }
+        self.calls += 1;
+        self.calls > self.per_second
+    }
 }
 
 /// A call, as far as its fate depends on it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
     pub(super) service: Service,
+    pub(super) operation: &'static str,
     pub(super) machine: &'a str,
     /// Changes something.
     pub(super) writes: bool,
@@ -210,11 +253,41 @@ impl Faults {
         self.partitions.insert((machine.to_owned(), service), (cut, until));
     }
 
+    /// From now on no answer of the service reaches the machine, until this time. Unlike with a
+    /// [partition](Self::partition), answers that are under way are lost as well.
+    pub fn silence(&mut self, machine: &str, service: Service, until: Duration) {
+        self.silenced.insert((machine.to_owned(), service), until);
+    }
+
+    /// Whether answers of the service to the machine are lost.
+    pub(super) fn is_silenced(&self, machine: &str, service: Service, now: Duration) -> bool {
+        !self.silenced.is_empty() && self.silenced.get(&(machine.to_owned(), service)).is_some_and(|until| now < *until)
+    }
+
+    /// How long calls of one machine take there, and the same again back, until a time.
+    pub fn slow_machine(&mut self, machine: &str, low: Duration, high: Duration, until: Duration) {
+        self.slow.insert(machine.to_owned(), (low, high, until));
+    }
+
+    /// Listings of all shards show what was true so long ago, until a time. At most a minute is remembered.
+    pub fn lag_listings(&mut self, by: Duration, until: Duration) {
+        self.listings_lag = Some((by.min(Duration::from_secs(60)), until));
+    }
+
+    /// Leases that are created until this time appear up to 20 s later, and their creators hear nothing of it.
+    pub fn create_late(&mut self, until: Duration) {
+        self.late_creations = Some(until);
+    }
+
+    /// The service takes so many calls of an operation a second, from all machines together, and throttles the others.
+    pub fn limit(&mut self, operation: &'static str, per_second: u32) {
+        self.limits.insert(operation, Limit { per_second, second: 0, calls: 0 });
+    }
+
     /// Ends all faults.
     pub fn clear(&mut self) {
-        self.rates.clear();
-        self.outages.clear();
-        self.partitions.clear();
+        let counts = std::mem::take(&mut self.counts);
+        *self = Self { counts, latency: self.latency, ..Self::default() };
     }
 
     /// How often each kind has happened.
@@ -236,9 +309,11 @@ impl Faults {
         (fate, kind)
     }
 
-    fn decide(&self, call: Call<'_>, now: Duration, entropy: &Entropy) -> (Fate, Option<FaultKind>) {
+    fn decide(&mut self, call: Call<'_>, now: Duration, entropy: &Entropy) -> (Fate, Option<FaultKind>) {
         let millis = Duration::from_millis;
         let (low, high) = self.latency.unwrap_or((millis(1), millis(5)));
+        let (low, high) =
+            self.slow.get(call.machine).filter(|(.., until)| now < *until).map_or((low, high), |(low, high, _)| (*low, *high));
         let (there, back) = (entropy.between(low, high), entropy.between(low, high));
         // A broken connection is noticed at once, or never: then the caller's patience ends it.
         let given_up = |entropy: &Entropy| {
@@ -250,6 +325,22 @@ impl Faults {
         if let Some((cut, _)) = self.partitions.get(&(call.machine.to_owned(), call.service)).filter(|(_, until)| now < *until) {
             let there = (*cut == Cut::Answers).then_some(there);
             return (Fate::Lost { there, given_up: given_up(entropy) }, Some(FaultKind::Partition));
+        }
+        if self.is_silenced(call.machine, call.service, now) {
+            return (Fate::Lost { there: Some(there), given_up: given_up(entropy) }, Some(FaultKind::Partition));
+        }
+        if self.limits.get_mut(call.operation).is_some_and(|limit| limit.is_exceeded(now)) {
+            return (Fate::Refused { back: there + back, error: None }, Some(FaultKind::Throttled));
+        }
+        if call.operation == CREATE && self.late_creations.is_some_and(|until| now < until) {
+            let there = Some(entropy.between(millis(500), millis(20_000)));
+            return (Fate::Lost { there, given_up: given_up(entropy) }, Some(FaultKind::AppliedLate));
+        }
+        if call.operation == LIST
+            && call.may_be_stale
+            && let Some((by, _)) = self.listings_lag.filter(|(_, until)| now < *until)
+        {
+            return (Fate::Answered { there, back, again: None, stale: Some(by) }, Some(FaultKind::Stale));
         }
         let answered = |there, back| Fate::Answered { there, back, again: None, stale: None };
         let usual = (answered(there, back), None);
@@ -295,6 +386,16 @@ impl Faults {
         usual
     }
 
+    /// Whether one entry of a batch is refused.
+    pub(super) fn refuses_entry(&mut self, service: Service, entropy: &Entropy) -> bool {
+        let rate = self.rates.get(&service).map_or(0.0, |rates| rates.refused_entry);
+        let refused = rate > 0.0 && entropy.fraction() < rate;
+        if refused {
+            self.count(FaultKind::EntryRefused);
+        }
+        refused
+    }
+
     /// Whether an event of a subscription comes to nothing, and how.
     pub(super) fn breaks(&mut self, machine: &str, now: Duration, entropy: &Entropy) -> Option<Break> {
         let away = self.outages.get(&Service::Stream).is_some_and(|until| now < *until);
@@ -338,6 +439,7 @@ mod tests {
 
     const CALL: Call<'static> = Call {
         service: Service::LeaseTable,
+        operation: "dynamodb:UpdateItem",
         machine: "a",
         writes: true,
         may_be_stale: false,
@@ -360,7 +462,9 @@ mod tests {
     fn each_kind_happens_as_often_as_it_is_set_to() {
         for kind in FaultKind::ALL {
             let mut rates = FaultRates::default();
-            let Some(rate) = rates.of(kind).filter(|_| kind != FaultKind::BrokenStream) else { continue };
+            let Some(rate) = rates.of(kind).filter(|_| !matches!(kind, FaultKind::BrokenStream | FaultKind::EntryRefused)) else {
+                continue;
+            };
             *rate = 0.25;
             let mut faults = Faults::default();
             faults.set_rates(rates);
@@ -406,6 +510,41 @@ mod tests {
             if let Fate::Answered { there, back, .. } = fate {
                 assert!(there + back < CALL.timeout);
             }
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_silenced_is_heard_and_hears_nothing() {
+        let mut faults = Faults::default();
+        faults.silence("a", Service::LeaseTable, Duration::from_secs(10));
+        assert!(fates(&mut faults, CALL, 9).iter().all(|(fate, _)| matches!(fate, Fate::Lost { there: Some(_), .. })));
+        assert!(fates(&mut faults, CALL, 10).iter().all(|(_, kind)| kind.is_none()));
+        assert!(fates(&mut faults, Call { machine: "b", ..CALL }, 9).iter().all(|(_, kind)| kind.is_none()));
+        assert!(fates(&mut faults, Call { service: Service::Stream, ..CALL }, 9).iter().all(|(_, kind)| kind.is_none()));
+    }
+
+    #[test]
+    fn what_is_over_a_limit_of_all_machines_is_throttled() {
+        let mut faults = Faults::default();
+        faults.limit(CALL.operation, 5);
+        let throttled = |call, faults: &mut Faults| fates(faults, call, 7).iter().filter(|(_, kind)| kind.is_some()).count();
+        assert_eq!(throttled(CALL, &mut faults), 1_995);
+        assert_eq!(throttled(Call { machine: "b", ..CALL }, &mut faults), 2_000);
+        assert_eq!(throttled(Call { operation: LIST, ..CALL }, &mut faults), 0);
+    }
+
+    #[test]
+    fn listings_lag_and_creations_are_late_for_their_time() {
+        let mut faults = Faults::default();
+        faults.lag_listings(Duration::from_secs(600), Duration::from_secs(10));
+        faults.create_late(Duration::from_secs(10));
+        let listing = Call { operation: LIST, service: Service::Stream, may_be_stale: true, writes: false, ..CALL };
+        let stale = |fate: &Fate| matches!(fate, Fate::Answered { stale: Some(by), .. } if *by == Duration::from_secs(60));
+        assert!(fates(&mut faults, listing, 9).iter().all(|(fate, _)| stale(fate)));
+        let late = |fate: &Fate| matches!(fate, Fate::Lost { there: Some(there), .. } if *there >= Duration::from_millis(500));
+        assert!(fates(&mut faults, Call { operation: CREATE, ..CALL }, 9).iter().all(|(fate, _)| late(fate)));
+        for call in [listing, Call { operation: CREATE, ..CALL }] {
+            assert!(fates(&mut faults, call, 10).iter().all(|(_, kind)| kind.is_none()));
         }
     }
 }

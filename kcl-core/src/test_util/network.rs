@@ -9,7 +9,7 @@ use std::time::Duration;
 use kcl_lease::Entropy;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::events::{Event, Observers};
 use super::faults::{Break, Call, Fate, Faults, Service};
@@ -114,13 +114,28 @@ impl Link {
             sleep(patience).await;
             return Err(Failure::NoAnswer);
         };
+        let sent = Instant::now();
         match timeout(patience, &mut answered).await {
+            Ok(Ok(_)) if self.is_silenced(asked.service) => {
+                sleep_until(sent + patience).await;
+                Err(Failure::NoAnswer)
+            }
             Ok(Ok(answer)) => {
                 sleep(back).await;
                 Ok(answer)
             }
             _ => Err(Failure::NoAnswer),
         }
+    }
+
+    /// Whether no answer of a service reaches this machine now.
+    fn is_silenced(&self, service: Service) -> bool {
+        self.network.faults().is_silenced(&self.machine, service, self.network.elapsed())
+    }
+
+    /// Whether the service refuses one entry of a batch.
+    pub(super) fn refuses_entry(&self, service: Service) -> bool {
+        self.network.faults().refuses_entry(service, &self.network.entropy)
     }
 
     /// Whether the next event of a subscription comes to nothing, and how.
@@ -137,7 +152,7 @@ impl Link {
 
     fn fate(&self, asked: Asked<'_>, writes: bool) -> Fate {
         let Asked { service, operation, shard, may_be_stale, errors, timeout } = asked;
-        let call = Call { service, machine: &self.machine, writes, may_be_stale, errors, timeout };
+        let call = Call { service, operation, machine: &self.machine, writes, may_be_stale, errors, timeout };
         let now = self.network.elapsed();
         let (fate, fault) = self.network.faults().fate(call, now, &self.network.entropy);
         self.network.observers.tell(&Event::Sent { host: &self.host, service, operation, shard, fault });

@@ -294,8 +294,10 @@ impl TermKeeper {
         let overlooked = is_planted(Bug::RequestOverlooked);
         if self.held.checkpoint_owner.as_ref() == Some(&self.context.worker) && self.handoff_deadline.is_none() && !overlooked {
             tracing::info!(shard = %self.held.shard_id, next_owner = self.held.next_owner().map(ToString::to_string), "handoff requested");
-            self.handoff_deadline = Some(Instant::now() + self.context.timing.handoff_timeout);
+            let by = Instant::now() + self.context.timing.handoff_timeout;
+            self.handoff_deadline = Some(by);
             self.view.send_modify(|view| {
+                view.handoff_by = Some(by);
                 if view.status == TermStatus::Held {
                     view.status = TermStatus::HandoffRequested;
                 }

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, CheckpointWriter, FinishedBeyond, PendingCheckpoint, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 pub use self::keeper::{KeeperOrder, TermKeeper, after_refusal};
 pub use self::transact::TransactError;
@@ -126,6 +127,8 @@ pub enum TermStatus {
 #[derive(Clone, Debug)]
 struct View {
     status: TermStatus,
+    /// The time at which the lease is let go, if another worker has asked for it.
+    handoff_by: Option<Instant>,
     /// Boot time before which the hold is certain.
     valid_until: Duration,
     /// The stop that the row shows.
@@ -219,6 +222,7 @@ fn begin(context: &TermContext, row: Lease, sent: Duration, from_the_dead: bool)
     let valid_until = sent + context.timing.lease_duration - context.timing.guard();
     let (view_sender, view) = watch::channel(View {
         status: TermStatus::Held,
+        handoff_by: None,
         valid_until,
         stopped: row.stopped,
         checkpoint: row.checkpoint,
@@ -284,6 +288,12 @@ impl Term {
         let status = self.view.borrow().status;
         let is_kept = self.view.has_changed().is_ok();
         if is_kept || matches!(status, TermStatus::Ended(_)) { status } else { TermStatus::Ended(self.end_without_word()) }
+    }
+
+    /// Returns the time at which the lease is let go whatever is in work, if another worker has asked for it.
+    #[must_use]
+    pub fn handoff_by(&self) -> Option<Instant> {
+        self.view.borrow().handoff_by
     }
 
     /// Waits until the term may be used again (`Ok`), or is over. Returns at once if either is so.

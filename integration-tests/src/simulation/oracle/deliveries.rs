@@ -29,6 +29,7 @@ impl Oracle {
             self.violated("S6", format!("{host} delivers {shard} in term {token}, which is over or never was: {holder:?}"));
             return;
         }
+        self.is_not_stopped(host, shard);
         self.parents_are_finished(host, shard, now);
         self.keys_in_order(host, shard, records, now);
         for record in records {

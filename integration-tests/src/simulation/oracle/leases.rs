@@ -51,6 +51,10 @@ impl Oracle {
             self.reached("note of what is finished inside an aggregate");
         }
         self.emptied.written(after);
+        if self.is_skip(write, before, after) {
+            self.skipped_ahead(host, before, after, now);
+            return;
+        }
         if after.checkpoint < before.checkpoint {
             self.violated("S2", format!("{host} moved the checkpoint of {shard} back from {} to {}", before.checkpoint, after.checkpoint));
         }
@@ -242,7 +246,8 @@ impl Oracle {
             && lease.checkpoint != Checkpoint::TrimHorizon
             && !self.seeks.any
         {
-            self.log.begins(instant, self.clocks_err);
+            let err = if lease.checkpoint == Checkpoint::AtTimestamp { 0 } else { self.clocks_err };
+            self.log.begins(instant, err);
             self.not_after_its_children(host, shard);
         }
         if let Some(watermark) = lease.watermark {

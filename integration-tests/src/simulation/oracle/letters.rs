@@ -40,6 +40,10 @@ impl Oracle {
         self.letters_in_order(host, letter, now);
         let is_good = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Good);
         self.good_letters += u64::from(is_good);
+        let panics = self.log.find(shard, position).is_some_and(|entry| entry.published.kind == Kind::Panicking);
+        if letter.kind == FailureKind::Panic && panics {
+            self.reached("record dead-lettered for its panics");
+        }
         self.finish(host, shard, position, now);
         self.settled_by_letter(host, shard, position, now);
         self.not_delivered(host, shard, position);
@@ -72,8 +76,8 @@ impl Oracle {
                 "a broken aggregate was dead-lettered as a record"
             });
         }
-        if published.kind == Kind::Good && letter.kind == FailureKind::Poison {
-            return Some("a good record was dead-lettered as poison");
+        if matches!(published.kind, Kind::Good | Kind::Panicking) && letter.kind == FailureKind::Poison {
+            return Some("a record that nobody calls poison was dead-lettered as such");
         }
         if is_broken {
             let is_whole = published.whole.as_ref() == Some(letter.record.data()) && !is_another(entry, &letter.record);
@@ -129,11 +133,7 @@ impl Oracle {
                 let (key, position) = (entry.published.key, letter.record.position());
                 let place = self.log.shards.get(&letter.shard_id).map_or(0, |log| log.at_or_after(position));
                 let term = self.terms.get(&letter.shard_id).and_then(|terms| terms.last());
-<<<<<<< HEAD
-                let Some(term) = term.filter(|term| term.token == letter.fencing_token) else { return None };
-=======
                 let term = term.filter(|term| term.token == letter.fencing_token)?;
->>>>>>> 861bceaf5a65b6caee73633b480d221e6cf493a2
                 let follows = term.poisoned.get(&key).is_some_and(|poisoned| *poisoned < place);
                 return (!follows).then_some("no record of its key went before it");
             }

@@ -13,6 +13,7 @@
 //! | `gaps` | S1 trimmed records are passed over where the audit log says so of this very shard |
 //! | `letters` | S9 a dead letter is what was put, whole, for a cause that was seen, as often as was seen, after the letters before it of its key |
 //! | `lives` | the life of each processor: one call at a time, in its own term, one farewell, no call after it was lost |
+//! | `skips` | what a shard that is too far behind may leave out, and that none goes on that is stopped |
 //! | `limits` | S11 bytes held; S12 calls per second; and here: no process spins so that time stands still |
 //! | `ending` | what is demanded in the end: everything is finished, leases are even, nothing moves, nobody holds what it does not read |
 //!
@@ -34,6 +35,7 @@ mod lives;
 mod log;
 mod notes;
 mod seeks;
+mod skips;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -131,6 +133,8 @@ pub(super) struct Oracle {
     keeps_order: bool,
     /// Failures of a record before it may go to the dead-letter queue.
     max_attempts: u32,
+    /// How far behind a shard may be before it skips what it has not read.
+    skip_beyond: Option<Duration>,
     /// The disturbance is over.
     calm: bool,
     /// The run has ended, and everything is dropped.
@@ -214,7 +218,7 @@ pub(super) enum How {
 /// after one that has failed.
 fn keeps_order(plan: &Plan) -> bool {
     let handling = &plan.handling;
-    let goes_on = handling.way == Way::Model && handling.tells == Tells::These;
+    let goes_on = handling.way == Way::Model && matches!(handling.tells, Tells::These | Tells::AnyOrder);
     handling.way.keeps_order() && !goes_on && handling.poisoned_key != PoisonedKey::Pass
 }
 
@@ -243,7 +247,13 @@ impl Judge {
                 lanes: plan.handling.lanes > 1,
                 poisoned_key: plan.handling.poisoned_key,
                 keeps_order: keeps_order(plan),
-                max_attempts: if plan.handling.default_retries { 5 } else { MAX_ATTEMPTS },
+                max_attempts: match (plan.handling.max_age, plan.handling.default_retries) {
+                    // A record that is too old has one attempt.
+                    (Some(_), _) => 1,
+                    (None, true) => 5,
+                    (None, false) => MAX_ATTEMPTS,
+                },
+                skip_beyond: plan.handling.skip_beyond,
                 calm: false,
                 over: false,
                 lives: Lives::default(),

@@ -11,7 +11,9 @@ mod frozen_worker;
 mod half_done_aggregates;
 mod mixed_fleet;
 mod naive_users;
+mod panicking;
 mod process_killing_poison;
+mod queue_away_for_days;
 mod quiet_days;
 mod random_mix;
 mod recreated_stream;
@@ -22,6 +24,9 @@ mod slow_keys;
 mod table_outage;
 mod thundering_start;
 mod trimmed_behind;
+mod trimmed_behind_later;
+mod troubled_seek;
+mod wide_mix;
 
 use super::plan::{Options, Plan};
 
@@ -40,9 +45,10 @@ pub struct Scenario {
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 31 },
+    Scenario { name: "random-mix", about: "everything at once, in small fleets", plan: random_mix::small, share: 13 },
+    Scenario { name: "wide-mix", about: "the same, and what users and operators do beside it", plan: wide_mix::plan, share: 15 },
     Scenario { name: "random-mix-large", about: "everything at once, in large fleets", plan: random_mix::large, share: 7 },
-    Scenario { name: "naive-users", about: "services as ordinary users write them", plan: naive_users::plan, share: 15 },
+    Scenario { name: "naive-users", about: "services as ordinary users write them", plan: naive_users::plan, share: 12 },
     Scenario {
         name: "dependency-outage",
         about: "the users' database is away for up to half a day",
@@ -64,6 +70,12 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "the dead-letter queue is down for six hours",
         plan: dead_letter_queue_down::plan,
         share: 2,
+    },
+    Scenario {
+        name: "queue-away-for-days",
+        about: "the dead-letter queue is away for longer than the stream keeps records",
+        plan: queue_away_for_days::plan,
+        share: 1,
     },
     Scenario { name: "slow-keys", about: "keys that stand still, and processes that die meanwhile", plan: slow_keys::plan, share: 3 },
     Scenario {
@@ -97,6 +109,12 @@ pub const SCENARIOS: &[Scenario] = &[
         plan: first_sync_reshard::plan,
         share: 3,
     },
+    Scenario {
+        name: "troubled-seek",
+        about: "operators that are slow, cut off, frozen, wrong about the time, or die in the middle of a seek",
+        plan: troubled_seek::plan,
+        share: 2,
+    },
     Scenario { name: "frozen-worker", about: "a worker stands still for ten lease durations", plan: frozen_worker::plan, share: 3 },
     Scenario {
         name: "flapping-network",
@@ -105,6 +123,12 @@ pub const SCENARIOS: &[Scenario] = &[
         share: 3,
     },
     Scenario { name: "trimmed-behind", about: "a stream is trimmed behind a fleet that was stopped", plan: trimmed_behind::plan, share: 2 },
+    Scenario {
+        name: "trimmed-behind-later",
+        about: "the same, of an application that began at the tip or at an instant",
+        plan: trimmed_behind_later::plan,
+        share: 2,
+    },
     Scenario {
         name: "recreated-stream",
         about: "the stream is deleted and made anew under the same name",

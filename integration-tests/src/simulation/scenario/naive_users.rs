@@ -34,6 +34,8 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     super::aggregated::draw(&mut plan, 2);
     if !plan.handling.way.is_quick() && dice.chance(0.6) {
         at_length(&mut plan);
+    } else {
+        super::panicking::draw(&mut plan);
     }
     plan
 }

@@ -54,6 +54,7 @@ fn mixed(name: &'static str, seed: u64, options: &Options, workers: usize, shard
     }
     crate::simulation::users::draw(&mut plan);
     super::aggregated::draw(&mut plan, 1);
+    super::panicking::draw(&mut plan);
     plan
 }
 
@@ -114,7 +115,7 @@ fn processing(plan: &mut Plan) {
 }
 
 /// A fleet that is slower than its traffic never gets through, which is nobody's fault: even one record at a time must take less than its share.
-fn not_more_than_can_be_done(plan: &mut Plan) {
+pub(super) fn not_more_than_can_be_done(plan: &mut Plan) {
     let between = plan.traffic.every.as_secs_f64();
     let handling = &mut plan.handling;
     handling.longest = handling.longest.min(plan.traffic.every / 3);
@@ -135,6 +136,7 @@ fn rates(dice: &Dice) -> FaultRates {
         applied_twice: rate(),
         stale: rate(),
         broken_stream: rate(),
+        refused_entry: 0.0,
     }
 }
 

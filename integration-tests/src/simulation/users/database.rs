@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use crate::simulation::oracle::Judge;
 use crate::simulation::plan::Plan;
 use crate::simulation::publisher::{Kind, kind_of};
+use crate::simulation::users::A_BUG_OF_THE_SERVICE;
 
 /// A record as the database stores it.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,9 @@ impl Row {
     /// Parses a record, as a service does before it writes.
     pub(super) fn parse(record: &Record) -> Result<Self, Unreadable> {
         let row = Self::from(record);
+        if row.kind == Kind::Panicking {
+            std::panic::panic_any(A_BUG_OF_THE_SERVICE);
+        }
         if row.kind == Kind::Poison { Err(Unreadable) } else { Ok(row) }
     }
 }
@@ -90,6 +94,10 @@ impl Database {
             self.judge.note("process killed by its record");
             self.host.kill();
             std::future::pending::<()>().await;
+        }
+        if rows.iter().any(|row| row.kind == Kind::Panicking) {
+            self.judge.note("record panics");
+            std::panic::panic_any(A_BUG_OF_THE_SERVICE);
         }
         let is_good = |row: &Row| matches!(row.kind, Kind::Good | Kind::Broken);
         if rows.iter().all(is_good) { Ok(()) } else { Err(DatabaseError::Rejected) }

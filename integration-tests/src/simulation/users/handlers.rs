@@ -6,6 +6,7 @@ use kcl_core::{MessageHandler, ProcessError, Record, RecordHandler, ShardContext
 use super::Tools;
 use super::database::Row;
 use crate::simulation::publisher::{Kind, kind_of};
+use crate::simulation::users::A_BUG_OF_THE_SERVICE;
 
 /// Stores each record.
 pub(super) struct StoresRecords(pub(super) Tools);
@@ -35,6 +36,7 @@ impl Format<Kind> for OrderFormat {
     fn read(data: &[u8]) -> Result<Kind, String> {
         match kind_of(data) {
             Kind::Poison => Err("the order can't be read".to_owned()),
+            Kind::Panicking => std::panic::panic_any(A_BUG_OF_THE_SERVICE),
             kind => Ok(kind),
         }
     }

@@ -6,6 +6,7 @@
 //! | `concurrent` | the records of a batch beside each other, or by a task of its own |
 //! | `one_by_one` | record by record |
 //! | `by_hand` | checkpoints of their own, and commits |
+//! | `two_phases` | checkpoints in two phases |
 //! | `clones` | contexts and batches that are kept beyond their time |
 //! | `handlers` | a record at a time, by the library |
 //! | `database` | the database that all of them write to, which is what the oracle believes |
@@ -17,6 +18,7 @@ mod concurrent;
 mod database;
 mod handlers;
 mod one_by_one;
+mod two_phases;
 mod watched;
 mod whole;
 
@@ -81,10 +83,11 @@ pub enum Way {
     StoresRecords,
     StoresMessages,
     StoresAndCheckpoints,
+    TwoPhases,
 }
 
 impl Way {
-    /// All but the model.
+    /// All but the model, and those that only `wide-mix` draws.
     pub const NAIVE: [Self; 29] = [
         Self::GatherThenWrite,
         Self::ParseThenWrite,
@@ -134,13 +137,20 @@ impl Way {
     /// Returns whether it checkpoints after each record, as often as they come.
     #[must_use]
     pub fn checkpoints_each_record(self) -> bool {
-        self == Self::StoresAndCheckpoints
+        matches!(self, Self::StoresAndCheckpoints | Self::TwoPhases)
     }
 
     /// Returns whether a call blocks its thread, so that nobody can cut it off.
     #[must_use]
     pub fn blocks(self) -> bool {
         matches!(self, Self::BlocksItsThread)
+    }
+
+    /// Returns whether a panic on a record ends no more than the call that has it. A task that writes
+    /// for a processor is gone after a panic, and nobody starts it again.
+    #[must_use]
+    pub fn survives_panics(self) -> bool {
+        self != Self::ChannelToTask
     }
 
     /// Returns whether a call takes about as long as an insert into the database.
@@ -155,7 +165,7 @@ pub(super) fn employ(plan: &mut Plan, way: Way) {
     let handling = &mut plan.handling;
     handling.way = way;
     handling.manual = way.checkpoints_by_hand();
-    if handling.manual || way == Way::Commits {
+    if handling.manual || matches!(way, Way::Commits | Way::TwoPhases) {
         handling.lanes = 1;
     }
     if handling.manual && handling.poisoned_key == PoisonedKey::Follow {
@@ -271,6 +281,7 @@ impl Users {
             Way::CheckpointsTheLast => Box::new(by_hand::CheckpointsTheLast(tools)),
             Way::CheckpointsOddly => Box::new(by_hand::CheckpointsOddly(tools)),
             Way::Commits => Box::new(by_hand::Commits(tools)),
+            Way::TwoPhases => Box::new(two_phases::TwoPhases(tools)),
             // Handlers have no processor.
             Way::KeepsClones | Way::StoresRecords | Way::StoresMessages | Way::StoresAndCheckpoints => {
                 Box::new(KeepsClones { tools, context: None, batch: None })

@@ -1,8 +1,13 @@
 //! Processors that are slow: their work is checkpointed all the same, and nobody takes them for dead.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use kcl_core::test_util::Event;
 use kcl_core::{Outcome, ProcessResult, RecordBatch, RecordProcessor, RetrievalMode, ShardContext, async_trait};
+use kcl_lease::{LeaseTable as _, LeaseWrite, WriteOutcome};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::{APPLICATION, Database, QUEUE, Running, STREAM, aws, checkpoint, put, until};
@@ -83,5 +88,56 @@ async fn timeouts_of_handoffs_and_shutdowns_are_no_deaths() {
         until("all is done", || slow.0.distinct() == 4).await;
         assert!(aws.dead_letters(QUEUE).is_empty(), "nobody has died of a record: {:?}", aws.dead_letters(QUEUE));
         last.kill().await;
+    }
+}
+
+/// The shard is asked for while its owner notes a record that may be deadly, and the lease table is slow: when the note is answered most of the
+/// time for the handoff is over. The record is left to the next owner: a call that began now would go on beside that one's.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_noted_while_its_shard_is_asked_for_is_not_begun() {
+    let aws = aws(1);
+    aws.put(STREAM, "key", "record");
+    let slow = Slow(Database::default(), Duration::from_secs(60));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let start = async |machine: &str| {
+        let (slow, begun) = (slow.clone(), Arc::clone(&begun));
+        let factory = move |_: &ShardContext| Counted(slow.clone(), Arc::clone(&begun));
+        let seconds = Duration::from_secs;
+        Running::start(&aws, machine, |builder| builder.lease_duration(seconds(60)).handoff_timeout(seconds(2)).processor(factory)).await
+    };
+    for calls in 1..=2 {
+        let victim = start("victim").await;
+        until("it has begun", || begun.load(Ordering::Relaxed) == calls).await;
+        victim.kill().await;
+    }
+    // Owner changes since the last checkpoint: the next owner is careful. It reads, and then notes the record.
+    let (noted, has_read) = (Arc::new(Notify::new()), AtomicBool::new(false));
+    let note = Arc::clone(&noted);
+    aws.observe(move |event| match event {
+        Event::Sent { host: "owner#1", operation: "kinesis:GetRecords", .. } => has_read.store(true, Ordering::Relaxed),
+        Event::Sent { host: "owner#1", operation: "dynamodb:UpdateItem", .. } if has_read.load(Ordering::Relaxed) => note.notify_one(),
+        _ => {}
+    });
+    let owner = start("owner").await;
+    let [low, high] = [800, 900].map(Duration::from_millis);
+    aws.faults().slow_machine("owner", low, high, Duration::MAX);
+    noted.notified().await;
+    let row = aws.leases(APPLICATION).remove(0);
+    let request = LeaseWrite::request_handoff(&row, &"next".into()).unwrap();
+    let asked = aws.host("next").lease_table(APPLICATION).write(&request).await;
+    assert!(matches!(asked, Ok(WriteOutcome::Applied(_))), "{asked:?}");
+    until("the shard is let go", || aws.leases(APPLICATION)[0].actual_owner().is_some_and(|owner| owner.as_str() == "next")).await;
+    assert_eq!(begun.load(Ordering::Relaxed), 2, "a call was begun that the handoff does not wait for");
+    owner.kill().await;
+}
+
+/// Counts its calls when they begin.
+struct Counted(Slow, Arc<AtomicUsize>);
+
+#[async_trait]
+impl RecordProcessor for Counted {
+    async fn process_records(&mut self, batch: &RecordBatch, shard: &ShardContext) -> ProcessResult {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.process_records(batch, shard).await
     }
 }
