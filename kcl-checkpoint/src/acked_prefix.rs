@@ -158,6 +158,20 @@ mod tests {
     }
 
     #[test]
+    fn the_span_goes_from_the_oldest_unfinished_record_to_the_newest_delivered_one() {
+        let mut prefix = AckedPrefix::default();
+        assert_eq!(prefix.span(), 0);
+        for (delivered, span) in [(1, 1), (2, 2), (2, 2), (1, 2), (3, 3)] {
+            prefix.deliver(record(delivered));
+            assert_eq!(prefix.span(), span, "after the delivery of {delivered}");
+        }
+        for (finished, span) in [(2, 3), (1, 1), (3, 0)] {
+            prefix.ack(record(finished));
+            assert_eq!(prefix.span(), span, "after the end of {finished}");
+        }
+    }
+
+    #[test]
     fn records_in_work_reach_as_far_as_nothing_else_is_open() {
         let mut prefix = AckedPrefix::default();
         (1..=6).for_each(|n| prefix.deliver(record(n)));

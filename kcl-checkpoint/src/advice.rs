@@ -94,6 +94,7 @@ mod tests {
             ("InvalidSignatureException", "clock"),
             ("AccessDeniedException", "README"),
             ("MissingAuthenticationToken", "no credentials"),
+            ("OptInRequired", "not signed up"),
             ("UnknownOperationException", "endpoint"),
         ] {
             assert!(for_code(code).unwrap_or_default().contains(words), "{code}");

@@ -171,6 +171,20 @@ mod tests {
     }
 
     #[test]
+    fn two_notes_say_the_same_whatever_checkpoint_they_were_made_with() {
+        let first = note(Some(5), at(20, 0), &[at(6, 0)]);
+        for (other, same) in [
+            (note(Some(5), at(20, 0), &[at(6, 0)]), true),
+            (note(None, at(20, 0), &[at(6, 0)]), true),
+            (note(Some(5), at(20, 1), &[at(6, 0)]), false),
+            (note(Some(5), at(20, 0), &[at(7, 0)]), false),
+            (note(Some(5), at(21, 0), &[]), false),
+        ] {
+            assert_eq!(first.says_the_same(&other), same, "{other:?}");
+        }
+    }
+
+    #[test]
     fn a_checkpoint_that_was_put_back_makes_it_void() {
         let beyond = note(Some(5), at(20, 0), &[at(6, 0)]);
         for (checkpoint, valid) in [

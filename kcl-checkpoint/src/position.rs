@@ -194,6 +194,26 @@ mod tests {
     }
 
     #[test]
+    fn only_a_sentinel_other_than_the_end_is_initial() {
+        for (checkpoint, is_initial, is_end, shown) in [
+            (Checkpoint::AtTimestamp, true, false, "AT_TIMESTAMP"),
+            (Checkpoint::TrimHorizon, true, false, "TRIM_HORIZON"),
+            (Checkpoint::Latest, true, false, "LATEST"),
+            (at(0, 0), false, false, "0"),
+            (at(7, 12), false, false, "7/12"),
+            (Checkpoint::ShardEnd, false, true, "SHARD_END"),
+        ] {
+            assert_eq!((checkpoint.is_initial(), checkpoint.is_shard_end()), (is_initial, is_end), "{checkpoint:?}");
+            assert_eq!(checkpoint.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn a_time_keeps_its_milliseconds() {
+        assert_eq!([0, 1, u64::MAX].map(|millis| Timestamp::from_millis(millis).as_millis()), [0, 1, u64::MAX]);
+    }
+
+    #[test]
     fn a_text_that_is_no_checkpoint_is_refused() {
         for text in ["", "latest", "TRIM-HORIZON", "12x"] {
             assert!(Checkpoint::from_stored(text, 0).is_err(), "{text}");

@@ -170,6 +170,7 @@ mod tests {
         assert!(at("10", 2) < at("10", 10));
         assert_eq!(at("10", 2).to_string(), "10/2");
         assert_eq!(at("10", 0).to_string(), "10");
+        assert_eq!(format!("{:?} {:?}", number("10"), at("10", 2)), "10 10/2", "messages show them as they are");
     }
 
     proptest! {

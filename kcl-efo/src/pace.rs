@@ -248,6 +248,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn each_worker_has_a_time_of_its_own_in_each_round() {
+        // Workers, this one's place, the time in milliseconds => milliseconds until its turn.
+        for (workers, place, time, ahead) in [
+            (1, 0, 0, None),
+            (4, 0, 0, Some(0)),
+            (4, 2, 0, Some(500)),
+            (4, 2, 499, Some(1)),
+            (4, 2, 500, Some(0)),
+            (4, 2, 501, Some(999)),
+            (4, 2, 10_600, Some(900)),
+            (4, 6, 600, Some(900)), // who counts fewer workers than there are
+            (2, 1, 300, Some(450)),
+        ] {
+            let pace = Pace::default();
+            pace.share(workers, place, Duration::from_millis(time));
+            let turn = pace.lock().round.map(|round| round.turn.duration_since(Instant::now()));
+            assert_eq!(turn, ahead.map(Duration::from_millis), "{workers} {place} {time}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_waits_to_hear_who_shares_the_consumer_goes_on_when_it_hears() {
+        let (pace, began) = (Pace::default(), Instant::now());
+        pace.expect_share();
+        let heard = Duration::from_millis(100);
+        let share = async {
+            tokio::time::sleep(heard).await;
+            pace.share(1, 0, Duration::ZERO);
+        };
+        let (until, ()) = tokio::join!(pace.turn("a"), share);
+        assert_eq!((began.elapsed(), until), (heard, began + heard + LATE), "it may be made a little later, and no more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_of_other_shards_do_not_shorten_the_wait_of_one() {
+        let (pace, began) = (Pace::default(), Instant::now());
+        for shard in ["a", "b", "c", "a"] {
+            pace.turn(shard).await;
+        }
+        assert!(began.elapsed() >= PER_SHARD, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_shard_has_one_call_a_second_and_holds_up_no_other() {
         let (pace, began) = (Pace::default(), Instant::now());
         for turn in 0..5 {

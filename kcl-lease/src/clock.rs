@@ -35,9 +35,13 @@ impl Clock for SystemClock {
 
     fn wall_time(&self) -> Timestamp {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
-        Timestamp::from_millis(seconds * 1000 + nanos / 1_000_000)
+        whole_millis(u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0))
     }
+}
+
+/// The time in the resolution of Kinesis, rounded down.
+fn whole_millis(seconds: u64, nanos: u64) -> Timestamp {
+    Timestamp::from_millis(seconds * 1000 + nanos / 1_000_000)
 }
 
 #[cfg(test)]
@@ -48,6 +52,15 @@ mod tests {
     fn boot_time_grows_and_the_wall_clock_is_in_this_century() {
         let (first, second) = (SystemClock.boot_time(), SystemClock.boot_time());
         assert!(Duration::ZERO < first && first <= second);
-        assert!(SystemClock.wall_time() > Timestamp::from_millis(1_700_000_000_000));
+        let century = Timestamp::from_millis(1_700_000_000_000)..Timestamp::from_millis(4_102_444_800_000);
+        assert!(century.contains(&SystemClock.wall_time()));
+    }
+
+    #[test]
+    fn a_time_is_rounded_down_to_a_millisecond() {
+        for (seconds, nanos, millis) in [(0, 0, 0), (0, 999_999, 0), (2, 1_000_000, 2001), (1_700_000_000, 999_999_999, 1_700_000_000_999)]
+        {
+            assert_eq!(whole_millis(seconds, nanos), Timestamp::from_millis(millis), "{seconds} {nanos}");
+        }
     }
 }

@@ -61,6 +61,8 @@ impl Entropy {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -70,5 +72,44 @@ mod tests {
         assert_ne!(draw(&Entropy::from_seed(7)), draw(&Entropy::from_seed(8)));
         assert_ne!(draw(&Entropy::from_os()), draw(&Entropy::from_os()));
         assert_eq!(Entropy::from_seed(7).uuid().get_version(), Some(uuid::Version::Random));
+    }
+
+    #[test]
+    fn draws_fill_their_range() {
+        let entropy = Entropy::from_seed(1);
+        let draws = 1_000;
+        let numbers: BTreeSet<_> = (0..draws).map(|_| entropy.u64()).collect();
+        assert!(
+            numbers.len() == draws
+                && numbers.iter().any(|number| *number < u64::MAX / 4)
+                && numbers.iter().any(|number| *number > u64::MAX / 4 * 3)
+        );
+        let fractions: Vec<_> = (0..draws).map(|_| entropy.fraction()).collect();
+        assert!(fractions.iter().all(|fraction| (0.0..1.0).contains(fraction)));
+        assert!(fractions.iter().any(|fraction| *fraction < 0.1) && fractions.iter().any(|fraction| *fraction > 0.9));
+        let (low, high) = (Duration::from_secs(2), Duration::from_secs(3));
+        let waits: Vec<_> = (0..draws).map(|_| entropy.between(low, high)).collect();
+        assert!(waits.iter().all(|wait| (low..=high).contains(wait)));
+        assert!(waits.iter().any(|wait| *wait < low + low / 20) && waits.iter().any(|wait| *wait > high - low / 20));
+        assert_eq!(entropy.between(high, low), high, "there is nothing between them");
+        // Both halves of an identity are drawn.
+        let identities: Vec<_> = (0..draws).map(|_| entropy.uuid().as_u128()).collect();
+        for half in [64, 0] {
+            let halves: BTreeSet<_> = identities.iter().map(|identity| (identity >> half) & u128::from(u64::MAX)).collect();
+            assert_eq!(halves.len(), draws);
+        }
+    }
+
+    #[test]
+    fn a_shuffle_keeps_the_items_and_draws_their_order() {
+        let entropy = Entropy::from_seed(1);
+        let orders: BTreeSet<_> = (0..100)
+            .map(|_| {
+                let mut items = [1, 2, 3];
+                entropy.shuffle(&mut items);
+                items
+            })
+            .collect();
+        assert_eq!(Vec::from_iter(orders), [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]]);
     }
 }

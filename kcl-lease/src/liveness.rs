@@ -202,6 +202,7 @@ mod tests {
             }
             assert!(!liveness.is_expired(&change, at(20.1)));
             assert!(liveness.is_expired(&change, at(20.2)));
+            assert!(!liveness.is_expired(&lease, at(20.2)), "it was seen as another one");
         }
     }
 
@@ -227,6 +228,17 @@ mod tests {
         assert!(!liveness.is_expired(&lease, at(21.1)));
         assert_eq!(liveness.next_expiry(at(21.1)), None);
         assert!(!liveness.is_overdue(&row("t", None, 0), at(21.1)));
+    }
+
+    #[test]
+    fn reads_half_the_lease_duration_apart_leave_no_dark() {
+        let lease = row("s", Some("a"), 7);
+        for (reads, is_seen) in [([0.0, 5.0, 10.0], true), ([0.0, 5.001, 10.0], false)] {
+            let liveness = observed(std::slice::from_ref(&lease), &reads);
+            for (time, dead) in [(10.044, false), (10.045, is_seen), (15.0, is_seen), (15.001, false)] {
+                assert_eq!(liveness.is_expired(&lease, at(time)), dead, "{reads:?} {time}");
+            }
+        }
     }
 
     #[test]

@@ -371,4 +371,36 @@ mod tests {
         ledger.succeeded("lease table", "b", at(9));
         assert_eq!(failing(&ledger, 9), None, "though the outage is not over");
     }
+
+    #[test]
+    fn of_several_causes_the_first_failure_and_the_last_error_are_told() {
+        // Seconds of the first and the last failure of each cause => what is told.
+        for (away, throttled, expected) in [
+            ((2, 6), (3, 4), (2, 6, "no answer")),
+            ((3, 6), (2, 4), (2, 6, "no answer")),
+            ((2, 4), (3, 6), (2, 6, "throttled")),
+            ((3, 4), (2, 6), (2, 6, "throttled")),
+        ] {
+            let mut ledger = OutageLedger::default();
+            for (cause, (first, last)) in [(AWAY, away), (THROTTLED, throttled)] {
+                ledger.failed(cause, "a", at(first), &"before");
+                ledger.failed(cause, "a", at(last), &cause.class);
+            }
+            let (since, last, error) = expected;
+            let expected = Failing { since: at(since), last: at(last), error: error.to_owned() };
+            assert_eq!(ledger.failing("lease table", |_| true, at(7)), Some(expected), "{away:?} {throttled:?}");
+        }
+    }
+
+    #[test]
+    fn the_log_and_its_clones_keep_one_account() {
+        let log = OutageLog::default();
+        let clone = log.clone();
+        log.failed(AWAY, "a", at(2), &"no answer");
+        assert_eq!((clone.causes(), log.causes()), (vec![AWAY], vec![AWAY]));
+        let failing = |second| clone.failing("lease table", |caller| caller == "a", at(second)).map(|failing| failing.error);
+        assert_eq!(failing(3), Some("no answer".to_owned()));
+        clone.succeeded("lease table", "a", at(20));
+        assert_eq!((log.causes(), failing(20)), (vec![], None));
+    }
 }

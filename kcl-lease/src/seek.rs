@@ -222,6 +222,15 @@ mod tests {
             (made.parents.clone(), made.initial_timestamp, made.stream_created),
             (ids(&["a"]), NOON.instant, Some(Timestamp::from_millis(1)))
         );
+        assert_eq!(made.hash_range, Some(HashKeyRange { start: 0, end: u128::MAX }));
+    }
+
+    #[test]
+    fn every_shard_is_of_a_later_generation_than_those_it_came_of() {
+        let all = ["a", "d", "b", "c", "e", "f", "g"].map(|name| lease(name, begun()));
+        let moves = plan(&family(), &all, &BTreeMap::from([("a".into(), NOON), ("d".into(), NOON)]), true);
+        let generations: Vec<_> = moves.iter().map(|moved| (moved.lease.shard_id.as_str(), moved.generation)).collect();
+        assert_eq!(generations, [("a", 0), ("d", 0), ("b", 1), ("c", 1), ("e", 2), ("f", 2), ("g", 2)]);
     }
 
     #[test]

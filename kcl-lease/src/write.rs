@@ -458,6 +458,53 @@ mod tests {
     }
 
     #[test]
+    fn a_take_ends_a_handoff_under_way() {
+        let held = Lease { owner_switches_since_checkpoint: 2, ..owned_by(Some("b"), Some("a")) };
+        for (taker, switches) in [("b", 3), ("c", 3)] {
+            let taken = LeaseWrite::take(&held, &worker(taker), WriteId(1)).apply(&held).unwrap();
+            assert_eq!((taken.actual_owner(), taken.next_owner()), (Some(&worker(taker)), None));
+            assert_eq!(taken.owner_switches_since_checkpoint, switches, "{taker}");
+        }
+    }
+
+    #[test]
+    fn a_handoff_can_be_asked_for_however_often_the_owner_has_renewed_and_of_no_later_owner() {
+        let seen = owned_by(Some("a"), None);
+        let request = LeaseWrite::request_handoff(&seen, &worker("b")).unwrap();
+        let renewed = LeaseWrite::renew(&seen, WriteId(1)).apply(&seen).unwrap();
+        for (row, is_asked) in [
+            (seen, true),
+            (renewed.clone(), true),
+            (Lease { owner: Some(worker("c")), ..renewed.clone() }, false),
+            (owned_by(Some("c"), Some("a")), false),
+            (Lease { owner: None, ..renewed }, false),
+        ] {
+            let asked = request.apply(&row);
+            assert_eq!(asked.is_some(), is_asked, "{row:?}");
+            if let Some(asked) = asked {
+                assert_eq!(asked, Lease { owner: Some(worker("b")), checkpoint_owner: Some(worker("a")), ..row });
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_handoff_is_recognised_by_what_it_asks_for() {
+        let seen = owned_by(Some("a"), None);
+        let request = LeaseWrite::request_handoff(&seen, &worker("b")).unwrap();
+        for (owner, checkpoint_owner, in_effect) in [
+            (Some("b"), Some("a"), true),
+            (Some("a"), None, false),
+            (Some("c"), Some("a"), false), // another one was faster
+            (Some("b"), Some("c"), false), // of a later owner
+            (Some("b"), None, false),
+            (None, None, false),
+        ] {
+            let row = Lease { counter: 9, ..owned_by(owner, checkpoint_owner) };
+            assert_eq!(request.is_in_effect(&row), in_effect, "{owner:?} {checkpoint_owner:?}");
+        }
+    }
+
+    #[test]
     fn a_handoff_is_asked_of_a_living_stranger_only() {
         for (lease, asker) in [
             (owned_by(None, None), "b"),
@@ -506,6 +553,45 @@ mod tests {
         assert_eq!(cleared.apply(&noted).unwrap().suspect, None);
     }
 
+    fn finished_beyond() -> FinishedBeyond {
+        let record = |number: u128| ExtendedSequenceNumber::whole(number.into());
+        FinishedBeyond { base: None, until: record(9), open: vec![record(7)] }
+    }
+
+    #[test]
+    fn a_write_changes_what_it_names_and_keeps_the_rest() {
+        let (time, later) = (Timestamp::from_millis(5), Timestamp::from_millis(6));
+        let bare = owned_by(Some("a"), None);
+        let noted = Lease {
+            watermark: Some(time),
+            finished_beyond: Some(finished_beyond()),
+            initial_timestamp: Some(time),
+            stream_created: Some(time),
+            ..bare.clone()
+        };
+        let renewal = |row| LeaseWrite::renew(row, WriteId(1));
+        let renewed = |row: &Lease| Lease { counter: 8, write_id: Some(WriteId(1)), ..row.clone() };
+        let if_absent =
+            |row| LeaseWrite { initial_timestamp_if_absent: Some(later), stream_created_if_absent: Some(later), ..renewal(row) };
+        for (row, write, expected) in [
+            (&noted, renewal(&noted), renewed(&noted)),
+            (&noted, if_absent(&noted), renewed(&noted)),
+            (&bare, if_absent(&bare), Lease { initial_timestamp: Some(later), stream_created: Some(later), ..renewed(&bare) }),
+            (
+                &bare,
+                LeaseWrite { finished_beyond: Change::Set(finished_beyond()), watermark: Change::Set(time), ..renewal(&bare) },
+                Lease { finished_beyond: Some(finished_beyond()), watermark: Some(time), ..renewed(&bare) },
+            ),
+            (
+                &noted,
+                LeaseWrite { finished_beyond: Change::Remove, watermark: Change::Remove, ..renewal(&noted) },
+                Lease { finished_beyond: None, watermark: None, ..renewed(&noted) },
+            ),
+        ] {
+            assert_eq!(write.apply(row), Some(expected), "{write:?}");
+        }
+    }
+
     #[test]
     fn a_checkpoint_never_moves_back() {
         let held = Lease { checkpoint: at(5), ..owned_by(Some("a"), None) };
@@ -526,6 +612,7 @@ mod tests {
             owner_switches_since_checkpoint: 3,
             watermark: Some(time),
             suspect: Some(Suspect { record: ExtendedSequenceNumber::whole(6.into()), begun: 2 }),
+            finished_beyond: Some(finished_beyond()),
             trust: Some(Trust::new(worker("a"), Duration::from_secs(60))),
             ..owned_by(Some("b"), Some("a"))
         };
@@ -547,6 +634,14 @@ mod tests {
         }
         let again = LeaseWrite::seek(&sought, None, NewStart::TRIM_HORIZON, BTreeSet::new(), WriteId(3)).apply(&sought).unwrap();
         assert_eq!((again.owner, again.checkpoint, again.initial_timestamp), (None, Checkpoint::TrimHorizon, None));
+    }
+
+    #[test]
+    fn a_shard_that_a_seek_counts_as_read_notes_its_children() {
+        let held = owned_by(Some("a"), None);
+        let children = BTreeSet::from(["shardId-000000000001".into(), "shardId-000000000002".into()]);
+        let read = LeaseWrite::seek(&held, None, NewStart::SHARD_END, children.clone(), WriteId(1)).apply(&held).unwrap();
+        assert_eq!((read.owner, read.checkpoint, read.children), (None, Checkpoint::ShardEnd, children));
     }
 
     #[test]
@@ -648,6 +743,7 @@ mod tests {
         let resume = LeaseWrite::resume(&held).unwrap();
         assert_eq!(resume.apply(&held), Some(Lease { stopped: None, ..held.clone() }));
         assert_eq!(LeaseWrite::resume(&Lease { stopped: None, ..held.clone() }), None);
+        assert!(!resume.is_in_effect(&held), "the stop is still there");
 
         // The owner's writes, made before or after it, are not refused, and do not bring the stop back.
         let resumed = resume.apply(&held).unwrap();
@@ -665,5 +761,6 @@ mod tests {
         let moved = Lease { owner: Some(worker("c")), ..held };
         assert_eq!(resume.apply(&moved), None);
         assert!(!resume.is_in_effect(&moved));
+        assert!(resume.is_in_effect(&Lease { stopped: None, ..moved }), "whoever cleared it");
     }
 }

@@ -51,6 +51,28 @@ async fn everything_delivered_so_far_is_checkpointed_once() {
 }
 
 #[tokio::test]
+async fn the_control_sees_that_a_processor_has_used_its_handle_and_not_that_the_engine_has() {
+    let (checkpointer, control, _) = start_at(Checkpoint::TrimHorizon);
+    let engines = checkpointer.of_engine(&control);
+    control.note_delivered(record(1, 0));
+    engines.checkpoint().await.unwrap();
+    engines.checkpoint_at(record(1, 0)).await.unwrap();
+    assert!(!control.is_used());
+    assert_eq!((checkpointer.last(), checkpointer.delivered()), (Checkpoint::At(record(1, 0)), Some(record(1, 0))));
+    assert!(!control.is_used(), "a look is no use");
+
+    for call in 0..3 {
+        let (checkpointer, control, _) = start_at(Checkpoint::TrimHorizon);
+        match call {
+            0 => checkpointer.checkpoint().await.unwrap(),
+            1 => drop(checkpointer.checkpoint_at(record(1, 0)).await),
+            _ => drop(checkpointer.prepare("").await),
+        }
+        assert!(control.is_used(), "whether or not anything was written: {call}");
+    }
+}
+
+#[tokio::test]
 async fn never_backwards_and_never_past_what_was_delivered() {
     let (checkpointer, control, written) = start_at(Checkpoint::At(record(10, 2)));
     assert!(matches!(checkpointer.checkpoint_at(record(10, 3)).await, Err(CheckpointError::BeyondDelivered { delivered: None, .. })));
@@ -74,6 +96,19 @@ async fn what_failed_is_not_checkpointed_before_it_is_delivered_again() {
     control.note_failed_after(None);
     checkpointer.checkpoint().await.unwrap();
     assert_eq!(written.checkpoints.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_was_written_along_with_something_else_is_not_written_again() {
+    let (checkpointer, control, written) = start_at(Checkpoint::At(record(1, 0)));
+    control.note_delivered(record(5, 0));
+    for (noted, last) in [(5, 5), (4, 5)] {
+        control.note_written(Checkpoint::At(record(noted, 0)));
+        assert_eq!(checkpointer.last(), Checkpoint::At(record(last, 0)), "after {noted}");
+    }
+    checkpointer.checkpoint().await.unwrap();
+    assert!(matches!(checkpointer.checkpoint_at(record(4, 0)).await, Err(CheckpointError::Backwards { .. })));
+    assert!(written.checkpoints.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -196,6 +231,21 @@ async fn a_lost_lease_prepares_nothing() {
     control.note_delivered(record(1, 0));
     *written.lost.lock().unwrap() = true;
     assert!(checkpointer.prepare("state").await.unwrap_err().is_lease_lost());
+}
+
+#[test]
+fn an_error_says_whether_to_try_again_whether_the_lease_is_lost_and_what_was_delivered() {
+    let beyond = |delivered| CheckpointError::BeyondDelivered { requested: Checkpoint::At(record(9, 0)), delivered };
+    let unavailable = CheckpointError::Write(CheckpointWriteError::Unavailable(None));
+    for (error, is_retryable, is_lease_lost, words) in [
+        (unavailable, true, false, "did not confirm the checkpoint"),
+        (CheckpointError::Write(CheckpointWriteError::LeaseLost), false, true, "the lease is lost"),
+        (beyond(Some(record(8, 1))), false, false, "(up to 8/1)"),
+        (beyond(None), false, false, "(nothing)"),
+    ] {
+        assert_eq!((error.is_retryable(), error.is_lease_lost()), (is_retryable, is_lease_lost), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }
 
 #[test]

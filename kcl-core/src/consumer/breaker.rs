@@ -365,6 +365,64 @@ mod tests {
         assert_eq!(finding, Finding::World, "the second has failed alone as well");
     }
 
+    #[test]
+    fn a_failure_of_another_group_is_remembered_beside_that_of_a_record() {
+        let start = Instant::now();
+        for other in [span(7, 1, 9), span(7, 2, 2), span(0, 3, 9)] {
+            let mut outcomes = Outcomes::default();
+            outcomes.failed(span(0, 2, 2), start, false);
+            outcomes.failed(other, start, false);
+            assert_eq!(outcomes.failing(start, LAPSE), 2, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn failed_calls_are_counted_from_the_last_success_on() {
+        let mut outcomes = Outcomes::default();
+        for expected in [1, 2] {
+            outcomes.call_failed();
+            assert_eq!(outcomes.failed_calls(), expected);
+        }
+        outcomes.succeeded(Instant::now());
+        assert_eq!(outcomes.failed_calls(), 0);
+    }
+
+    #[test]
+    fn a_success_counts_after_a_time_if_its_call_began_later() {
+        let start = Instant::now();
+        let mut outcomes = Outcomes::default();
+        assert!(!outcomes.has_success_after(None), "nothing has succeeded");
+        outcomes.succeeded(seconds(start, 10));
+        for (time, expected) in [(None, true), (Some(9), true), (Some(10), false), (Some(11), false)] {
+            assert_eq!(outcomes.has_success_after(time.map(|time| seconds(start, time))), expected, "{time:?}");
+        }
+    }
+
+    #[test]
+    fn shards_fail_until_one_of_them_ends_a_call_with_success() {
+        let start = Instant::now();
+        // Failures of a record or a suspect, successes: seconds, each of a shard of its own => whether it stands 30 s after the start.
+        for (failed, suspected, ended, now, is_failing) in [
+            (None, None, None, 30, false),
+            (Some(20), None, None, 30, true),
+            (None, Some(20), None, 30, true),
+            (Some(20), None, Some(19), 30, true),
+            (Some(20), None, Some(20), 30, false),
+            (Some(20), None, Some(21), 30, false),
+            (Some(18), Some(20), Some(19), 30, true),
+            (Some(20), None, None, 100, true),
+            (Some(20), None, None, 101, false), // too long ago
+            (Some(20), None, Some(21), 101, false),
+        ] {
+            let neighbours = Neighbours::default();
+            failed.into_iter().for_each(|at| neighbours.failed(&"1".into(), seconds(start, at), false));
+            suspected.into_iter().for_each(|at| neighbours.failed(&"2".into(), seconds(start, at), true));
+            ended.into_iter().for_each(|at| neighbours.succeeded(&"3".into(), seconds(start, at - 1), seconds(start, at)));
+            let standing = neighbours.others(&"4".into());
+            assert_eq!(standing.is_failing(seconds(start, now), LAPSE), is_failing, "{failed:?} {suspected:?} {ended:?} {now}");
+        }
+    }
+
     /// An outcome of another record in a table of cases.
     enum Other {
         /// A call that began then.
@@ -385,6 +443,7 @@ mod tests {
             (vec![Success(9)], Finding::Unknown),  // before it failed first
             (vec![Success(10)], Finding::Unknown), // the call began before its failure was known
             (vec![Success(11)], Finding::Unknown), // before it failed last
+            (vec![Success(20)], Finding::Unknown), // the call began before that failure was known
             (vec![Success(21)], Finding::Record),
             (vec![Failure(span(0, 5, 5), 22)], Finding::Unknown), // itself
             (vec![Failure(span(0, 1, 9), 22)], Finding::Unknown), // a batch that it was in
@@ -423,8 +482,10 @@ mod tests {
         assert_eq!(book.failing(seconds(start, 81), LAPSE), 1);
         book.failed(span(0, 3, 3), seconds(start, 11), true);
         assert_eq!(book.failing(seconds(start, 11), LAPSE), 2, "a part of a batch takes its place");
+        let of_first = |book: &Outcomes| book.finding(&span(0, 2, 9), &History::default(), seconds(start, 11), LAPSE);
+        assert_eq!(of_first(&book), Finding::World);
         book.left(at(1));
-        assert_eq!(book.failing(seconds(start, 11), LAPSE), 1);
+        assert_eq!((book.failing(seconds(start, 11), LAPSE), of_first(&book)), (1, Finding::Unknown), "the other one stays");
         for number in 10..30 {
             book.failed(span(0, number, number), seconds(start, 12), false);
         }
@@ -478,6 +539,8 @@ mod tests {
         assert_eq!(suspects(&book, none, &History::default()), (false, false));
         assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (false, false));
         assert_eq!(suspects(&book, elsewhere, &failed(start, 10, 20)), (false, true));
+        book.succeeded(seconds(start, 10));
+        assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (false, false), "the call began before its failure was known");
         book.succeeded(seconds(start, 11));
         assert_eq!(suspects(&book, none, &failed(start, 10, 20)), (true, true));
         assert_eq!(suspects(&book, none, &failed(start, 12, 20)), (false, false));

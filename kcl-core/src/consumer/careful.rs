@@ -173,9 +173,28 @@ mod tests {
             assert_eq!(careful.before(at(7), 3), Step::Note(Suspect { record: at(7), begun: 1 }));
         }
         let finished = Careful::judge(&lease(3, Some((5, 9))), true).unwrap();
-        assert_eq!(finished.before(at(6), 3), Step::Note(Suspect { record: at(6), begun: 1 }));
+        for record in [5, 6] {
+            let note = Suspect { record: at(record), begun: 1 };
+            assert_eq!(finished.before(at(record), 3), Step::Note(note), "nobody has died of what is finished");
+        }
         let careful = Careful::judge(&lease(3, Some((6, 3))), true).unwrap();
         assert_eq!(careful.before(at(6), 3), Step::GiveUp(3));
+    }
+
+    #[test]
+    fn a_note_says_that_a_record_is_in_work_if_it_counts_an_attempt_more_than_there_were_deaths() {
+        let careful = Careful::judge(&lease(3, Some((6, 2))), true).unwrap();
+        for (record, begun, in_work) in [(6, 1, false), (6, 2, false), (6, 3, true), (6, 4, true), (7, 0, false), (7, 1, true)] {
+            assert_eq!(careful.is_in_work(Suspect { record: at(record), begun }), in_work, "{record} {begun}");
+        }
+    }
+
+    #[test]
+    fn the_record_that_was_given_up_last_is_known_to_wait() {
+        let mut careful = Careful::judge(&lease(2, None), true).unwrap();
+        assert!(!careful.has_waited(at(6)));
+        careful.waits(at(6));
+        assert!(careful.has_waited(at(6)) && !careful.has_waited(at(7)));
     }
 
     #[test]

@@ -135,4 +135,19 @@ mod tests {
         flow.term_ended(&one);
         assert_eq!(flow.paused(&one), Some(PauseReason::Asked));
     }
+
+    #[test]
+    fn the_end_of_a_stop_leaves_a_pause_that_was_asked_for() {
+        for asked in [false, true] {
+            let (flow, one) = (Flow::default(), ShardId::from("1"));
+            flow.pause_for_term(&one);
+            assert_eq!(flow.paused(&one), Some(PauseReason::Asked));
+            flow.stop_shard(&one, PauseReason::Processor);
+            if asked {
+                flow.pause_shard(&one);
+            }
+            flow.end_stop(&one);
+            assert_eq!(flow.paused(&one), asked.then_some(PauseReason::Asked));
+        }
+    }
 }

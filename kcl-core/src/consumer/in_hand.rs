@@ -147,6 +147,35 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_arrival_is_that_of_the_record_that_is_taken_apart_or_comes_next() {
+        let at = |millis: u64| Some(Timestamp::from_millis(millis));
+        let arrived = |record: Record, millis| Record::new(record.sequence_number(), Some("a".into()), record.data().clone(), at(millis));
+        let mut in_hand = InHand::new(Aggregated::default(), None);
+        assert_eq!(in_hand.oldest_arrival(), None);
+        in_hand.put(vec![arrived(aggregate(1, &["x", "y"]), 5), arrived(plain(2, "two"), 7), arrived(plain(3, "three"), 9)]);
+        for (item, oldest) in [("", at(5)), ("1 x0", at(5)), ("1/1 y1", at(5)), ("2 two", at(9)), ("3 three", None)] {
+            if !item.is_empty() {
+                let Some(Item::Record(record)) = in_hand.next() else { panic!("{item} comes next") };
+                assert_eq!(format!("{} {}", record.position(), String::from_utf8_lossy(record.data())), item);
+            }
+            assert_eq!(in_hand.oldest_arrival(), oldest, "{item}");
+        }
+    }
+
+    #[test]
+    fn what_is_put_away_comes_no_more() {
+        for taken in 0..4 {
+            let mut in_hand = InHand::new(Aggregated::default(), None);
+            in_hand.put(vec![plain(1, "one"), aggregate(2, &["x", "y"]), plain(3, "three")]);
+            (0..taken).for_each(|_| drop(in_hand.next()));
+            in_hand.clear();
+            assert!(in_hand.is_empty() && in_hand.next().is_none(), "after {taken}");
+            in_hand.put(vec![plain(4, "four")]);
+            assert_eq!(all(&mut in_hand), ["4 four"]);
+        }
+    }
+
+    #[test]
     fn an_odd_key_in_an_aggregate_takes_no_other_record_along() {
         let key = |key: &[u8]| [&[0x0a, u8::try_from(key.len()).unwrap()], key].concat();
         let record = |key: u8, data: u8| [0x1a, 5, 0x08, key, 0x1a, 1, data];

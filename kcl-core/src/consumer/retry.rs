@@ -616,6 +616,7 @@ mod tests {
         assert_eq!(seen_of(unknown(retry), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
         assert_eq!(seen_of(unknown(retry), 9), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
         assert_eq!(seen_of(from(4, retry), 3), (vec![0, 1, 2, 3], vec![], text(&["4"]), true));
+        assert_eq!(seen_of(from(3, retry), 3), (vec![0, 1, 2], vec![], text(&["3", "|4"]), true), "the first that is not covered");
         // it has committed the record in work, and failed then: the others were not tried
         assert_eq!(seen_of(from(2, retry), 3), (vec![0, 1, 2], vec![], text(&["3", "4"]), true));
         assert_eq!(seen_of(from(4, retry), 5), (vec![0, 1, 2, 3, 4], vec![], vec![], false));
@@ -748,6 +749,76 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_record_that_is_too_old_is_given_up_at_once_when_others_have_succeeded() {
+        let policy = RetryPolicy { max_age: Some(Duration::from_secs(1)), ..RetryPolicy::default() };
+        let late = Timestamp::from_millis(NOW.as_millis() + 60_000);
+        let judge = |entries, others: &Outcomes| {
+            judge_with(Ended { entries, ..Ended::default() }, Some(unknown(Advice::Retry)), late, &policy, others)
+        };
+        let mut others = Outcomes::default();
+        let first = judge(entries(1), &others);
+        assert_eq!(seen(&first).2, text(&["0"]));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        others.succeeded(Instant::now());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let second = judge(first.back, &others);
+        assert_eq!(seen(&second).1, [0], "it need not wait until they have had their chance to tell");
+        assert_eq!(second.condemned[0].condition, Condition::RecordAgeExceeded);
+    }
+
+    /// A record that has failed often, first and last at this moment, and twice since others have succeeded.
+    fn failed_often(now: Instant) -> Vec<Entry> {
+        let at = Some(now);
+        let history =
+            History { attempts: 9, failures: 9, counted: 2, first_own: at, last_failed: at, waits_since: at, ..History::default() };
+        entries(1).into_iter().map(|entry| Entry { history, ..entry }).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_fails_in_a_call_of_its_own_is_judged_by_other_calls() {
+        let policy = RetryPolicy { max_attempts: 3, patience: Duration::from_secs(900), ..RetryPolicy::default() };
+        for verdict in [|| these(&[(0, Advice::Retry)]), || unknown(Advice::Retry), || from(0, Advice::Retry)] {
+            for (waited, given_up) in [(0, false), (899, false), (900, true)] {
+                let entries = failed_often(Instant::now());
+                tokio::time::advance(Duration::from_secs(waited)).await;
+                let judged = judge_with(Ended { entries, ..Ended::default() }, Some(verdict()), NOW, &policy, &Outcomes::default());
+                assert_eq!((judged.condemned.len(), judged.back.len()), if given_up { (1, 0) } else { (0, 1) }, "after {waited} s");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_is_proven_by_the_processors_word_and_by_others_that_succeed() {
+        let attempts_alone = RetryPolicy { patience: Duration::ZERO, ..policy() };
+        let others_are_asked = RetryPolicy { patience: Duration::from_secs(1), ..policy() };
+        for (advice, policy, others_succeed, is_proven) in [
+            (Advice::Poison, others_are_asked, false, true),
+            (Advice::Poison, attempts_alone, false, true),
+            (Advice::Retry, attempts_alone, false, false),
+            (Advice::Retry, others_are_asked, false, false),
+            (Advice::Retry, others_are_asked, true, true),
+        ] {
+            let (mut others, entries) = (Outcomes::default(), failed_often(Instant::now()));
+            tokio::time::advance(Duration::from_secs(1)).await;
+            if others_succeed {
+                others.succeeded(Instant::now());
+            }
+            let judged = judge_with(Ended { entries, ..Ended::default() }, Some(unknown(advice)), NOW, &policy, &others);
+            let proven: Vec<_> = judged.condemned.iter().map(|condemned| condemned.is_proven).collect();
+            assert_eq!(proven, [is_proven], "{advice:?} {policy:?} {others_succeed}");
+        }
+    }
+
+    #[test]
+    fn only_a_failure_that_a_retry_may_help_against_is_evidence_to_others() {
+        for (advice, failures) in [(Advice::Retry, 1), (Advice::Poison, 0), (Advice::Stop, 0)] {
+            for count in [1, 4] {
+                assert_eq!(judge(entries(count), unknown(advice)).failed.len(), failures, "{advice:?}, {count} records");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn records_that_fail_in_one_call_are_alike_unless_others_of_it_succeed() {
         let policy = RetryPolicy { max_attempts: 1, ..RetryPolicy::default() };
         let judge = |failed: &[(u128, Advice)]| {
@@ -771,6 +842,7 @@ mod tests {
         let patience = Duration::from_secs(30);
         sound.validate(patience).unwrap();
         RetryPolicy { attempt_deadline: Some(patience), ..sound }.validate(patience).unwrap();
+        RetryPolicy { max_age: Some(Duration::from_secs(1)), ..sound }.validate(patience).unwrap();
         for (policy, setting) in [
             (RetryPolicy { max_attempts: 0, ..sound }, "retry_policy.max_attempts"),
             (RetryPolicy { first_backoff: Duration::ZERO, ..sound }, "retry_policy.first_backoff"),

@@ -580,6 +580,84 @@ mod tests {
     }
 
     #[test]
+    fn an_aggregate_keeps_its_bytes_until_the_last_of_its_records_is_finished() {
+        let parts = |number: u128, count: usize| -> Vec<Record> {
+            let mut aggregator = kcl_aggregation::Aggregator::new(usize::MAX);
+            (0..count).for_each(|_| aggregator.add("key", None, "data").unwrap());
+            let aggregate = Record::new(number.into(), None, aggregator.finish().unwrap().payload, None);
+            match kcl_aggregation::disaggregate(aggregate.data(), None, &Default::default()) {
+                kcl_aggregation::Disaggregated::Aggregate(parts) => {
+                    parts.into_iter().map(|part| Record::of_aggregate(&aggregate, part)).collect()
+                }
+                _ => panic!("it is an aggregate"),
+            }
+        };
+        let (first, second, plain) = (parts(1, 3), parts(2, 2), record(3, "a"));
+        let (size_1, size_2, size_3) = (first[0].pinned(), second[0].pinned(), plain.size());
+        let mut schedule = Schedule::new(false, Batching::up_to(10_000));
+        let mut expected = 0;
+        for (record, more) in first.iter().chain(&second).chain([&plain]).zip([size_1, 0, 0, size_2, 0, size_3]) {
+            schedule.push(record.clone());
+            expected += more;
+            assert_eq!(schedule.open_bytes(), expected, "{record:?} comes");
+        }
+        assert_eq!(schedule.open(), 6);
+        for (record, less) in [(&first[0], 0), (&second[1], 0), (&first[2], 0), (&first[1], size_1), (&plain, size_3), (&second[0], size_2)]
+        {
+            schedule.finished(record);
+            expected -= less;
+            assert_eq!(schedule.open_bytes(), expected, "{record:?} is finished");
+        }
+        assert_eq!((schedule.open(), schedule.open_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_group_waits_for_all_of_its_letters_whenever_they_were_written() {
+        let mut schedule = schedule(true, "aaab");
+        let (a, _, mut entries) = take(&mut schedule).unwrap();
+        entries.truncate(1);
+        schedule.hold_letters(a, 1, true);
+        schedule.push(record(4, "a"));
+        schedule.put_back(a, entries, Hold { letters: 1, ..Hold::default() });
+        assert_eq!(take(&mut schedule).unwrap().1, [3]);
+        for accepted in 0..2 {
+            assert!(take(&mut schedule).is_none(), "{accepted} of two are accepted");
+            schedule.letter_accepted(a);
+        }
+        let (_, taken, _) = take(&mut schedule).unwrap();
+        assert_eq!(taken, [0]);
+        // The rest of the call is on its way to the queue; nothing is in work.
+        schedule.hold_letters(a, 1, false);
+        assert!(take(&mut schedule).is_none());
+        schedule.letter_accepted(a);
+        assert_eq!(take(&mut schedule).unwrap().1, [4]);
+    }
+
+    #[test]
+    fn what_is_ready_waits_or_is_filled_is_told() {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(true, Batching { min_records: 2, max_wait: Duration::from_secs(10), ..Batching::default() });
+        let told = |schedule: &Schedule| (schedule.has_ready(), schedule.has_waiting(), schedule.is_filling());
+        assert_eq!(told(&schedule), (false, false, false), "nothing is there");
+        schedule.push(record(0, "a"));
+        assert_eq!(told(&schedule), (false, false, true));
+        schedule.push(record(1, "b"));
+        schedule.push(record(2, "b"));
+        assert_eq!(told(&schedule), (true, false, false), "one is filled, and one waits to be");
+        let (b, _, entries) = take(&mut schedule).unwrap();
+        assert_eq!(told(&schedule), (false, false, false), "one is in work");
+        schedule.put_back(b, entries, Hold { not_before: Some(now), ..Hold::default() });
+        assert_eq!(told(&schedule), (false, true, false));
+    }
+
+    #[test]
+    fn what_waits_is_given_back_in_order() {
+        assert_eq!(numbers(&schedule(false, "abc").into_waiting()), [0, 1, 2]);
+        let by_key = numbers(&schedule(true, "abab").into_waiting());
+        assert!(by_key == [0, 2, 1, 3] || by_key == [1, 3, 0, 2], "{by_key:?}");
+    }
+
+    #[test]
     fn at_most_so_many_are_taken() {
         let mut schedule = schedule(false, "abcde");
         let (key, entries) = schedule.take(2, None).unwrap();
@@ -712,6 +790,42 @@ mod tests {
         assert_eq!(taken, [0]);
         schedule.put_back(key, Vec::new(), Hold::default());
         assert_eq!(take(&mut schedule).unwrap().1, [2]);
+    }
+
+    #[test]
+    fn a_probe_is_untried_if_no_record_has_failed_less() {
+        let until = Instant::now();
+        // Attempts of the first record, and of two of other keys.
+        for (attempts, is_untried) in [([1, 0, 0], true), ([1, 0, 1], true), ([1, 1, 0], true), ([1, 1, 1], false), ([0, 1, 2], false)] {
+            let mut schedule = schedule(false, "abc");
+            let (key, _, mut entries) = take(&mut schedule).unwrap();
+            assert!(!schedule.has_untried_probe(), "nothing waits");
+            entries.iter_mut().zip(attempts).for_each(|(entry, attempts)| entry.history.attempts = attempts);
+            schedule.put_back(key, entries, Hold { not_before: Some(until), ..Hold::default() });
+            assert_eq!(schedule.has_untried_probe(), is_untried, "{attempts:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_alone_has_no_others() {
+        for (keys, has_others) in [("a", false), ("aa", false), ("ab", true)] {
+            let mut schedule = schedule(true, keys);
+            let (a, _, entries) = take(&mut schedule).unwrap();
+            assert_eq!(schedule.has_others(a, &entries, true), has_others, "{keys}");
+        }
+    }
+
+    #[test]
+    fn patience_lasts_from_the_first_failure_on() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let failed = History { waits_since: Some(now), ..History::default() };
+        for (patience, later, has_waited) in
+            [(second, Duration::ZERO, false), (second, second, true), (Duration::ZERO, Duration::ZERO, true)]
+        {
+            assert_eq!(failed.has_waited(patience, now + later), has_waited, "{patience:?} {later:?}");
+            assert!(!History::default().has_waited(patience, now + later), "it has not failed");
+        }
     }
 
     #[test]

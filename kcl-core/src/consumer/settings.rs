@@ -354,4 +354,33 @@ mod tests {
             assert_eq!(processing.validate().unwrap_err().setting, setting);
         }
     }
+    #[test]
+    fn the_bounds_of_a_setting_are_allowed() {
+        let day = Duration::from_secs(24 * 3600);
+        for batching in [
+            Batching::up_to(1),
+            Batching::up_to(100_000),
+            Batching { max_bytes: 1 << 10, ..Batching::default() },
+            Batching { max_bytes: 1 << 30, ..Batching::default() },
+            Batching { min_records: 100, max_wait: Duration::from_secs(240), ..Batching::default() },
+        ] {
+            Processing { batching, ..Processing::default() }.validate().unwrap();
+        }
+        assert_eq!(Batching::up_to(7), Batching { max_records: 7, ..Batching::default() });
+        for (beyond, is_possible) in [
+            (Duration::from_millis(999), false),
+            (Duration::from_secs(1), true),
+            (365 * day, true),
+            (365 * day + Duration::from_millis(1), false),
+        ] {
+            let backlog = Backlog::SkipToLatest { beyond };
+            assert_eq!(backlog.limit(), Some(beyond));
+            assert_eq!(
+                backlog.validate().map_err(|error| error.setting),
+                if is_possible { Ok(()) } else { Err("backlog.beyond") },
+                "{beyond:?}"
+            );
+        }
+        assert_eq!((Backlog::ReadAll.limit(), Backlog::ReadAll.validate().is_ok()), (None, true));
+    }
 }

@@ -3,6 +3,8 @@
 //! The order of events: what is in work is finished, and checkpointed; the lease is begun anew at this instant, in one fenced write of its owner, so that no later owner reads
 //! what was left out; only then is reading begun there. A crash before the write leaves the shard behind as it was, one after it begins at the instant.
 
+use std::time::Duration;
+
 use kcl_checkpoint::{Checkpoint, CheckpointWriteError, Timestamp};
 use kcl_lease::{Clock as _, NewStart};
 
@@ -10,13 +12,18 @@ use super::{ShardConsumer, Stop};
 use crate::record::Record;
 use crate::stream::StartingPosition;
 
+/// Whether a shard is further behind than `limit`: by the answer's own word in milliseconds, or by the arrival of its first new record.
+fn is_further_behind(limit: Duration, behind: Option<u64>, first: Option<Timestamp>, now: Timestamp) -> bool {
+    let age = first.map(|arrival| now.as_millis().saturating_sub(arrival.as_millis()));
+    behind.max(age).is_some_and(|behind| u128::from(behind) > limit.as_millis())
+}
+
 impl ShardConsumer {
     /// Whether an answer is further behind than a shard may be: by its own word, or by the age of its first new record.
     pub(super) fn is_too_far_behind(&self, records: &[Record], behind: Option<u64>, now: Timestamp) -> bool {
         let Some(limit) = self.hold.shared.backlog.limit() else { return false };
         let first = records.iter().find(|record| self.filter.is_new(record)).and_then(Record::approximate_arrival);
-        let age = first.map(|arrival| now.as_millis().saturating_sub(arrival.as_millis()));
-        behind.max(age).is_some_and(|behind| u128::from(behind) > limit.as_millis())
+        is_further_behind(limit, behind, first, now)
     }
 
     /// Whether records that were trimmed unread are further behind than a shard may be: then nothing has to wait for somebody's word.
@@ -92,5 +99,32 @@ impl ShardConsumer {
             );
         }
         stop
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_too_far_behind_by_its_own_word_or_by_the_age_of_its_first_new_record() {
+        let limit = Duration::from_millis(1000);
+        // What the answer says; when its first new record arrived, a time before now.
+        for (behind, age, is_further) in [
+            (None, None, false),
+            (Some(1000), None, false),
+            (Some(1001), None, true),
+            (None, Some(1000), false),
+            (None, Some(1001), true),
+            (Some(0), Some(1001), true),
+            (Some(1001), Some(0), true),
+            (Some(1000), Some(1000), false),
+        ] {
+            let now = Timestamp::from_millis(5000);
+            let first = age.map(|age| Timestamp::from_millis(now.as_millis() - age));
+            assert_eq!(is_further_behind(limit, behind, first, now), is_further, "{behind:?} {age:?}");
+        }
+        let early = Timestamp::from_millis(5000);
+        assert!(!is_further_behind(limit, None, Some(early), Timestamp::from_millis(1)), "a clock that is behind the stream's");
     }
 }

@@ -239,7 +239,16 @@ mod tests {
     fn a_gap_is_suspected_only_if_records_could_have_been_trimmed_unread() {
         let hour = Duration::from_secs(3600);
         // age of the watermark => gap
-        for (age, gap) in [(Some(hour), false), (Some(23 * hour), false), (Some(24 * hour), true), (Some(48 * hour), true), (None, true)] {
+        let least = DAY - RETENTION_MARGIN;
+        for (age, gap) in [
+            (Some(hour), false),
+            (Some(23 * hour), false),
+            (Some(least), false),
+            (Some(least + Duration::from_millis(1)), true),
+            (Some(24 * hour), true),
+            (Some(48 * hour), true),
+            (None, true),
+        ] {
             let mut filter = StartFilter::new(&lease(at(5, 0), age));
             let result = admitted(&mut filter, [9]);
             assert_eq!(result.is_err(), gap, "{age:?}");
@@ -271,6 +280,55 @@ mod tests {
             assert!(expecting(checkpoint).end(NOW, DAY).is_err());
             assert!(expecting(checkpoint).admit(&mut Vec::new(), true, NOW, DAY).is_err());
         }
+    }
+
+    #[test]
+    fn what_was_expected_is_forgotten_when_it_has_come_or_a_gap_is_accepted() {
+        let seven = Some(ExtendedSequenceNumber::whole(7.into()));
+        for accepts in [false, true] {
+            let mut filter = StartFilter::new(&lease(Checkpoint::TrimHorizon, None));
+            filter.expect(seven);
+            assert_eq!(filter.expected(), seven);
+            if accepts {
+                filter.accept_gap();
+            } else {
+                admitted(&mut filter, [7]).unwrap();
+            }
+            assert_eq!(filter.expected(), None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_checkpoint_is_a_gap_until_reading_has_begun() {
+        let gap = Some(Gap { first_kept: None });
+        assert_eq!(StartFilter::new(&lease(Checkpoint::TrimHorizon, None)).refused(), None, "there is no checkpoint");
+        for begun in [&[5][..], &[9]] {
+            let mut filter = StartFilter::new(&lease(at(5, 0), Some(Duration::from_secs(3600))));
+            assert_eq!(filter.refused(), gap);
+            admitted(&mut filter, begun.iter().copied()).unwrap();
+            assert_eq!(filter.refused(), None, "{begun:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_record_after_the_checkpoints_own_is_new() {
+        let inside = StartFilter::new(&lease(at(5, 3), None));
+        let begun = StartFilter::new(&lease(Checkpoint::TrimHorizon, None));
+        for (record, is_new) in records([4, 5, 6]).iter().zip([false, false, true]) {
+            assert_eq!((inside.is_new(record), begun.is_new(record)), (is_new, true), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn once_a_record_was_let_through_no_gap_is_suspected_however_much_later_the_next_one_comes() {
+        let hour = Duration::from_secs(3600);
+        let later = Timestamp::from_millis(NOW.as_millis() + millis(48 * hour));
+        let mut filter = StartFilter::new(&lease(at(5, 0), Some(hour)));
+        assert_eq!(admitted(&mut filter, [9]), Ok(vec![9]));
+        for numbers in [vec![], vec![10]] {
+            assert_eq!(filter.admit(&mut records(numbers.clone()), true, later, DAY), Ok(()), "{numbers:?}");
+        }
+        assert_eq!(filter.end(later, DAY), Ok(()));
     }
 
     #[test]

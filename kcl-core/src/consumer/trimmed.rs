@@ -104,12 +104,17 @@ mod tests {
         // its children are gone too, and theirs are there
         assert_eq!(remains(&begun, &[listed(7, &["shard-5"], 0, HALF), other()]), Remains::Descendants);
         assert_eq!(remains(&lease(Checkpoint::TrimHorizon), &[listed(7, &["shard-5"], 0, u128::MAX)]), Remains::Descendants);
+        // an older shard beside it has nothing to do with it, and one that shares the last of its keys has
+        assert_eq!(remains(&begun, &[listed(7, &[], 0, HALF), listed(1, &[], HALF + 1, u128::MAX)]), Remains::Descendants);
+        assert_eq!(remains(&begun, &[listed(7, &[], 0, HALF - 1), listed(1, &[], HALF, u128::MAX)]), Remains::Unknown);
         // a listing that lags: its parent is still there, or a part of its keys belongs to nobody
         assert_eq!(remains(&begun, &[listed(1, &[], 0, u128::MAX)]), Remains::Unknown);
         assert_eq!(remains(&begun, &[listed(7, &[], 0, HALF - 7), other()]), Remains::Unknown);
         assert_eq!(remains(&begun, &[]), Remains::Unknown);
         // what began before its last record can't have come of it
-        assert_eq!(remains(&lease(at(900)), &[listed(7, &[], 0, HALF), other()]), Remains::Unknown);
+        for (read, left) in [(699, Remains::Descendants), (700, Remains::Unknown), (900, Remains::Unknown)] {
+            assert_eq!(remains(&lease(at(read)), &[listed(7, &[], 0, HALF), other()]), left, "{read}");
+        }
         assert_eq!(remains(&Lease { hash_range: None, ..begun }, &[listed(7, &[], 0, u128::MAX)]), Remains::Unknown, "who knows");
     }
 }

@@ -106,6 +106,12 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_that_only_follows_another_one_does_not_count() {
+        let silent: Vec<_> = FailureKind::ALL.into_iter().filter(|kind| !Valve::counts(*kind)).collect();
+        assert_eq!(silent, [FailureKind::Follows]);
+    }
+
+    #[test]
     fn without_settings_it_never_closes() {
         let mut valve = Valve::new(None);
         (0..1000).for_each(|_| valve.finished(true));

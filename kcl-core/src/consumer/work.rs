@@ -371,6 +371,45 @@ mod tests {
     }
 
     #[test]
+    fn an_arrival_is_noted_once_and_never_for_a_record_that_came_before() {
+        let at = |number: u128| ExtendedSequenceNumber::whole(number.into());
+        let mut arrivals = Arrivals::default();
+        // A record, its arrival => how many are kept.
+        for (number, millis, kept) in [(3, 30, 1), (4, 30, 1), (2, 20, 1), (3, 40, 1), (5, 50, 2), (4, 60, 2)] {
+            arrivals.insert(at(number), Timestamp::from_millis(millis));
+            assert_eq!(arrivals.first.len(), kept, "{number} {millis}");
+        }
+        assert_eq!([4, 5].map(|number| arrivals.of(at(number))), [30, 50].map(|millis| Some(Timestamp::from_millis(millis))));
+    }
+
+    #[test]
+    fn only_a_record_with_an_arrival_is_noted() {
+        let record = |number: u128, arrival| Record::new(number.into(), None, bytes::Bytes::new(), arrival);
+        let (five, mut arrivals) = (Some(Timestamp::from_millis(5)), Arrivals::default());
+        arrivals.note(&record(1, None));
+        assert_eq!(arrivals.of(ExtendedSequenceNumber::whole(1.into())), None);
+        arrivals.note(&record(2, five));
+        assert_eq!([1, 2].map(|number: u128| arrivals.of(ExtendedSequenceNumber::whole(number.into()))), [None, five]);
+    }
+
+    #[test]
+    fn what_has_failed_may_be_tried_when_its_wait_is_over_or_after_a_success() {
+        let (first, most) = (std::time::Duration::from_millis(100), std::time::Duration::from_secs(1));
+        let mut paced = Paced::new(Backoff::new(first, most, &kcl_lease::Entropy::from_seed(1)));
+        let now = Instant::now();
+        assert!(paced.may(now) && !paced.is_failing());
+        let wait = paced.failed(now);
+        assert!(wait > std::time::Duration::ZERO && wait <= first && paced.is_failing());
+        assert_eq!(paced.not_before, Some(now + wait));
+        let nearly = now + wait - std::time::Duration::from_nanos(1);
+        assert_eq!([now, nearly, now + wait].map(|now| paced.may(now)), [false, false, true]);
+        assert!(paced.is_failing(), "until it succeeds");
+        paced.failed(now);
+        paced.succeeded();
+        assert!(paced.may(now) && !paced.is_failing());
+    }
+
+    #[test]
     fn the_key_that_was_poisoned_longest_ago_is_forgotten() {
         let mut keys = PoisonedKeys::default();
         let key = |number: usize| format!("key-{number}");

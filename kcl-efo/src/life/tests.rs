@@ -80,6 +80,47 @@ fn what_follows_an_end_depends_on_the_life_before_it() {
 }
 
 #[test]
+fn what_a_life_has_given_counts_to_its_end() {
+    let record = Mark { last_record: Some(number(5)), ..NUMBERS };
+    for (marks, has_given) in [
+        (vec![NUMBERS], false),
+        (vec![told(6)], true),
+        (vec![told(6), NUMBERS], true),
+        (vec![record], true), // the record before the position, once more
+        (vec![record, NUMBERS, NUMBERS], true),
+    ] {
+        let now = Instant::now();
+        let mut life = Life::new(after(5));
+        (0..3).for_each(|_| life.hindered(End::Broken, now, 0.0));
+        let generation = life.begin().generation;
+        assert!(life.opened(generation, now));
+        marks.iter().for_each(|mark| assert!(life.event(generation, *mark)));
+        assert!(life.over(generation, End::Broken, now + SECOND, 0.0));
+        assert_eq!(life.failures(), if has_given { 1 } else { 4 }, "{marks:?}");
+    }
+}
+
+#[test]
+fn a_life_that_ends_in_order_was_taken_over_if_it_was_shorter_than_expected() {
+    for (age, look) in [(289, true), (290, false), (300, false)] {
+        let (mut life, now) = (Life::new(StartingPosition::Latest), Instant::now());
+        live(&mut life, Some((age, false)), End::Ended, now, 0.0);
+        assert_eq!(life.must_look(), look, "{age} s");
+    }
+}
+
+#[test]
+fn the_first_attempt_can_be_held_back() {
+    let later = Instant::now() + SECOND;
+    let mut life = Life::new(StartingPosition::Latest);
+    assert_eq!(life.not_before(), None);
+    life.hold_until(later);
+    assert_eq!(life.not_before(), Some(later));
+    life.begin();
+    assert_eq!(life.not_before(), None);
+}
+
+#[test]
 fn every_error_means_one_of_the_ends() {
     let (operation, message) = ("an operation", String::new());
     let (consumer, stream, arn, name) = ("c".to_owned(), "s".to_owned(), String::new(), String::new());
@@ -218,6 +259,8 @@ fn the_position_follows_events_and_what_was_read_in_between() {
     for (mark, position) in [
         // Neither number: nothing is known.
         (NUMBERS, StartingPosition::AtSequenceNumber(number(3))),
+        // The very record at which it started.
+        (Mark { last_record: Some(number(3)), ..NUMBERS }, after(3)),
         (Mark { continuation: Some(number(4)), last_record: Some(number(4)), ..NUMBERS }, after(4)),
         (told(6), after(6)),
         (Mark { last_record: Some(number(9)), ..NUMBERS }, after(9)),

@@ -44,7 +44,8 @@ struct Case {
     leases: Vec<Lease>,
     held: BTreeSet<ShardId>,
     dead: BTreeSet<WorkerId>,
-    overdue: bool,
+    /// Free leases that those whose turn it was have left; an empty set: all of them.
+    overdue: Option<BTreeSet<ShardId>>,
     max_leases: usize,
     resting: bool,
 }
@@ -53,7 +54,7 @@ impl Case {
     /// Worker `me` holds all that it owns.
     fn new(leases: Vec<Lease>) -> Self {
         let held = leases.iter().filter(|lease| lease.actual_owner() == Some(&worker("me"))).map(|lease| lease.shard_id.clone()).collect();
-        Self { leases, held, dead: BTreeSet::new(), overdue: false, max_leases: usize::MAX, resting: false }
+        Self { leases, held, dead: BTreeSet::new(), overdue: None, max_leases: usize::MAX, resting: false }
     }
 
     fn dead(mut self, name: &str) -> Self {
@@ -67,7 +68,7 @@ impl Case {
             leases: &self.leases,
             held: &self.held,
             expired: &|lease| lease.actual_owner().is_some_and(|owner| self.dead.contains(owner)),
-            overdue: &|_| self.overdue,
+            overdue: &|lease| self.overdue.as_ref().is_some_and(|overdue| overdue.is_empty() || overdue.contains(&lease.shard_id)),
             unneeded: &|lease| lease.watermark.is_some(),
             max_leases: self.max_leases,
             resting: self.resting,
@@ -118,10 +119,27 @@ fn a_free_lease_that_others_leave_is_taken_whoever_turn_it_is() {
     // `b` has fewest, but is about to stop, or may not own more
     let mut case = Case::new(leases(&[("me", 10), ("b", 1), ("", 5)]));
     assert_eq!(case.counts(), (0, 0, 5));
-    case.overdue = true;
+    case.overdue = Some(BTreeSet::new());
     assert_eq!(case.counts(), (5, 0, 0));
     case.max_leases = 12;
     assert_eq!(case.counts(), (2, 0, 3));
+}
+
+#[test]
+fn of_the_free_leases_those_that_others_have_left_are_taken_first() {
+    // it is the turn of `b` for the others
+    let mut case = Case::new(leases(&[("me", 10), ("b", 1), ("", 5)]));
+    case.overdue = Some([shard(12), shard(14)].into());
+    let taken: BTreeSet<_> = case.plan().take.into_iter().map(|lease| lease.shard_id).collect();
+    assert_eq!(taken, [shard(12), shard(14)].into());
+}
+
+#[test]
+fn a_worker_that_nobody_knows_asks_for_nothing_that_it_may_not_have() {
+    for (max_leases, resting, requests) in [(1, false, 1), (0, false, 0), (1, true, 0)] {
+        let case = Case { max_leases, resting, ..Case::new(leases(&[("b", 64)])) };
+        assert_eq!(case.counts(), (0, requests, 0), "{max_leases} {resting}");
+    }
 }
 
 #[test]
@@ -129,7 +147,7 @@ fn a_worker_that_rests_takes_only_what_others_have_left_and_asks_for_nothing() {
     let mut case = Case::new(leases(&[("me", 1), ("b", 7), ("", 4)]));
     case.resting = true;
     assert_eq!(case.counts(), (0, 0, 4));
-    case.overdue = true;
+    case.overdue = Some(BTreeSet::new());
     assert_eq!(case.counts(), (4, 0, 0));
 }
 
@@ -560,4 +578,18 @@ fn a_lease_that_needs_no_owner_is_neither_taken_nor_asked_for_nor_counted() {
     let taken: Vec<_> = plan.take.iter().map(|lease| lease.shard_id.clone()).collect();
     assert!(taken.iter().all(|taken| [shard(2), shard(3)].contains(taken)) && !taken.is_empty(), "{taken:?}");
     assert_eq!(plan.request, []);
+}
+
+#[test]
+fn a_lease_of_mine_that_needs_no_owner_stays_mine() {
+    let read = |lease| Lease { watermark: Some(kcl_checkpoint::Timestamp::from_millis(1)), ..lease };
+    // What I hold counts; what I own without a term is taken, so that it can be let go in order.
+    let mut case = Case::new(vec![read(owned(0, "me")), read(owned(1, "me")), owned(2, "b"), free(3)]);
+    assert_eq!(case.counts(), (0, 0, 1), "it is the turn of `b`");
+    case.held.remove(&shard(1));
+    assert_eq!(case.plan().take, [read(owned(1, "me"))]);
+    // What I am acquiring counts too, and `b` is no worse off for it.
+    let mut case = Case::new(vec![read(free(0)), owned(1, "me"), owned(2, "b"), free(3)]);
+    case.held.insert(shard(0));
+    assert_eq!(case.counts(), (0, 0, 1), "it is the turn of `b`");
 }

@@ -43,6 +43,13 @@ fn pairs(expected: &[(&str, Checkpoint)]) -> Vec<(String, Checkpoint)> {
 }
 
 #[test]
+fn a_shard_is_open_until_it_has_a_last_sequence_number() {
+    for open in [true, false] {
+        assert_eq!(listed("a", &[], 1, open).is_open(), open);
+    }
+}
+
+#[test]
 fn a_hole_is_found_wherever_it_is() {
     let max = u128::MAX;
     for (ranges, expected) in [
