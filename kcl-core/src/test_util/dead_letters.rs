@@ -1,5 +1,6 @@
 //! A dead-letter queue in memory, behind the fault layer.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,10 +62,15 @@ impl DeadLetterQueue for SimulatedDeadLetterQueue {
         let (kept, link, sent) = (self.letters.clone(), self.link.clone(), letters.to_vec());
         let accepted = self.link.write(self.asked(OPERATION), move || {
             let mut answers = Vec::with_capacity(sent.len());
+            let mut refused = BTreeSet::new();
             for letter in &sent {
-                // Each letter has an answer of its own.
-                answers.push(!link.refuses_entry(Service::DeadLetters));
-                if answers.last() == Some(&false) {
+                // Each letter has an answer of its own; but one that comes after a refused one of its key is not sent.
+                let key = letter.record.partition_key().map(|key| (letter.shard_id.clone(), key.to_owned()));
+                let waits = key.as_ref().is_some_and(|key| refused.contains(key));
+                let is_accepted = !waits && !link.refuses_entry(Service::DeadLetters);
+                answers.push(is_accepted);
+                if !is_accepted {
+                    refused.extend(key);
                     continue;
                 }
                 // Kept as it was, but without its hold on the sender's memory.

@@ -18,6 +18,9 @@ use crate::write::{Change, LeaseWrite, NewStart, Switches};
 /// Lease durations for which checkpoints of a term that was taken from the dead leave the count of owner changes as it is.
 const PROBATION: u32 = 5;
 
+/// The least time for which the row of a finished shard is kept. So long after a term has run out its row may be gone for a good reason, and not earlier.
+const FINISHED_IS_KEPT: Duration = Duration::from_secs(30);
+
 /// An order of a worker to all its keepers. It counts more than what the holders of the terms ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeeperOrder {
@@ -231,8 +234,8 @@ impl TermKeeper {
     }
 
     pub(super) fn lost(&self, row: Option<&Lease>) -> TermEnd {
-        let is_valid = self.context.clock.boot_time() < self.view.borrow().valid_until;
-        self.context.vanished.look(&self.held, is_valid, row);
+        let may_be_deleted = self.context.clock.boot_time() >= self.view.borrow().valid_until + FINISHED_IS_KEPT;
+        self.context.vanished.look(&self.held, may_be_deleted, row);
         let owner = row.and_then(|row| row.actual_owner()).map(ToString::to_string);
         tracing::warn!(shard = %self.held.shard_id, owner, "lease lost");
         TermEnd::Lost

@@ -1,7 +1,7 @@
 //! The proof that somebody has deleted leases under a running worker: the table was emptied, or deleted and made anew.
 //!
-//! While a term is valid nobody else may end its shard, so nobody may delete its row. A term that finds its row gone has the proof. One that ran out, while the process
-//! stood still, has not: others may have ended the shard, and cleaned up the row. But the counter of a shard's row only grows, also over a row that a seek makes anew:
+//! While a term is valid nobody else may end its shard, and the row of a shard that has ended is kept for half a minute. A term that finds its row gone earlier than that has the
+//! proof. One that ran out long ago, while the process stood still, has not: others may have ended the shard, and cleaned up the row. But the counter of a shard's row only grows, also over a row that a seek makes anew:
 //! a row with a lower counter is the proof at any time. A worker that went on would begin shards anew, at the initial position, and nobody would know.
 
 use kcl_checkpoint::planted::{Bug, is_planted};
@@ -21,8 +21,8 @@ impl Default for Vanished {
 
 impl Vanished {
     /// A write of a term was refused, and the row is this one.
-    pub(super) fn look(&self, held: &Lease, is_valid: bool, row: Option<&Lease>) {
-        let is_gone = row.map_or(is_valid, |row| row.counter < held.counter);
+    pub(super) fn look(&self, held: &Lease, may_be_deleted: bool, row: Option<&Lease>) {
+        let is_gone = row.map_or(!may_be_deleted, |row| row.counter < held.counter);
         if is_gone && !held.is_finished() && !is_planted(Bug::VanishedUnseen) {
             self.0.send_if_modified(|shard| {
                 let is_first = shard.is_none();
@@ -54,18 +54,18 @@ mod tests {
     fn a_row_that_is_gone_or_began_anew_is_the_proof() {
         let lease = |counter, checkpoint| Lease { counter, ..Lease::new("shard".into(), checkpoint) };
         let held = lease(7, Checkpoint::TrimHorizon);
-        let look = |held: &Lease, is_valid: bool, row: Option<Lease>| {
+        let look = |held: &Lease, may_be_deleted: bool, row: Option<Lease>| {
             let vanished = Vanished::default();
-            vanished.look(held, is_valid, row.as_ref());
+            vanished.look(held, may_be_deleted, row.as_ref());
             vanished.seen().now_or_never().is_some()
         };
-        let proof = |held: &Lease, row: Option<Lease>| look(held, true, row);
+        let proof = |held: &Lease, row: Option<Lease>| look(held, false, row);
         assert!(proof(&held, None));
         assert!(proof(&held, Some(lease(6, Checkpoint::TrimHorizon))));
         assert!(!proof(&held, Some(lease(8, Checkpoint::TrimHorizon))), "somebody took it");
         assert!(!proof(&held, Some(lease(7, Checkpoint::TrimHorizon))), "somebody asked for it");
         assert!(!proof(&lease(7, Checkpoint::ShardEnd), None), "it was finished, and may go");
-        assert!(!look(&held, false, None), "others may have finished it since");
-        assert!(look(&held, false, Some(lease(6, Checkpoint::TrimHorizon))), "nobody counts backwards");
+        assert!(!look(&held, true, None), "others may have finished it since");
+        assert!(look(&held, true, Some(lease(6, Checkpoint::TrimHorizon))), "nobody counts backwards");
     }
 }

@@ -83,6 +83,8 @@ impl Oracle {
         let shard = &after.shard_id;
         self.takes.push(now);
         self.emptied.taken(host, shard);
+        // The counter of a row that was made anew may be that of an old term.
+        self.old_terms.remove(&(host.to_owned(), shard.clone(), after.counter));
         let sought = self.seeks.any;
         let log = self.log.shards.entry(shard.clone()).or_default();
         let first = log.start_of(after);

@@ -54,7 +54,7 @@ impl Oracle {
             return Some(wrong);
         }
         let entry = self.log.find(&letter.shard_id, letter.record.position())?;
-        if let Some(wrong) = wrong_times(letter, entry, now).or_else(|| self.wrong_cause(letter, entry)) {
+        if let Some(wrong) = wrong_times(letter, entry, now).or_else(|| self.wrong_cause(letter, entry, now)) {
             return Some(wrong);
         }
         let published = &entry.published;
@@ -111,9 +111,11 @@ impl Oracle {
     }
 
     /// The cause, and how often it was seen.
-    fn wrong_cause(&self, letter: &DeadLetter, entry: &Entry) -> Option<&'static str> {
-        if letter.condition != Condition::RetryAttemptsExhausted {
-            return Some("no record is given up for its age");
+    fn wrong_cause(&self, letter: &DeadLetter, entry: &Entry, now: Duration) -> Option<&'static str> {
+        if let Condition::RecordAgeExceeded = letter.condition
+            && self.max_age.is_none_or(|most| now + self.clocks.wrong_by(now) < entry.put + most)
+        {
+            return Some("it is not given up for its age");
         }
         let terms = self.terms.get(&letter.shard_id).into_iter().flatten();
         if terms.rev().find(|term| term.token == letter.fencing_token).is_some_and(|term| term.sought) {

@@ -288,9 +288,9 @@ impl Log {
         if all {
             (self.scope, self.start) = (None, None);
         }
-        let scope = self.scope;
+        let start = self.start;
         for shard in shards {
-            let first = self.shards.get(shard).map_or(0, |log| scope.map_or(0, |scope| log.since(scope)));
+            let first = self.shards.get(shard).map_or(0, |log| start.map_or(0, |start| log.since(start)));
             let _ = self.ask_again(shard, first);
         }
     }

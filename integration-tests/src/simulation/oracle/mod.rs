@@ -157,6 +157,8 @@ pub(super) struct Oracle {
     /// Whether records are delivered one after the other, without a gap.
     contiguous: bool,
     trimmed_may_be_skipped: bool,
+    /// The age from which on a record that has failed may be given up.
+    max_age: Option<Duration>,
     retention: Duration,
     /// By so many milliseconds what workers take for the service's time may be early.
     clocks_err: u64,
@@ -253,6 +255,7 @@ impl Judge {
                     (None, true) => 5,
                     (None, false) => MAX_ATTEMPTS,
                 },
+                max_age: plan.handling.max_age,
                 skip_beyond: plan.handling.skip_beyond,
                 calm: false,
                 over: false,

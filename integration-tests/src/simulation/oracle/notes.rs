@@ -33,9 +33,14 @@ impl Clocks {
         clocks
     }
 
+    /// By so much a worker may be wrong about the time.
+    pub(super) fn wrong_by(self, now: Duration) -> Duration {
+        now.mul_f64(self.rate) + self.step
+    }
+
     /// The earliest time that a worker may take for this one.
     fn earliest(self, time: Timestamp, now: Duration) -> Timestamp {
-        let wrong = now.mul_f64(self.rate) + self.step;
+        let wrong = self.wrong_by(now);
         Timestamp::from_millis(time.as_millis().saturating_sub(u64::try_from(wrong.as_millis()).unwrap_or(u64::MAX)))
     }
 }

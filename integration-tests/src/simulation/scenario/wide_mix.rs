@@ -63,6 +63,7 @@ fn fit(plan: &mut Plan) {
         handling.skip_beyond = None;
     }
     super::random_mix::not_more_than_can_be_done(plan);
+    plan.handling.database.stalls = plan.handling.database.stalls.min(plan.handling.stalls);
 }
 
 /// Lets the service be the model, which draws its own troubles.
