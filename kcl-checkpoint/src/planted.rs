@@ -148,6 +148,8 @@ bugs! {
     FirstSyncsMix = "first-syncs-mix",
     /// Leases that are made later start where the worker that makes them does, and not where the first ones do.
     OwnStart = "own-start",
+    /// A scan that shows a child's lease and not its parent's is believed.
+    ScanBelieved = "scan-believed",
     /// A merged shard's other parent counts as trimmed if a listing lacks it, however old the listing is.
     UnlistedIsTrimmed = "unlisted-is-trimmed",
     /// A lease whose row is gone is lost like any other.
@@ -158,8 +160,6 @@ bugs! {
     OwnDurationForAll = "own-duration-for-all",
     /// Owners of another library are given no longer than ours.
     ForeignersAsOurs = "foreigners-as-ours",
-    /// One listing is enough to create a lease that seems to be missing.
-    ConfirmedByOne = "confirmed-by-one",
     /// A finished lease is deleted as soon as it may be.
     FinishedGoesAtOnce = "finished-goes-at-once",
     /// A merged shard's lease is made though its other parent has none.

@@ -86,6 +86,13 @@ mod search {
         let found = (0..seeds).find_map(|place| {
             let plan = plan(scenarios, place, from);
             let violation = run(&plan, Detail::Logs).violation?;
+            plant(None);
+            let without = run(&plan, Detail::Logs).violation;
+            plant(Some(bug));
+            if let Some(other) = without {
+                println!("  {} {} fails without any bug: {other}", plan.scenario, plan.seed);
+                return None;
+            }
             Some(Found { bug, seeds: place + 1, scenario: plan.scenario, seed: plan.seed, violation })
         });
         plant(None);

@@ -70,8 +70,7 @@ impl ShardConsumer {
                         status.checkpoint = Checkpoint::Latest;
                     });
                     self.skipped = Some((self.prefix.delivered(), now));
-                    self.hold.term.set_watermark(now);
-                    self.watermark = Some(now);
+                    // Of this shard. If it is closed, its children have had records since long before.
                     self.filter.watched_until(now);
                     self.filter.accept_gap();
                     return Ok(Stop::Reopen(StartingPosition::AtTimestamp(now)));

@@ -58,7 +58,7 @@ impl StartFilter {
     pub(crate) fn new(lease: &Lease) -> Self {
         // What arrived before the instant that LATEST meant was never asked for.
         let begun = lease.initial_timestamp.filter(|_| lease.checkpoint == Checkpoint::Latest);
-        Self { finished: lease.checkpoint.record(), watermark: lease.watermark.or(begun), whole: false, expected: None }
+        Self { finished: lease.checkpoint.record(), watermark: lease.watermark.max(begun), whole: false, expected: None }
     }
 
     /// Of a term that reads on at the last record that it has taken into work. `watermark` as in the lease.

@@ -464,6 +464,19 @@ impl World {
             }
             missing_leases(&listing, &self.leases(), self.initial, Some(Timestamp::from_millis(self.now)))
         };
+        let mut missing = missing;
+        let begins = |lease: &Lease| matches!(lease.checkpoint, Checkpoint::Latest | Checkpoint::AtTimestamp);
+        if missing.iter().any(begins) {
+            // First leases are left to the first sync that has begun, until that must be over.
+            if self.quiet || self.draw(2) == 0 {
+                self.under_way.clear();
+            }
+            if !self.under_way.is_empty() {
+                missing.retain(|lease| !begins(lease));
+                missing.into_iter().take(writes).for_each(|lease| self.create(lease));
+                return;
+            }
+        }
         let all = missing.len() <= writes;
         missing.into_iter().take(writes).for_each(|lease| self.create(lease));
         self.interrupted |= !all && !self.complete;
@@ -480,7 +493,11 @@ impl World {
         let child =
             |shard: &Real| ChildShard { shard_id: shard.shard_id.clone(), parents: shard.parents.clone(), hash_range: shard.hash_range };
         let children: Vec<_> = children.map(child).collect();
-        let known = |shard: &ShardId| self.table.contains_key(shard) || self.shard(shard).trimmed;
+        // The parents of a child with a lease were known when it was made.
+        let made = |parent: &ShardId| {
+            children.iter().filter(|child| child.parents.contains(parent)).all(|child| self.table.contains_key(&child.shard_id))
+        };
+        let known = |shard: &ShardId| self.table.contains_key(shard) || self.shard(shard).trimmed || made(shard);
         if merge_is_ready(&lease.shard_id, &children, &known).is_err() {
             return;
         }

@@ -282,8 +282,11 @@ impl TermKeeper {
         if notes.carefree {
             write.suspect = Change::from_to(self.held.suspect.as_ref(), None);
         }
-        if !matches!(intent, Intent::Restart(_)) {
-            // Never back: a shard that was begun anew has left out what came before.
+        if matches!(intent, Intent::Restart(_)) {
+            // The instant of the new start says what is left out of this shard. The watermark holds for its children as well, which may have been there for long.
+            write.watermark = Change::Keep;
+        } else {
+            // Never back.
             let news = notes.watermark.filter(|watermark| self.held.watermark.is_none_or(|held| held < *watermark));
             write.watermark = news.map_or(Change::Keep, Change::Set);
         }

@@ -16,7 +16,7 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
     let dice = plan.dice();
     plan.initial = InitialPosition::Latest;
     plan.workers = 0;
-    plan.shards = options.shards.unwrap_or(dice.one_of(&[1, 1, 2, 3]));
+    plan.shards = options.shards.unwrap_or(dice.one_of(&[1, 1, 2, 3, 3]));
     plan.retrieval = dice.one_of(&[RetrievalMode::Polling, RetrievalMode::FanOut]);
     plan.lease_duration = Duration::from_secs(dice.one_of(&[5, 10]));
     plan.duration = options.duration(Duration::from_secs(60));
@@ -43,6 +43,17 @@ pub(super) fn plan(seed: u64, options: &Options) -> Plan {
         let change = trouble + dice.skewed_seconds(0.02, 2.0).as_secs_f64();
         plan.at(change, if dice.chance(0.7) { Chaos::Split(dice.number()) } else { Chaos::Merge(dice.number()) });
         start = change + plan.resharding.as_secs_f64() + dice.skewed_seconds(0.01, 2.0).as_secs_f64();
+    }
+    if dice.chance(0.6) {
+        // What they create comes late, and everybody's at another time.
+        plan.at(0.0, Chaos::CreationsLate(dice.seconds(5.0, 20.0)));
+    }
+    if plan.shards > 2 && dice.chance(0.5) {
+        // A shard that was merged is merged again, which a listing that lags does not show yet.
+        let first = dice.between(2.0, BEGINNING);
+        plan.at(first, Chaos::Merge(dice.number()));
+        plan.at(first + plan.resharding.as_secs_f64() + dice.between(0.05, 1.0), Chaos::Merge(dice.number()));
+        plan.at(first, Chaos::ListingsLag(dice.seconds(0.5, 5.0), Duration::from_secs(10)));
     }
     for _ in 0..dice.below(4) {
         let at = dice.between(0.0, BEGINNING);

@@ -63,6 +63,12 @@ fn fit(plan: &mut Plan) {
         handling.skip_beyond = None;
     }
     super::random_mix::not_more_than_can_be_done(plan);
+    if plan.traffic.poison + plan.traffic.failing + plan.traffic.panicking > 10
+        && let Some(rates) = plan.rates.get_mut(&Service::DeadLetters)
+    {
+        // Else the queue takes fewer letters than there are.
+        rates.refused_entry = rates.refused_entry.min(0.3);
+    }
     plan.handling.database.stalls = plan.handling.database.stalls.min(plan.handling.stalls);
 }
 
