@@ -148,10 +148,6 @@ bugs! {
     FirstSyncsMix = "first-syncs-mix",
     /// Leases that are made later start where the worker that makes them does, and not where the first ones do.
     OwnStart = "own-start",
-    /// A scan that shows a child's lease and not its parent's is believed.
-    ScanBelieved = "scan-believed",
-    /// A merged shard's other parent counts as trimmed if a listing lacks it, however old the listing is.
-    UnlistedIsTrimmed = "unlisted-is-trimmed",
     /// A lease whose row is gone is lost like any other.
     VanishedUnseen = "vanished-unseen",
     /// An owner does not note for how long it trusts its lease.
@@ -168,10 +164,6 @@ bugs! {
     ReleaseAskedOnce = "release-asked-once",
     /// The record of the checkpoint is delivered once more at the start of a term.
     FirstRecordAgain = "first-record-again",
-    /// A checkpoint clears the count of owner changes at once.
-    ProbationForgotten = "probation-forgotten",
-    /// A record that was in work alone and is given back in peace counts as a death.
-    GivenBackForgotten = "given-back-forgotten",
     /// A lower checkpoint that is asked for later is written.
     CheckpointGoesBack = "checkpoint-goes-back",
     /// Records after one that is named as failed count as finished.
@@ -224,10 +216,6 @@ bugs! {
     PanicIsNoAttempt = "panic-is-no-attempt",
     /// The answer to the first letter of a batch counts for all of them.
     FirstAnswerForAll = "first-answer-for-all",
-    /// A resumption from outside is overlooked.
-    ResumptionNotSeen = "resumption-not-seen",
-    /// Whoever takes a shard that is stopped goes on with it.
-    StopForgottenByNextOwner = "stop-forgotten-by-next-owner",
     /// A pause of the worker never ends.
     PauseNeverEnds = "pause-never-ends",
     /// A batch that waits to be filled waits for ever.
@@ -236,8 +224,6 @@ bugs! {
     SkipLeavesWork = "skip-leaves-work",
     /// A prepared checkpoint is written at once.
     PreparedIsWritten = "prepared-is-written",
-    /// The time for a handoff counts from when the consumer looks, and a record that was noted meanwhile is begun.
-    HandoffNoticedLate = "handoff-noticed-late",
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -218,8 +218,12 @@ impl Fleet {
         let oracle = self.judge.lock();
         self.hosts.iter().find_map(|host| {
             let (_, most) = host.bytes_held();
-            // What is read ahead by all, and for each shard an answer in work and one that came without being asked for by the budget.
-            let right = self.plan.prefetch + oracle.most_held(host.name()).max(1) * 2 * (10 << 20);
+            // What is read ahead by all, and for each shard an answer that is taken apart and what is in work: another answer, or with several lanes, or
+            // beside records on their way to the queue, what the lanes' bound allows.
+            let (traffic, answer) = (&self.plan.traffic, 10 << 20);
+            let is_wide = self.plan.handling.lanes > 1 || traffic.poison + traffic.failing + traffic.panicking > 0;
+            let in_work = if is_wide { Lanes::default().max_bytes + (1 << 20) } else { answer };
+            let right = self.plan.prefetch + oracle.most_held(host.name()).max(1) * (answer + in_work);
             (most > right).then(|| format!("{} held {most} bytes of payloads, {right} are right", host.name()))
         })
     }

@@ -69,7 +69,7 @@ impl ShardConsumer {
                 continue;
             }
             // While the record was noted the shard may have been asked for, or its lease have run out: later, or elsewhere.
-            let stop = self.hold.stopped().filter(|_| !is_planted(Bug::HandoffNoticedLate));
+            let stop = self.hold.stopped();
             if stop.is_some() || !self.hold.is_open() {
                 if is_probe {
                     self.work.schedule.put_back_probe(group, entries, 0);

@@ -87,7 +87,7 @@ impl ShardConsumer {
         let is_shutdown = shared.let_go.is_cancelled();
         let known = self.farewell.filter(|farewell| farewell.is_shutdown || !is_shutdown);
         let farewell = known.unwrap_or_else(|| {
-            let farewell = match self.hold.term.handoff_by().filter(|_| !is_shutdown && !is_planted(Bug::HandoffNoticedLate)) {
+            let farewell = match self.hold.term.handoff_by().filter(|_| !is_shutdown) {
                 Some(end) => Farewell::by(end, shared.handoff_timeout),
                 None if is_shutdown => Farewell::within(shared.shutdown_timeout, true),
                 None => Farewell::within(shared.handoff_timeout, false),

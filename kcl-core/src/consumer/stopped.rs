@@ -7,7 +7,6 @@
 //! the next answer.
 
 use kcl_checkpoint::CheckpointWriteError;
-use kcl_checkpoint::planted::{Bug, is_planted};
 use kcl_lease::{Clock as _, StopReason, Stopped};
 use tokio::time::Instant;
 
@@ -55,11 +54,7 @@ impl ShardConsumer {
             // A write that was not answered in time has taken effect.
             note.due = None;
         }
-        if is_planted(Bug::StopForgottenByNextOwner) && in_row == self.hold.term.taken().stopped {
-            return;
-        }
         match in_row {
-            None if is_planted(Bug::ResumptionNotSeen) => {}
             // A resumption is on its way to the row.
             Some(_) if note.due == Some(None) => {}
             Some(stopped) => {

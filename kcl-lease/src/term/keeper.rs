@@ -262,10 +262,7 @@ impl TermKeeper {
             Intent::Restart(start) => LeaseWrite::restart(&self.held, *start, id),
             Intent::Release(checkpoint, children) => LeaseWrite::release(&self.held, *checkpoint, children.clone(), id),
         };
-        if matches!(write.switches, Switches::Set(0))
-            && self.probation.is_some_and(|until| Instant::now() < until)
-            && !is_planted(Bug::ProbationForgotten)
-        {
+        if matches!(write.switches, Switches::Set(0)) && self.probation.is_some_and(|until| Instant::now() < until) {
             // A record that kills processes is found by this count. With a checkpoint on the way to it each of them would begin anew.
             write.switches = Switches::Keep;
         }
@@ -274,9 +271,7 @@ impl TermKeeper {
             write.checkpoint = write.checkpoint.map(|at| at.record().map_or(at, |record| whole(record).into()));
         }
         let notes = self.notes.borrow_and_update();
-        if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back)
-            && !is_planted(Bug::GivenBackForgotten)
-        {
+        if let (Intent::Release(..), Some(suspect)) = (intent, notes.given_back) {
             write.suspect = Change::Set(suspect);
         }
         if notes.carefree {
