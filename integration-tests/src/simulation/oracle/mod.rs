@@ -159,6 +159,8 @@ pub(super) struct Oracle {
     trimmed_may_be_skipped: bool,
     /// The age from which on a record that has failed may be given up.
     max_age: Option<Duration>,
+    /// Handoffs may leave no time to ask processors to shut down.
+    short_handoffs: bool,
     retention: Duration,
     /// By so many milliseconds what workers take for the service's time may be early.
     clocks_err: u64,
@@ -256,6 +258,7 @@ impl Judge {
                     (None, false) => MAX_ATTEMPTS,
                 },
                 max_age: plan.handling.max_age,
+                short_handoffs: plan.handling.handoff.is_some(),
                 skip_beyond: plan.handling.skip_beyond,
                 calm: false,
                 over: false,
