@@ -1,4 +1,4 @@
-//! What happens to a machine at a write of its process: it is killed, or the lease table's answers
+//! Fuses of machines, which burn at a write of their process: it is killed, or the lease table's answers
 //! are lost from then on. Before the process hears of the write.
 
 use std::collections::BTreeMap;

@@ -46,7 +46,8 @@ impl ShardConsumer {
             error_chain: failure.chain,
             attempts: history.attempts + u32::from(is_planted(Bug::AttemptTooMany)),
             first_failure: history.first_failure.unwrap_or(now),
-            last_failure: now,
+            // What is known of the service's time may go back by a second.
+            last_failure: history.first_failure.map_or(now, |first| now.max(first)),
             application: shared.application.clone(),
             worker: shared.worker.clone(),
             fencing_token: self.hold.shard.fencing_token(),

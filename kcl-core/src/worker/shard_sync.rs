@@ -245,9 +245,6 @@ impl ShardSync {
                 Some(false) => !self.is_elsewhere(lease).await?,
                 None => return Ok(self.not_all_created(index)),
             };
-            if is_ours && index == 0 {
-                self.beginning = Beginning::Here;
-            }
             // If the oldest shard was trimmed between two listings, each of two workers has another first lease. Then both create theirs before they look, and
             // one at least sees the other's.
             if !is_ours || (index == 0 && !self.decides_alone(lease).await?) {
@@ -255,6 +252,7 @@ impl ShardSync {
                 self.beginning = Beginning::Elsewhere(self.shared.clock.boot_time());
                 return Ok(CONFIRM_AFTER.min(self.interval));
             }
+            self.beginning = Beginning::Here;
         }
         self.suspected.clear();
         self.beginning = Beginning::Through;

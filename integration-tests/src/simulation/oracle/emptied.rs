@@ -17,7 +17,7 @@ pub(super) struct Emptied {
     at: Duration,
     /// All of them.
     ran: BTreeSet<String>,
-    /// Whether the table was empty then.
+    /// True if the table was empty then.
     all: bool,
     /// Those that held a lease that is gone, and which.
     held: BTreeSet<(String, ShardId)>,

@@ -8,7 +8,7 @@ use kcl_lease::Lease;
 
 use super::Oracle;
 
-/// What the audit log tells of a gap, in words.
+/// The audit log's account of a gap, as it is written.
 #[derive(Clone, Debug, Default)]
 pub(in crate::simulation) struct Audit {
     pub(in crate::simulation) shard: Option<String>,
@@ -23,7 +23,7 @@ impl Audit {
     }
 }
 
-/// Whether a row has not begun, as far as anybody can know: it asks for the oldest record that there is whenever it is read.
+/// Returns true for a row that has not begun, as far as anybody can know: it asks for the oldest record that there is whenever it is read.
 pub(super) fn has_not_begun(row: &Lease) -> bool {
     row.checkpoint == Checkpoint::TrimHorizon && row.watermark.is_none()
 }
@@ -46,7 +46,7 @@ impl Oracle {
         self.audits.entry(shard).or_default().push(from..to);
     }
 
-    /// Whether all unfinished records between two indices were trimmed, and may be skipped. They are, then.
+    /// Returns true if all unfinished records between two indices were trimmed, and may be skipped. They are, then.
     pub(super) fn were_trimmed(&mut self, shard: &ShardId, from: usize, to: usize, now: Duration) -> bool {
         let retention = self.retention;
         let Some(log) = self.log.shards.get(shard) else { return true };

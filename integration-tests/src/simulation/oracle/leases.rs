@@ -108,6 +108,7 @@ impl Oracle {
             taken_at: now,
             renewed: now,
             lapsed: false,
+            handed_over: false,
             not_begun: has_not_begun(after),
             spared: valid_note(after).filter(|_| !self.manual).cloned(),
             poisoned: BTreeMap::new(),
@@ -168,6 +169,7 @@ impl Oracle {
                 term.open = false;
                 term.ended_at = Some(now);
                 term.released = of_term;
+                term.handed_over = after.owner.is_some();
                 calls = if of_term { term.calls } else { 0 };
             }
             if calls > 0 && !self.blocks {

@@ -1,4 +1,4 @@
-//! What a dead letter holds: the record that was put, and for one that is part of an aggregate that part alone; a broken aggregate whole. And what it tells
+//! Contents of dead letters: the record that was put, and for one that is part of an aggregate that part alone; a broken aggregate whole. And what it tells
 //! of it: the term and the worker that gave it up, and for which cause, how often it was tried and when, as the oracle has seen it itself.
 
 use std::time::Duration;
@@ -87,7 +87,7 @@ impl Oracle {
         is_another(entry, &letter.record).then_some("it holds another record")
     }
 
-    /// Who has given a record up, and for whom.
+    /// Checks the worker, the term and the stream that a letter tells of.
     fn wrong_origin(&self, host: &str, letter: &DeadLetter) -> Option<&'static str> {
         if letter.application != APPLICATION {
             return Some("it tells of another application");
@@ -159,7 +159,7 @@ impl Oracle {
         (trials.how != how).then_some("it failed in another way than it tells")
     }
 
-    /// Where the order of a key is kept, no letter is accepted before earlier records of its key are finished, or accepted themselves.
+    /// Checks that, where the order of a key is kept, no letter is accepted before earlier records of its key are finished, or accepted themselves.
     fn letters_in_order(&mut self, host: &str, letter: &DeadLetter, now: Duration) {
         let (shard, position) = (&letter.shard_id, letter.record.position());
         let Some((place, entry)) = self.log.shards.get(shard).and_then(|log| log.find(position)) else { return };

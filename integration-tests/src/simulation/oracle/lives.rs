@@ -142,10 +142,10 @@ impl Oracle {
                 Some(format!("{call:?} begins after the end of {term:?}"))
             }
             Call::ShardEnded if !term.sought => self.has_not_ended(shard, now).map(|open| format!("{call:?} begins, and {open}")),
-            // Who has lost its lease, or may have, is not asked; nor is who is late with stopping, or with a handoff that leaves a second.
+            // Who has lost its lease, or may have, is not asked; nor is who is late with stopping, or hands over at the last moment.
             Call::LeaseLost
                 if term.released
-                    && !(term.lapsed || life.shutdown_requested || self.blocks || self.short_handoffs || self.is_late(host, now)) =>
+                    && !(term.lapsed || life.shutdown_requested || self.blocks || term.handed_over || self.is_late(host, now)) =>
             {
                 Some(format!("{call:?} begins without a request to shut down, although the shard was let go in order"))
             }

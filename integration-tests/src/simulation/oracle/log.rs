@@ -112,6 +112,8 @@ pub(super) struct Log {
     scope: Option<Timestamp>,
     /// The earliest instant that a first lease tells: where all shards start.
     start: Option<Timestamp>,
+    /// Shards that were moved to an instant as they were too far behind: what arrives before it, by a clock that is ahead, is left out too.
+    left_out_before: BTreeMap<ShardId, Timestamp>,
     undone: usize,
     delivered: Order,
     effects: Order,
@@ -205,7 +207,8 @@ pub(super) fn place(position: ExtendedSequenceNumber) -> ((u128, u128), u64) {
 
 impl Log {
     pub(super) fn put(&mut self, shard: ShardId, published: Published, arrival: Timestamp, put: Duration) {
-        let done = self.scope.is_some_and(|scope| arrival < scope);
+        let is_left_out = self.left_out_before.get(&shard).is_some_and(|instant| arrival < *instant);
+        let done = is_left_out || self.scope.is_some_and(|scope| arrival < scope);
         let log = self.shards.entry(shard).or_default();
         if published.kind == Kind::Broken {
             log.broken.insert(log.entries.len());
@@ -217,7 +220,7 @@ impl Log {
             arrival,
             put,
             done,
-            processed: false,
+            processed: is_left_out,
             skipped: false,
             told_in: None,
             told_at: None,
@@ -281,6 +284,15 @@ impl Log {
         self.shards.clear();
         self.undone = 0;
         (self.delivered, self.effects) = (Order::default(), Order::default());
+    }
+
+    /// A shard was moved to an instant. Returns how many records that are left out were not done.
+    pub(super) fn moved_to(&mut self, row: &Lease) -> u64 {
+        let first = self.shards.get(&row.shard_id).map_or(0, |log| log.start_of(row));
+        if let Some(instant) = row.initial_timestamp {
+            self.left_out_before.insert(row.shard_id.clone(), instant);
+        }
+        self.skip(&row.shard_id, 0, first)
     }
 
     /// Nothing is known of the application any more: all that these shards hold is asked for again, as far as the next first lease wants it.

@@ -98,6 +98,8 @@ struct Term {
     renewed: Duration,
     /// There was a time in which its owner may not have believed in it.
     lapsed: bool,
+    /// Released to a worker that had asked for it: a call may have left no time to ask processors to shut down.
+    handed_over: bool,
     /// Its row asked for the oldest record that there was when it was read.
     not_begun: bool,
     /// The note of what is finished beyond the checkpoint that it has found.
@@ -159,8 +161,6 @@ pub(super) struct Oracle {
     trimmed_may_be_skipped: bool,
     /// The age from which on a record that has failed may be given up.
     max_age: Option<Duration>,
-    /// Handoffs may leave no time to ask processors to shut down.
-    short_handoffs: bool,
     retention: Duration,
     /// By so many milliseconds what workers take for the service's time may be early.
     clocks_err: u64,
@@ -258,7 +258,6 @@ impl Judge {
                     (None, false) => MAX_ATTEMPTS,
                 },
                 max_age: plan.handling.max_age,
-                short_handoffs: plan.handling.handoff.is_some(),
                 skip_beyond: plan.handling.skip_beyond,
                 calm: false,
                 over: false,

@@ -37,7 +37,7 @@ impl Oracle {
         } else if let Some(record) = in_work {
             self.violated("S1", format!("{host} leaves out record {record} of {shard}, which is in work"));
         }
-        self.log.skip(shard, 0, first);
+        self.log.moved_to(after);
         if let Some(term) = self.terms.get_mut(shard).and_then(|terms| terms.last_mut()) {
             (term.first, term.next) = (first, first);
         }
